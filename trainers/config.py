@@ -1,0 +1,215 @@
+"""What one pretraining run is: a frozen, fully checked value that travels as JSON and replays exactly.
+
+Every default lives here, once. A recipe overrides fields with keyword arguments; a search space returns a changed copy. Unknown
+keys are refused and every error says what, the rule, the value and the remedy, before anything expensive starts. This module
+imports neither torch nor FFCV, so that a request can be checked in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainers.terms import Term
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Config(BaseModel):
+    """Frozen, unknown keys forbidden, no infinities: what crosses a process is checked each time it lands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Config):
+    """Which images. `manifest` is the hash of the data set's manifest; a worker that maps other bytes refuses."""
+
+    path: str = Field("digits", description="folder that `pretune data` wrote, or the name of a built-in data set")
+    manifest: str | None = Field(None, description="sha256 of manifest.json; filled in when a run is requested")
+    subset: int | None = Field(None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set")
+
+
+class ViewConfig(Config):
+    """One augmented view of an image. Operations run in the order of the fields; strengths follow torchvision.
+
+    `crop_scale` is the range of the crop's area as a share of the image, `crop_ratio` of its width over height. `brightness`,
+    `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied together with
+    probability `jitter`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share of full scale.
+    """
+
+    size: int = Field(32, ge=4, le=1024, description="height and width in pixels")
+    crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    grayscale: Probability = 0.2
+    blur: Probability = 0.0
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    solarize: Probability = 0.0
+    solarize_threshold: Probability = 0.5
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> ViewConfig:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be (low, high) with low <= high, but is ({low}, {high}); swap them")
+        if self.crop_scale[0] == 0.0:
+            raise ValueError("crop_scale must start above 0 (a crop of no area), but starts at 0; use for example 0.08")
+        return self
+
+
+class ResNetConfig(Config):
+    """A residual network. `resnet_tiny` (width 16 gives 64 features) is ours, for 16 to 32 px on a CPU; the rest are torchvision's.
+
+    At 64 px and below torchvision's stem becomes a 3x3 convolution of stride 1 without pooling, as is usual for CIFAR.
+    """
+
+    kind: Literal["resnet_tiny", "resnet18", "resnet34", "resnet50"] = "resnet_tiny"
+    width: int = Field(16, ge=4, le=256, description="channels of the first stage of `resnet_tiny`; the others ignore it")
+    zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
+
+
+class ViTConfig(Config):
+    """timm's vision transformer. The view size must be a multiple of `patch_size`."""
+
+    kind: Literal["vit_tiny", "vit_small", "vit_base"]
+    patch_size: int = Field(16, ge=2, le=32)
+
+
+Backbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
+
+
+class MLPConfig(Config):
+    """(Linear, norm, ReLU) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
+
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 128), min_length=1)
+    final_norm: bool = False
+    final_bias: bool = True
+    hidden_norm: bool = True
+
+
+class TeacherConfig(Config):
+    """A moving average of backbone and projector; the momentum follows a cosine from `momentum` to `final_momentum`."""
+
+    momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.996
+    final_momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+
+
+class ModelConfig(Config):
+    """`norm`: `batch` is synchronized over workers (exact under DDP), `batch_per_rank` is not, `layer` needs no batch."""
+
+    backbone: Backbone = ResNetConfig()
+    projector: MLPConfig = MLPConfig()
+    predictor: MLPConfig | None = None
+    teacher: TeacherConfig | None = None
+    norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
+
+
+class OptimizerConfig(Config):
+    """`learning_rate` is the peak at this run's batch size, as used (recipes apply the lr x batch / 256 rule themselves).
+
+    With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust ratio; with
+    `sgd` and `adamw` from weight decay. `momentum` is beta1 for `adamw`. `clip_norm` bounds the global gradient norm.
+    """
+
+    kind: Literal["sgd", "adamw", "lars"] = "sgd"
+    learning_rate: Positive = 0.05
+    momentum: Fraction = 0.9
+    beta2: Fraction = 0.999
+    weight_decay: NonNegative = 1e-4
+    trust_coefficient: Positive = 1e-3
+    clip_norm: Positive | None = None
+
+
+class ScheduleConfig(Config):
+    """Learning rate over the run, by optimizer step.
+
+    `constant`: linear warm-up, constant, then a short cosine decay over the last `decay_share` of the run; trials stopped early then
+    compare like with like, so sweeps default to it. `cosine`: linear warm-up, then a cosine over the rest. Both end at
+    `final_factor` times the peak. `warmup_share` is a share of the run's steps.
+    """
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup_share: Fraction = 0.05
+    decay_share: Fraction = 0.2
+    final_factor: Probability = 0.001
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> ScheduleConfig:
+        if self.kind == "constant" and self.warmup_share + self.decay_share > 1.0:
+            raise ValueError(
+                f"warmup_share + decay_share must be at most 1, but is {self.warmup_share} + {self.decay_share}; lower one of them"
+            )
+        return self
+
+
+class ProbeConfig(Config):
+    """How frozen features are judged: kNN and a linear probe fitted on part of `train`, scored on `select`.
+
+    `every` is in epochs. `labels_per_class`, if given, replaces `train_images` by that many images of each class, drawn once per
+    trial seed. `regularization` is the linear probe's L2 strength: it minimizes mean cross-entropy + regularization / 2 * |W|^2 on
+    standardized features. It is fixed, never tuned, so that trials compare.
+    """
+
+    every: int = Field(1, ge=1)
+    train_images: int = Field(10_000, ge=2)
+    select_images: int = Field(5_000, ge=2)
+    labels_per_class: int | None = Field(None, ge=1)
+    regularization: Positive = 1e-3
+    neighbors: int = Field(20, ge=1)
+    temperature: Positive = 0.07
+
+
+class TrialConfig(Config):
+    """One pretraining run. `batch_size` is global: W workers divide it. `seed` keys every random draw of the run."""
+
+    data: DataConfig = DataConfig()
+    views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=1, max_length=16)
+    model: ModelConfig = ModelConfig()
+    objective: Mapping[str, Term] = Field(min_length=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    probe: ProbeConfig = ProbeConfig()
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(256, ge=2)
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast, on a GPU only")
+    deterministic: bool = Field(False, description="on a GPU: deterministic kernels, at some cost; a CPU run always is")
+    threads: int = Field(1, ge=1, description="torch and loader threads of each worker; float sums depend on it")
+    checkpoint_every: int = Field(1, ge=1, description="epochs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_defaults_to_the_name(cls, values: Any) -> Any:
+        """`objective={"alignment": {"weight": 1}}` means kind "alignment": a term's name defaults to its kind, and back."""
+        if isinstance(values, dict) and isinstance(values.get("objective"), Mapping):
+            terms = {
+                name: {"kind": name, **term} if isinstance(term, Mapping) and "kind" not in term else term
+                for name, term in values["objective"].items()
+            }
+            values = {**values, "objective": terms}
+        return values
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> TrialConfig:
+        backbone = self.model.backbone
+        if isinstance(backbone, ViTConfig):
+            for index, view in enumerate(self.views):
+                if view.size % backbone.patch_size:
+                    raise ValueError(
+                        f"views.{index}.size must be a multiple of model.backbone.patch_size={backbone.patch_size}, "
+                        f"but is {view.size}; change one of them"
+                    )
+        for name, term in self.objective.items():
+            term.check(name, self)
+        return self

@@ -1,0 +1,42 @@
+"""What a run tells whoever started it: a report each epoch, and one outcome. Plain values, no torch, so that any process can read them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Checkpoint(BaseModel):
+    """Where a run's whole state lies. `path` is a file on storage that every worker sees; `sha256` is of its bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
+    epoch: int
+    """Epochs finished when it was written."""
+
+
+class EpochReport(BaseModel):
+    """One finished epoch, agreed by all ranks. Metric names are listed in the README and are part of the interface."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    """Epochs finished, counted from 1 over the whole run, resumed or not."""
+    metrics: dict[str, float]
+    """`probe/linear`, `probe/knn`, `loss/total`, `loss/<name>`, `health/…`, `budget/…`, `time/…`."""
+    checkpoint: Checkpoint | None = None
+    """The newest checkpoint, if one was written at this epoch."""
+
+
+class Outcome(BaseModel):
+    """How a run ended, as a result: a configuration that diverges or does not fit in memory is not a failure of the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: Literal["complete", "stopped", "diverged", "collapsed", "out_of_memory"]
+    """`complete`: all epochs done. `stopped`: `report` asked for it. The rest: the configuration's own fault."""
+    reason: str = ""
+    epochs: int
