@@ -1,0 +1,315 @@
+"""What every kind of source becomes: images that can be read one by one, their labels, and names for error messages."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, JpegImagePlugin
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".webp",
+        ".tif",
+        ".tiff",
+    ]  # what Pillow reads everywhere
+)
+_ORIENTATION = 0x0112  # EXIF tag
+_SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap height and width
+# What Pillow's decoders raise on bytes that are not what they claim to be.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, NotImplementedError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """Known from an image's header alone. `jpeg`: the size in bytes of its file, where that is a JPEG that can stay
+    as it is.
+    """
+
+    height: int
+    width: int
+    jpeg: int | None
+
+
+class Raster(NamedTuple):
+    """One decoded image, mode RGB, upright. `jpeg`: its bytes in the source, where they are a JPEG that says just
+    this.
+    """
+
+    image: Image.Image
+    jpeg: bytes | None
+
+
+class Images(ABC):
+    """A sequence of images that can be read in any order, from any thread."""
+
+    uniform: tuple[int, int] | None = None
+    """(height, width) where all images are known to share one size."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What an error message calls this image."""
+
+    @abstractmethod
+    def shape(self, index: int) -> Shape:
+        """Read the header. Raises ValueError, naming the file, where it is not an image."""
+
+    @abstractmethod
+    def read(self, index: int) -> Raster:
+        """Decode. Raises ValueError, naming the file, where the image is broken."""
+
+
+class ArrayImages(Images):
+    """Rows of an array [n, height, width, 3], uint8, RGB."""
+
+    def __init__(self, pixels: NDArray[np.uint8], origin: str) -> None:
+        self._pixels = pixels
+        self._origin = origin
+        self.uniform = (int(pixels.shape[1]), int(pixels.shape[2]))
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self._origin}"
+
+    def shape(self, index: int) -> Shape:
+        return Shape(int(self._pixels.shape[1]), int(self._pixels.shape[2]), None)
+
+    def read(self, index: int) -> Raster:
+        return Raster(Image.fromarray(np.ascontiguousarray(self._pixels[index])), None)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file, or a part of one (a member of a tar)."""
+
+    path: Path
+    name: str
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(-1 if self.size is None else self.size)
+
+
+class FileImages(Images):
+    """Image files, in a folder or inside a tar."""
+
+    def __init__(self, blobs: Sequence[Blob]) -> None:
+        self._blobs = tuple(blobs)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def name(self, index: int) -> str:
+        return self._blobs[index].name
+
+    def shape(self, index: int) -> Shape:
+        blob = self._blobs[index]
+        try:
+            # A whole file is opened lazily: only its header is read. A tar's member is small and read at once.
+            stream = blob.path if blob.size is None else io.BytesIO(blob.read())
+            with Image.open(stream) as image:
+                width, height = image.size
+                # Pillow turns a TIFF upright by itself, and gives its upright size from the start.
+                if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:
+                    width, height = height, width
+                keeps = _is_plain_jpeg(image)
+            size = blob.path.stat().st_size if blob.size is None else blob.size
+            return Shape(height, width, size if keeps else None)
+        except _DECODE_ERRORS as error:
+            raise _broken(blob.name, error) from error
+
+    def read(self, index: int) -> Raster:
+        blob = self._blobs[index]
+        try:
+            data = blob.read()
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                # Without its end mark a JPEG is incomplete even where all pixels could be decoded.
+                keeps = _is_plain_jpeg(image) and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
+                return Raster(_upright_rgb(image), data if keeps else None)
+        except _DECODE_ERRORS as error:
+            raise _broken(blob.name, error) from error
+
+
+class ChainedImages(Images):
+    """Several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self._parts = tuple(part for part in parts if len(part))
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        sizes = {part.uniform for part in self._parts}
+        self.uniform = sizes.pop() if len(sizes) == 1 else None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _locate(self, index: int) -> tuple[Images, int]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part], index - int(self._starts[part])
+
+    def name(self, index: int) -> str:
+        part, inner = self._locate(index)
+        return part.name(inner)
+
+    def shape(self, index: int) -> Shape:
+        part, inner = self._locate(index)
+        return part.shape(inner)
+
+    def read(self, index: int) -> Raster:
+        part, inner = self._locate(index)
+        return part.read(inner)
+
+
+class Part(NamedTuple):
+    """Images and their labels, [n] int64, 0 to classes - 1."""
+
+    images: Images
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled source. `test` is its own test part, if it has one. `description` has no absolute path: it enters
+    the manifest.
+    """
+
+    description: str
+    class_names: tuple[str, ...]
+    train: Part
+    test: Part | None
+    skipped: int = 0
+    """Files in the source that are no images, or that lie beside the recognized folders."""
+
+
+def as_pixels(array: NDArray[np.generic], origin: str) -> NDArray[np.uint8]:
+    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated."""
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"{origin}: images must be uint8 (0 to 255), but are {array.dtype}; convert them before saving"
+        )
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{origin}: images must have the shape [n, height, width, 3] or [n, height, width], but have "
+            f"{list(array.shape)}; "
+            "put the channels last"
+        )
+    pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
+    return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+
+
+def as_labels(array: NDArray[np.generic], count: int, origin: str, *, classes: int | None = None) -> NDArray[np.int64]:
+    """Check labels against the number of images and classes, as int64 [n]."""
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise ValueError(f"{origin}: labels must be integers of shape [n], but are {array.dtype} {list(array.shape)}")
+    if len(array) != count:
+        raise ValueError(
+            f"{origin}: labels don't match the images: {len(array)} labels for {count} images; give one for each"
+        )
+    if count and (int(array.min()) < 0 or (classes is not None and int(array.max()) >= classes)):
+        top = "" if classes is None else f" to {classes - 1}"
+        raise ValueError(
+            f"{origin}: labels must be numbered from 0{top}, but range from {array.min()} to {array.max()}; "
+            f"renumber them"
+        )
+    return array.astype(np.int64)
+
+
+def existing(path: Path, what: str) -> Path:
+    """The path itself; ValueError where nothing lies there."""
+    if not path.exists():
+        raise ValueError(f"{path}: {what} must exist, but nothing is there; check the path")
+    return path
+
+
+def one_folder(sources: Sequence[Path], kind: str, layout: str) -> Path:
+    """The single folder that a kind of source wants."""
+    if len(sources) != 1:
+        raise ValueError(f"{kind} needs exactly one --source, {layout}, but got {len(sources)}; name that folder")
+    folder = existing(sources[0], f"the source of {kind}")
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: the source of {kind} must be {layout}, but is a file; unpack it and name the folder"
+        )
+    return folder
+
+
+def target_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
+    """(height, width) after the longer side is brought down to `max_side`; the shape is kept, nothing is enlarged."""
+    longer = max(height, width)
+    if max_side is None or longer <= max_side:
+        return height, width
+    return max(1, round(height * max_side / longer)), max(1, round(width * max_side / longer))
+
+
+def _broken(name: str, error: BaseException) -> ValueError:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return ValueError(
+            f"{name}: the image cannot be read ({error.strerror}); check that it exists and who may read it"
+        )
+    return ValueError(f"{name}: broken image, every file must decode completely ({error}); replace or remove the file")
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether every decoder reads this file as the same upright RGB image: three components, usual subsampling."""
+    return (
+        isinstance(image, JpegImagePlugin.JpegImageFile)
+        and image.format == "JPEG"
+        and image.mode == "RGB"
+        and _orientation(image) == 1
+        and JpegImagePlugin.get_sampling(image) in (0, 1, 2)
+    )
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB on a white ground where the image is transparent; 16-bit grey is scaled to 8 bits."""
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floating point, but must be integers; save it as an 8-bit image")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError(
+                f"grey values must be 0 to 65535, but range from {wide.min()} to {wide.max()}; save it with 8 bits"
+            )
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
