@@ -1,8 +1,9 @@
 """What one pretraining run is: a frozen, fully checked value that travels as JSON and replays exactly.
 
-Every default lives here, once. A recipe overrides fields with keyword arguments; a search space returns a changed copy. Unknown
-keys are refused and every error says what, the rule, the value and the remedy, before anything expensive starts. This module
-imports neither torch nor FFCV, so that a request can be checked in a fraction of a second.
+Every default lives here, once. A recipe overrides fields with keyword arguments; a search space returns a changed
+copy. Unknown keys are refused and every error says what, the rule, the value and the remedy, before anything
+expensive starts. This module imports neither torch nor FFCV, so that a request can be checked in a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""A term's name is a step of a dotted path and the end of a metric's name: lower case, no dots, no slashes."""
 
 
 class Config(BaseModel):
@@ -31,15 +34,18 @@ class DataConfig(Config):
 
     path: str = Field("digits", description="folder that `pretune data` wrote, or the name of a built-in data set")
     manifest: str | None = Field(None, description="sha256 of manifest.json; filled in when a run is requested")
-    subset: int | None = Field(None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set")
+    subset: int | None = Field(
+        None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set"
+    )
 
 
 class ViewConfig(Config):
     """One augmented view of an image. Operations run in the order of the fields; strengths follow torchvision.
 
-    `crop_scale` is the range of the crop's area as a share of the image, `crop_ratio` of its width over height. `brightness`,
-    `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied together with
-    probability `jitter`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share of full scale.
+    `crop_scale` is the range of the crop's area as a share of the image, `crop_ratio` of its width over height.
+    `brightness`, `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied
+    together with probability `jitter`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share
+    of full scale.
     """
 
     size: int = Field(32, ge=4, le=1024, description="height and width in pixels")
@@ -69,13 +75,16 @@ class ViewConfig(Config):
 
 
 class ResNetConfig(Config):
-    """A residual network. `resnet_tiny` (width 16 gives 64 features) is ours, for 16 to 32 px on a CPU; the rest are torchvision's.
+    """A residual network. `resnet_tiny` (width 16 gives 64 features) is ours, for 16 to 32 px on a CPU; the rest are
+    torchvision's.
 
     At 64 px and below torchvision's stem becomes a 3x3 convolution of stride 1 without pooling, as is usual for CIFAR.
     """
 
     kind: Literal["resnet_tiny", "resnet18", "resnet34", "resnet50"] = "resnet_tiny"
-    width: int = Field(16, ge=4, le=256, description="channels of the first stage of `resnet_tiny`; the others ignore it")
+    width: int = Field(
+        16, ge=4, le=256, description="channels of the first stage of `resnet_tiny`; the others ignore it"
+    )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
 
 
@@ -106,7 +115,8 @@ class TeacherConfig(Config):
 
 
 class ModelConfig(Config):
-    """`norm`: `batch` is synchronized over workers (exact under DDP), `batch_per_rank` is not, `layer` needs no batch."""
+    """`norm`: `batch` is synchronized over workers (exact under DDP), `batch_per_rank` is not, `layer` needs no
+    batch."""
 
     backbone: Backbone = ResNetConfig()
     projector: MLPConfig = MLPConfig()
@@ -116,10 +126,12 @@ class ModelConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """`learning_rate` is the peak at this run's batch size, as used (recipes apply the lr x batch / 256 rule themselves).
+    """`learning_rate` is the peak at this run's batch size, as used (recipes apply the lr x batch / 256 rule
+    themselves).
 
-    With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust ratio; with
-    `sgd` and `adamw` from weight decay. `momentum` is beta1 for `adamw`. `clip_norm` bounds the global gradient norm.
+    With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust
+    ratio; with `sgd` and `adamw` from weight decay. `momentum` is beta1 for `adamw`. `clip_norm` bounds the global
+    gradient norm.
     """
 
     kind: Literal["sgd", "adamw", "lars"] = "sgd"
@@ -134,9 +146,9 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """Learning rate over the run, by optimizer step.
 
-    `constant`: linear warm-up, constant, then a short cosine decay over the last `decay_share` of the run; trials stopped early then
-    compare like with like, so sweeps default to it. `cosine`: linear warm-up, then a cosine over the rest. Both end at
-    `final_factor` times the peak. `warmup_share` is a share of the run's steps.
+    `constant`: linear warm-up, constant, then a short cosine decay over the last `decay_share` of the run; trials
+    stopped early then compare like with like, so sweeps default to it. `cosine`: linear warm-up, then a cosine over
+    the rest. Both end at `final_factor` times the peak. `warmup_share` is a share of the run's steps.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -148,7 +160,8 @@ class ScheduleConfig(Config):
     def _shares_fit(self) -> ScheduleConfig:
         if self.kind == "constant" and self.warmup_share + self.decay_share > 1.0:
             raise ValueError(
-                f"warmup_share + decay_share must be at most 1, but is {self.warmup_share} + {self.decay_share}; lower one of them"
+                "warmup_share + decay_share must be at most 1, "
+                f"but is {self.warmup_share} + {self.decay_share}; lower one of them"
             )
         return self
 
@@ -156,9 +169,9 @@ class ScheduleConfig(Config):
 class ProbeConfig(Config):
     """How frozen features are judged: kNN and a linear probe fitted on part of `train`, scored on `select`.
 
-    `every` is in epochs. `labels_per_class`, if given, replaces `train_images` by that many images of each class, drawn once per
-    trial seed. `regularization` is the linear probe's L2 strength: it minimizes mean cross-entropy + regularization / 2 * |W|^2 on
-    standardized features. It is fixed, never tuned, so that trials compare.
+    `every` is in epochs. `labels_per_class`, if given, replaces `train_images` by that many images of each class,
+    drawn once per trial seed. `regularization` is the linear probe's L2 strength: it minimizes mean cross-entropy +
+    regularization / 2 * |W|^2 on standardized features. It is fixed, never tuned, so that trials compare.
     """
 
     every: int = Field(1, ge=1)
@@ -176,7 +189,7 @@ class TrialConfig(Config):
     data: DataConfig = DataConfig()
     views: tuple[ViewConfig, ...] = Field((ViewConfig(), ViewConfig()), min_length=1, max_length=16)
     model: ModelConfig = ModelConfig()
-    objective: Mapping[str, Term] = Field(min_length=1)
+    objective: Mapping[TermName, Term] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -191,7 +204,8 @@ class TrialConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _kind_defaults_to_the_name(cls, values: Any) -> Any:
-        """`objective={"alignment": {"weight": 1}}` means kind "alignment": a term's name defaults to its kind, and back."""
+        """`objective={"alignment": {"weight": 1}}` means kind "alignment": a term's name defaults to its kind, and
+        back."""
         if isinstance(values, dict) and isinstance(values.get("objective"), Mapping):
             terms = {
                 name: {"kind": name, **term} if isinstance(term, Mapping) and "kind" not in term else term
@@ -210,6 +224,46 @@ class TrialConfig(Config):
                         f"views.{index}.size must be a multiple of model.backbone.patch_size={backbone.patch_size}, "
                         f"but is {view.size}; change one of them"
                     )
+        if "total" in self.objective:
+            raise ValueError("objective.total: a term may not be named 'total', which is the sum; choose another name")
+        if not any(term.weight > 0.0 for term in self.objective.values()):
+            raise ValueError(
+                "objective must have at least one term of positive weight, but the weights of "
+                f"{sorted(self.objective)} are all 0; raise objective.<name>.weight of one of them"
+            )
         for name, term in self.objective.items():
-            term.check(name, self)
+            if term.weight > 0.0:  # weight 0 equals the term being absent
+                term.check(name, self)
         return self
+
+
+def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig:
+    """A copy of `config` with the value at each dotted path replaced, checked as a whole.
+
+    Paths are as everywhere: `optimizer.learning_rate`, `views.0.flip`, `views.*.flip` for all views,
+    `objective.<name>.weight`; `objective.<name>` with a whole term adds it. Values are what JSON can say; a whole
+    object replaces a whole object. ValueError where a path leads nowhere or the result is not a valid config.
+    """
+    values = config.model_dump(mode="json")
+    for path, value in changes.items():
+        _put(values, path.split("."), value, path)
+    return TrialConfig.model_validate(values)
+
+
+def _put(holder: Any, keys: list[str], value: Any, path: str) -> None:
+    """Set `value` at `keys` below `holder`, a list or dict of JSON; `*` stands for each of its items."""
+    first, *rest = keys
+    if isinstance(holder, dict):
+        known: list[Any] = list(holder)
+        wanted: Any = first
+    else:
+        known = list(range(len(holder))) if isinstance(holder, list) else []
+        wanted = int(first) if first.isdigit() else first
+    may_be_new = isinstance(holder, dict) and not rest
+    if first != "*" and wanted not in known and not may_be_new:
+        raise ValueError(f"{path}: {first!r} must be one of {[*map(str, known)]}; correct the path")
+    for name in known if first == "*" else [wanted]:
+        if rest:
+            _put(holder[name], rest, value, path)
+        else:
+            holder[name] = value

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from trainers.config import TrialConfig
 
 
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [n, q] over their length (at least 1e-12), in float32 or wider: losses need what half precision drops."""
+    import torch
+
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    length: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide / length.clamp_min(1e-12)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products inside keep float32's digits: neither autocast nor TF32. Restores the caller's settings."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        precision = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = precision
+
+
 class Outputs(NamedTuple):
-    """What one step's forward pass made, on one rank. Letters: n = rows on this rank, p = features, q = embedding width."""
+    """What a step's forward pass made, on one rank. n = rows on this rank, p = features, q = embedding width."""
 
     features: tuple[Tensor, ...]
     """Backbone features per view, each [n, p]."""
@@ -35,9 +65,10 @@ class Outputs(NamedTuple):
 class TermConfig(BaseModel, ABC):
     """A term: its settings, and its formula as `__call__`.
 
-    `__call__` returns the value over the *global* batch, the same on every rank; what it needs from other ranks it asks of
-    `trainers.dist`, whose functions are differentiable with true adjoints, so that DDP's mean over ranks is the exact gradient.
-    The weight is applied by `trainers.objective` alone. Torch is imported inside functions: building a config stays fast.
+    `__call__` returns the value over the *global* batch, the same on every rank; what it needs from other ranks it
+    asks of `trainers.dist`, whose functions are differentiable with true adjoints, so that DDP's mean over ranks is
+    the exact gradient. The weight is applied by `trainers.objective` alone. Torch is imported inside functions:
+    building a config stays fast.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

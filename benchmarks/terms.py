@@ -1,0 +1,153 @@
+"""What a regularizer costs: SFRIK's kernel MMD against what a user would pick instead, VICReg's variance + covariance.
+
+    python benchmarks/terms.py [--batch 256] [--dimensions 512 2048 8192] [--repeats 5] [--threads 1]
+
+One regularizer alone, forward and backward down to the embeddings of two views, float32. Per method and dimension:
+the best time of `--repeats` (the machine may be shared), and the extra memory at its peak: what is allocated beyond
+the embeddings and their gradients. On a CPU that is the growth of the process's peak resident memory, each case in a
+process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg / SFRIK: above 1, SFRIK is cheaper.
+
+The reference is the official form (facebookresearch/vicreg): per view, hinge of the standard deviation and squared
+off-diagonal covariance. Both are one process: nothing is gathered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainers.terms import KernelMMD, Outputs, TermConfig
+from trainers.terms.kernels import RBF, Truncated
+
+TERMS: dict[str, TermConfig] = {
+    "sfrik, degree 3, gram": KernelMMD(kernel=Truncated(), form="gram"),
+    "sfrik, degree 2, auto": KernelMMD(kernel=Truncated(coefficients=(1.0, 40.0))),
+    "rbf, gram": KernelMMD(kernel=RBF()),
+}
+VICREG = "vicreg, variance + covariance"
+
+
+def vicreg(views: tuple[Tensor, ...]) -> Tensor:
+    """Weights 25 and 1, the mean over views, as published for two views."""
+    total = torch.zeros((), device=views[0].device)
+    for h in views:
+        n, q = h.shape
+        centered = h - h.mean(0)
+        std = (centered.var(0) + 1e-4).sqrt()
+        covariance = centered.T @ centered / (n - 1)
+        off_diagonal = covariance.flatten()[:-1].view(q - 1, q + 1)[:, 1:]
+        total = total + 25 * torch.relu(1 - std).mean() / len(views) + off_diagonal.square().sum() / q
+    return total
+
+
+def loss_of(name: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    if name == VICREG:
+        return vicreg
+    term = TERMS[name]
+
+    def loss(views: tuple[Tensor, ...]) -> Tensor:
+        return term(
+            Outputs(
+                features=views,
+                projections=views,
+                predictions=None,
+                targets=None,
+                sample_ids=torch.arange(len(views[0])),
+                seed=0,
+                step=0,
+            )
+        )
+
+    return loss
+
+
+def measure(name: str, batch: int, dimension: int, repeats: int, threads: int) -> dict[str, float]:
+    """Seconds of the best step and extra bytes at the peak of the first."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loss = loss_of(name)
+
+    def step(views: tuple[Tensor, ...]) -> None:
+        for view in views:
+            view.grad.zero_() if view.grad is not None else None
+        loss(views).backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def embeddings(q: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        views = tuple(torch.randn(batch, q, generator=generator).to(device).requires_grad_() for _ in range(2))
+        for view in views:
+            view.grad = torch.zeros_like(view)
+        return views
+
+    step(embeddings(16))  # lazy initialization of libraries is nobody's extra memory
+    views = embeddings(dimension)
+    before = peak_bytes(device)
+    step(views)
+    extra = peak_bytes(device) - before
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step(views)
+        times.append(time.perf_counter() - start)
+    return {"seconds": min(times), "bytes": extra}
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Highest memory so far: of the allocator on a GPU, of the process on a CPU (Linux counts in KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--case", nargs=2, metavar=("NAME", "DIMENSION"), help="measure one case, print it as JSON")
+    arguments = parser.parse_args()
+    settings = [
+        "--batch",
+        str(arguments.batch),
+        "--repeats",
+        str(arguments.repeats),
+        "--threads",
+        str(arguments.threads),
+    ]
+    if arguments.case:
+        name, dimension = arguments.case
+        print(json.dumps(measure(name, arguments.batch, int(dimension), arguments.repeats, arguments.threads)))
+        return
+    print(
+        f"batch {arguments.batch}, 2 views, forward + backward, {arguments.threads} thread(s); ratios are VICReg / term"
+    )
+    print(f"{'dimension':>9}  {'term':<30}{'ms':>9}{'extra MB':>10}{'time ratio':>12}{'memory ratio':>14}")
+    for dimension in arguments.dimensions:
+        reference: dict[str, float] = {}
+        for name in (VICREG, *TERMS):
+            command = [sys.executable, __file__, *settings, "--case", name, str(dimension)]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            case: dict[str, float] = json.loads(answer.stdout)
+            reference = reference or case
+            ratios = (
+                f"{reference['seconds'] / case['seconds']:>12.1f}{reference['bytes'] / max(case['bytes'], 1):>14.1f}"
+            )
+            print(
+                f"{dimension:>9}  {name:<30}{1e3 * case['seconds']:>9.2f}{case['bytes'] / 1e6:>10.1f}{ratios}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Alignment against its definition, pair by pair (SFRIK, numerical oracle 10)."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.config import TrialConfig, ViewConfig
+from trainers.terms import Alignment, Outputs
+
+
+def outputs_of(*views: Tensor) -> Outputs:
+    return Outputs(
+        features=views,
+        projections=views,
+        predictions=None,
+        targets=None,
+        sample_ids=torch.arange(len(views[0])),
+        seed=0,
+        step=0,
+    )
+
+
+def reference(views: list[np.ndarray[Any, Any]]) -> float:
+    """Mean over unordered pairs of views, and over rows, of 2 - 2 cos."""
+    costs = []
+    for first, second in itertools.combinations(views, 2):
+        for a, b in zip(first, second, strict=True):
+            costs.append(2 - 2 * float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(np.mean(costs))
+
+
+@pytest.mark.parametrize("view_count", [2, 3, 5])
+def test_alignment_is_the_mean_squared_distance_over_all_pairs_of_views(view_count: int) -> None:
+    views = list(np.random.default_rng(0).standard_normal((view_count, 7, 4)) * 3)
+    value = Alignment()(outputs_of(*(torch.from_numpy(view) for view in views)))
+    assert value.item() == pytest.approx(reference(views), rel=1e-12)
+
+
+def test_equal_views_cost_nothing_antipodal_views_four_and_orthogonal_views_two() -> None:
+    h = torch.randn(5, 8, dtype=torch.float64)
+    assert Alignment()(outputs_of(h, h, h)).item() == pytest.approx(0.0, abs=1e-28)
+    assert Alignment()(outputs_of(h, 2 * h)).item() == pytest.approx(0.0, abs=1e-28)
+    assert Alignment()(outputs_of(h, -h)).item() == pytest.approx(4.0, rel=1e-14)
+    e = torch.eye(4, dtype=torch.float64)
+    assert Alignment()(outputs_of(e, e.roll(1, 0))).item() == pytest.approx(2.0, rel=1e-14)
+
+
+def test_the_official_weight_is_ours_times_the_dimension() -> None:
+    """λ_sim · mean of (z1 - z2)² over all n·q entries, as valeoai/sfrik writes it."""
+    q, weight = 16, 0.488
+    first, second = torch.randn(6, q, dtype=torch.float64), torch.randn(6, q, dtype=torch.float64)
+    z1, z2 = torch.nn.functional.normalize(first), torch.nn.functional.normalize(second)
+    official = (weight * q) * torch.nn.functional.mse_loss(z1, z2)
+    assert weight * Alignment()(outputs_of(first, second)).item() == pytest.approx(official.item(), rel=1e-12)
+
+
+def test_the_length_of_an_embedding_does_not_matter_and_gets_no_gradient() -> None:
+    h = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    other = torch.randn(5, 8, dtype=torch.float64)
+    value = Alignment()(outputs_of(h, other))
+    (gradient,) = torch.autograd.grad(value, h)
+    assert (gradient * h).sum(1).abs().max() < 1e-15
+    scaled = Alignment()(outputs_of(h * torch.rand(5, 1, dtype=torch.float64).add(0.1), other))
+    assert scaled.item() == pytest.approx(value.item(), rel=1e-13)
+
+
+def test_nearly_equal_views_keep_their_digits_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(64, 128, generator=generator, dtype=torch.float64)
+    near = h + 1e-3 * torch.randn(64, 128, generator=generator, dtype=torch.float64)
+    exact = Alignment()(outputs_of(h, near)).item()
+    assert exact < 1e-5
+    # Writing it as 2 - 2 cos would leave an error of about 1e-7 / 1e-6 here.
+    assert Alignment()(outputs_of(h.float(), near.float())).item() == pytest.approx(exact, rel=1e-3)
+
+
+def test_alignment_of_a_single_view_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"objective\.pull \(alignment\).*at least 2.*views has 1.*add a view"):
+        TrialConfig(views=(ViewConfig(),), objective={"pull": Alignment()})

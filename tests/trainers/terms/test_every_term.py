@@ -1,0 +1,188 @@
+"""What every term must do, run over the `Term` union: a new term is covered the moment it is listed there.
+
+Each term is tried with its default settings on outputs that hold everything a model can make. Settings that deserve the
+same checks are added to `MORE`.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.two_processes import TwoProcesses
+from trainers import dist
+from trainers.objective import Objective
+from trainers.terms import KernelMMD, Outputs, Term, TermConfig
+from trainers.terms.kernels import IMQ, RBF, Energy, Laplace, Linear, LogRBF, Quadratic, Truncated
+
+union = get_args(Term)[0]
+CLASSES: tuple[type[TermConfig], ...] = get_args(union) or (union,)
+KERNELS = (Truncated(), Linear(), Quadratic(), RBF(), LogRBF(), IMQ(), Laplace(), Energy())
+MORE: list[TermConfig] = [
+    *(KernelMMD(kernel=kernel, estimator="u", normalize=False) for kernel in KERNELS),
+    *(KernelMMD(kernel=kernel, form="gram") for kernel in KERNELS),
+    KernelMMD(kernel=Truncated(coefficients=(1.0, 2.0)), form="feature"),
+]
+TERMS: list[TermConfig] = [*(term() for term in CLASSES), *MORE]
+EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: term.__name__)
+EVERY_TERM = pytest.mark.parametrize("term", TERMS, ids=repr)
+
+IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 5, 3
+
+
+class Network(nn.Module):
+    """A small model with everything a term may ask for: batch norm, projector, predictor, teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.BatchNorm1d(FEATURES), nn.Tanh())
+        self.projector = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
+        self.predictor = nn.Linear(WIDTH, WIDTH)
+        self.teacher = nn.Linear(INPUTS, WIDTH).requires_grad_(False)
+
+    def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor) -> Outputs:
+        features = tuple(self.backbone(view) for view in views)
+        projections = tuple(self.projector(rows) for rows in features)
+        return Outputs(
+            features=features,
+            projections=projections,
+            predictions=tuple(self.predictor(rows) for rows in projections),
+            targets=tuple(self.teacher(view) for view in views),
+            sample_ids=sample_ids,
+            seed=3,
+            step=7,
+        )
+
+
+def train_step(terms: list[TermConfig], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Value and parameter gradients of each term alone, on this rank's share of one global batch, through DDP."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(IMAGES, 1, INPUTS, generator=generator, dtype=torch.float64)
+    views = images + 0.5 * torch.randn(IMAGES, VIEWS, INPUTS, generator=generator, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = dist.synchronize_batch_norm(Network().double()).to(dtype)
+    model = DistributedDataParallel(network, find_unused_parameters=True) if dist.world_size() > 1 else network
+    n = IMAGES // dist.world_size()
+    rows = slice(dist.row_offset(n), dist.row_offset(n) + n)
+    results = []
+    for term in terms:
+        network.zero_grad()
+        outputs = model(tuple(views[rows, v].to(dtype) for v in range(VIEWS)), torch.arange(IMAGES)[rows])
+        total, parts = Objective({"only": term})(outputs)
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+        results.append({"total": total.detach(), "part": parts["only"], **gradients})
+    return results
+
+
+def distance(results: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative to the whole: the largest of value's and gradient's errors."""
+    gradients = [name for name in expected if name not in ("total", "part")]
+    difference = sum(float((results[name] - expected[name]).double().square().sum()) for name in gradients)
+    size = sum(float(expected[name].double().square().sum()) for name in gradients)
+    value = abs(float(results["part"] - expected["part"])) / abs(float(expected["part"]))
+    return max(value, math.sqrt(difference / size))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"])
+def test_two_processes_equal_one_in_value_and_in_each_parameters_gradient(
+    two_processes: TwoProcesses, dtype: torch.dtype, tolerance: float
+) -> None:
+    # In float32 the reference is float64: one process in float32 is as far from it as two are.
+    expected = train_step(TERMS, torch.float64)
+    for rank, results in enumerate(two_processes.run(train_step, TERMS, dtype)):
+        for term, result, reference in zip(TERMS, results, expected, strict=True):
+            assert result.keys() == reference.keys()
+            error = distance(result, reference)
+            assert error < tolerance, f"{term!r} on rank {rank}: {error}"
+
+
+def random_outputs(n: int = 5, q: int = 3, dtype: torch.dtype = torch.float64) -> Outputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(width: int, requires_grad: bool = True) -> tuple[Tensor, ...]:
+        drawn = [torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(VIEWS)]
+        return tuple(view.requires_grad_(requires_grad) for view in drawn)
+
+    return Outputs(
+        features=rows(3),
+        projections=rows(q),
+        predictions=rows(q),
+        targets=rows(q, requires_grad=False),
+        sample_ids=torch.arange(100, 100 + n),
+        seed=3,
+        step=7,
+    )
+
+
+def leaves(outputs: Outputs) -> list[Tensor]:
+    return [*outputs.features, *outputs.projections, *(outputs.predictions or ())]
+
+
+@EVERY_TERM
+def test_a_terms_gradient_equals_finite_differences(term: TermConfig) -> None:
+    outputs = random_outputs()
+
+    def value(*flat: Tensor) -> Tensor:
+        features, projections, predictions = (flat[VIEWS * i : VIEWS * i + VIEWS] for i in range(3))
+        outputs_here = outputs._replace(features=features, projections=projections, predictions=predictions)
+        return term(outputs_here) + 0 * torch.stack([view.sum() for view in flat]).sum()
+
+    assert torch.autograd.gradcheck(value, leaves(outputs), eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
+@EVERY_TERM
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_value_is_one_finite_number_of_float32_at_least(term: TermConfig, dtype: torch.dtype) -> None:
+    outputs = random_outputs(dtype=dtype)
+    value = term(outputs)
+    assert value.shape == ()
+    assert value.isfinite()
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    found = [
+        gradient for gradient in torch.autograd.grad(value, leaves(outputs), allow_unused=True) if gradient is not None
+    ]
+    assert found, "a term that moves nothing"
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+@EVERY_TERM
+def test_a_term_draws_nothing_from_the_global_generator_and_repeats_itself(term: TermConfig) -> None:
+    state = torch.random.get_rng_state()
+    first, second = term(random_outputs()), term(random_outputs())
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@EVERY_CLASS
+def test_a_term_has_a_kind_a_weight_and_a_docstring_and_survives_json(term_class: type[TermConfig]) -> None:
+    term = term_class()
+    adapter: TypeAdapter[TermConfig] = TypeAdapter(Term)
+    assert adapter.validate_json(adapter.dump_json(term)) == term
+    assert adapter.validate_python({"kind": term.kind}) == term  # type: ignore[attr-defined]
+    assert term.weight == 1.0
+    assert term_class.__doc__
+    with pytest.raises(ValueError, match="weight"):
+        term_class(weight=-1.0)
+    with pytest.raises(ValueError, match="wieght"):
+        term_class.model_validate({"wieght": 1.0})
+
+
+def test_kinds_are_unique() -> None:
+    kinds: list[Any] = [term_class.model_fields["kind"].default for term_class in CLASSES]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_configs_import_neither_torch_nor_scipy_nor_numpy() -> None:
+    program = "import sys, trainers.config; print([m for m in ('torch', 'scipy', 'numpy', 'ffcv') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,90 @@
+"""The weighted sum: linear in the weights, silent about what weighs nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.config import TrialConfig, ViewConfig
+from trainers.objective import Objective
+from trainers.terms import Alignment, KernelMMD, Outputs, TermConfig
+
+
+def random_outputs() -> Outputs:
+    generator = torch.Generator().manual_seed(0)
+    views = tuple(torch.randn(6, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    return Outputs(
+        features=views, projections=views, predictions=None, targets=None, sample_ids=torch.arange(6), seed=0, step=0
+    )
+
+
+def gradients(total: Tensor, outputs: Outputs) -> Tensor:
+    return torch.cat(torch.autograd.grad(total, outputs.projections))
+
+
+class Broken(TermConfig):
+    kind: Literal["broken"] = "broken"
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        raise AssertionError("computed")
+
+
+def test_the_total_is_the_weighted_sum_of_the_unweighted_parts() -> None:
+    outputs = random_outputs()
+    terms = {"pull": Alignment(weight=0.3), "push": KernelMMD(weight=2.0)}
+    total, parts = Objective(terms)(outputs)
+    assert list(parts) == ["pull", "push"]
+    assert parts["pull"].item() == Alignment()(outputs).item()
+    assert parts["push"].item() == KernelMMD()(outputs).item()
+    assert total.item() == pytest.approx(0.3 * parts["pull"].item() + 2.0 * parts["push"].item(), rel=1e-14)
+    alone = [gradients(Objective({name: term})(outputs)[0], outputs) for name, term in terms.items()]
+    torch.testing.assert_close(gradients(total, outputs), alone[0] + alone[1], rtol=1e-12, atol=0)
+
+
+def test_zero_weight_equals_a_missing_term() -> None:
+    outputs = random_outputs()
+    without, parts_without = Objective({"pull": Alignment(weight=0.7)})(outputs)
+    terms = {"pull": Alignment(weight=0.7), "push": KernelMMD(weight=0.0), "broken": Broken(weight=0.0)}
+    with_zero, parts_with_zero = Objective(terms)(outputs)
+    assert torch.equal(with_zero, without)
+    assert torch.equal(gradients(with_zero, outputs), gradients(without, outputs))
+    assert parts_with_zero == parts_without, "a term of weight 0 is not computed, not even for the log"
+    with pytest.raises(AssertionError, match="computed"):
+        Objective({"pull": Alignment(), "broken": Broken()})(outputs)
+
+
+def test_two_terms_of_one_kind_live_under_two_names() -> None:
+    outputs = random_outputs()
+    total, parts = Objective({"v": KernelMMD(), "u": KernelMMD(estimator="u", weight=0.5)})(outputs)
+    assert parts["v"] != parts["u"]
+    assert total.item() == pytest.approx(parts["v"].item() + 0.5 * parts["u"].item(), rel=1e-14)
+
+
+def test_parts_hold_no_graph() -> None:
+    total, parts = Objective({"pull": Alignment()})(random_outputs())
+    assert total.requires_grad
+    assert not parts["pull"].requires_grad
+
+
+def test_an_objective_in_which_nothing_weighs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least one term of positive weight.*raise objective\.<name>\.weight"):
+        Objective({"pull": Alignment(weight=0.0), "push": KernelMMD(weight=0.0)})
+
+
+def test_a_config_in_which_nothing_weighs_or_a_name_is_unfit_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match=r"at least one term of positive weight.*\['pull', 'push'\] are all 0"):
+        TrialConfig(objective={"pull": Alignment(weight=0.0), "push": KernelMMD(weight=0.0)})
+    with pytest.raises(ValueError, match="may not be named 'total'"):
+        TrialConfig(objective={"total": Alignment()})
+    for name in ("a.b", "a/b", "", "Pull"):
+        with pytest.raises(ValueError, match="should match pattern"):
+            TrialConfig(objective={name: Alignment()})
+
+
+def test_a_term_of_weight_zero_is_not_checked_against_the_rest_of_the_config() -> None:
+    one_view = (ViewConfig(),)
+    config = TrialConfig(views=one_view, objective={"push": KernelMMD(), "pull": Alignment(weight=0.0)})
+    assert list(Objective(config.objective).terms) == ["push"]

@@ -1,0 +1,36 @@
+"""The objective: a weighted sum of named terms. The only place where weights are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from trainers.terms import Outputs, TermConfig
+
+
+class Objective:
+    """total = sum over terms of weight · value. A term of weight 0 is not computed: it equals a missing term.
+
+    `terms` is `TrialConfig.objective`, from name to term. Raises ValueError if no term has a positive weight.
+    """
+
+    def __init__(self, terms: Mapping[str, TermConfig]) -> None:
+        self.terms = {name: term for name, term in terms.items() if term.weight > 0.0}
+        if not self.terms:
+            raise ValueError(
+                f"an objective needs at least one term of positive weight, but has {dict.fromkeys(terms, 0.0)}; "
+                "raise objective.<name>.weight of one of them"
+            )
+
+    def __call__(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, differentiable, and each term's unweighted value by name, detached.
+
+        All are scalars over the *global* batch, the same on every rank, float32 at least.
+        """
+        values = {name: term(outputs) for name, term in self.terms.items()}
+        weighted = [self.terms[name].weight * value for name, value in values.items()]
+        total = weighted[0]
+        for part in weighted[1:]:
+            total = total + part
+        return total, {name: value.detach() for name, value in values.items()}
