@@ -1,0 +1,138 @@
+"""A run's whole state in one file: written aside, hashed, renamed; verified before it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from trainers.config import TrialConfig
+from trainers.report import Checkpoint
+
+FORMAT = 1
+"""Version of the file's layout, raised when older files can no longer be read."""
+
+FREE = ("epochs", "probe", "threads", "deterministic", "checkpoint_every", "data.path", "data.manifest")
+"""Settings that may change when a run goes on: length, judging and place. The manifest is checked apart."""
+
+
+def save(folder: Path, state: Mapping[str, Any], *, epoch: int) -> Checkpoint:
+    """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
+
+    `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
+    name appears only once all bytes are on disk: a crash or a full disk (OSError) leaves no half-written checkpoint
+    behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch-{epoch:04d}.pt"
+    aside = folder / f".{path.name}.{os.getpid()}.part"
+    try:
+        with aside.open("wb") as file:
+            hashing = _HashingFile(file)
+            torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
+
+
+def load(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state that `save` wrote, tensors on the CPU.
+
+    ValueError naming the file if it is missing, if its bytes are not those that were written, or if its layout is
+    unknown.
+    """
+    path = Path(checkpoint.path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} must be a file, but is missing; go on from another one or start again")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != checkpoint.sha256:
+            raise ValueError(
+                f"checkpoint {path} must have sha256 {checkpoint.sha256}, but has {found}: "
+                "it is damaged or was replaced; go on from another one or start again"
+            )
+        file.seek(0)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} must have format {FORMAT}, but has {state.get('format')!r}; "
+            "continue it with the version of pretune that wrote it"
+        )
+    return state
+
+
+def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash: str) -> None:
+    """Refuse to go on with another data set, or with settings under which `state` would not have come about.
+
+    ValueError lists each setting that differs, with both values. Those of `FREE` may differ.
+    """
+    if state["manifest"] != manifest_hash:
+        raise ValueError(
+            f"a run must go on with the data it began with, manifest {state['manifest']}, but the data at "
+            f"{config.data.path} has manifest {manifest_hash}; give the original data set or start again"
+        )
+    before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
+    changes = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+    if changes:
+        raise ValueError(
+            f"a run must go on with the settings it began with (only {', '.join(FREE)} may change), but these differ: "
+            f"{'; '.join(changes)}; restore them or start again"
+        )
+
+
+def keep_newest(folder: Path, *, epoch: int, count: int = 2) -> None:
+    """Remove checkpoints of `folder` but the newest `count` up to `epoch`; what lies after `epoch` is left alone.
+
+    The last but one stays, so that whoever has not yet heard of the newest can still go on.
+    """
+    found = []
+    for path in folder.glob("epoch-*.pt"):
+        match = re.fullmatch(r"epoch-(\d+)\.pt", path.name)
+        if match is not None and int(match[1]) <= epoch:
+            found.append((int(match[1]), path))
+    for _, path in sorted(found)[:-count]:
+        path.unlink(missing_ok=True)
+
+
+class _HashingFile:
+    """A file for `torch.save`, which writes from front to back: the hash needs no second reading."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as {"views.0.size": 32, …}."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,132 @@
+"""How parameters move: optimizers, parameter groups, the learning-rate schedule and the gradient norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from trainers.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of `model` that need a gradient, in two groups.
+
+    Weights (two dimensions and more) come first; biases and norm scales (one dimension) are in a second group without
+    weight decay and, for LARS, without trust ratio. The loop sets each group's "lr" before each step.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if config.kind == "lars":
+        groups[0]["trust_coefficient"] = config.trust_coefficient
+        groups[1]["trust_coefficient"] = None
+        return LARS(groups, lr=config.learning_rate, momentum=config.momentum)
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), foreach=True)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD whose step for each weight tensor is scaled to the size of that tensor (You et al. 2017, arXiv 1708.03888).
+
+    For a parameter w with gradient g, decay d, momentum m and trust coefficient t:
+
+        u = g + d w,    u <- u t |w| / |u|  (where both norms are positive),    v <- m v + u,    w <- w - lr v
+
+    which is the form of VICReg's and SFRIK's official code: the rate is applied outside of the momentum. A group whose
+    `trust_coefficient` is None is not rescaled. No value is read back from the device.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float | None = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update; parameters without a gradient stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._step(parameters, group)
+        return loss
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        if group["trust_coefficient"] is not None:
+            sizes = torch.stack(torch._foreach_norm(parameters))
+            steps = torch.stack(torch._foreach_norm(updates))
+            ratios = torch.where((sizes > 0) & (steps > 0), group["trust_coefficient"] * sizes / steps, 1.0)
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        for parameter, update in zip(parameters, updates, strict=True):
+            if "velocity" not in self.state[parameter]:
+                self.state[parameter]["velocity"] = torch.zeros_like(update)
+        velocities = [self.state[parameter]["velocity"] for parameter in parameters]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_add_(parameters, velocities, alpha=-group["lr"])
+
+
+def learning_rate(peak: float, schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 0, of `total_steps`. A pure function: there is no state to save.
+
+    With w warm-up steps the rate is peak (step + 1) / w during warm-up: no step is wasted at rate 0, and step w - 1
+    has the peak. The last step of the run has exactly `final_factor` times the peak (but where nothing decays).
+    """
+    warmup = round(schedule.warmup_share * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    final = schedule.final_factor * peak
+    if schedule.kind == "cosine":
+        first, last = warmup, total_steps - 1
+    else:
+        # The step before the decay is the last constant one, at the full peak.
+        first, last = total_steps - round(schedule.decay_share * total_steps) - 1, total_steps - 1
+    if step <= first:
+        return peak
+    return final + (peak - final) * (1.0 + math.cos(math.pi * (step - first) / (last - first))) / 2.0
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], clip_norm: float | None) -> Tensor:
+    """The Euclidean norm of all gradients together, before clipping: a scalar on their device, 0 without any gradient.
+
+    With a `clip_norm`, gradients are scaled in place so that their norm is at most that.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm

@@ -1,0 +1,378 @@
+"""One pretraining run, from a config to an outcome. The loop is `_run`, and it reads from top to bottom.
+
+It knows neither who started it nor who watches: `report` gets each finished epoch and answers whether to go on,
+`progress` hears of each step. There is no hidden state: what a step does depends on the config, the step number, the
+sample ids and the tensors that a checkpoint holds. A run that is resumed at an epoch boundary, or that follows others
+in the same process, is therefore the same, bit for bit (one CPU type, one number of threads; on a GPU with
+`config.deterministic`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers import checkpoint, dist, health, optim, probe
+from trainers.config import TrialConfig
+from trainers.data import steps_per_epoch
+from trainers.model import Model, build_model
+from trainers.objective import Objective
+from trainers.report import Checkpoint, EpochReport, Outcome
+
+if TYPE_CHECKING:
+    from trainers.data import Loaders
+    from trainers.datasets import Dataset
+
+GPU_CHECK_EVERY = 20
+"""Optimizer steps between looks at a GPU's numbers: each look waits for the device. On a CPU each step is looked at."""
+
+
+@dataclass
+class Counters:
+    """All of the loop's own state; tensors apart, a checkpoint needs no more."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Optimizer steps done."""
+    views: int = 0
+    """Augmented views seen, over all ranks: images x views per image."""
+    seconds: float = 0.0
+    """Spent in training, without probes and checkpoints, on rank 0, over all resumes."""
+
+
+def _ignore(epoch: int, step: int) -> None:
+    """The default for `progress`."""
+
+
+def train(
+    config: TrialConfig,
+    *,
+    dataset: Dataset,
+    loaders: Loaders,
+    folder: Path,
+    report: Callable[[EpochReport], bool],
+    resume: Checkpoint | None = None,
+    progress: Callable[[int, int], None] = _ignore,
+    device: torch.device | None = None,
+) -> Outcome:
+    """Run `config` on this process, or on all ranks of the process group, which must all call this with equal values.
+
+    `folder` gets `checkpoints/epoch-0003.pt`, written by rank 0, before the `report` that carries it; the two newest
+    are kept. `report` is called on all ranks with the same report after each epoch, and must give all ranks the same
+    answer: True to go on. `progress` is called after each optimizer step with the epochs finished and the steps done.
+    `device` defaults to the current GPU, else the CPU.
+
+    ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
+    does not belong to this config and data. CUDA running out of memory is an outcome on one rank; with several it is
+    raised, as the other ranks then wait in a collective and the group must be replaced.
+    """
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if config.precision == "bf16" and device.type != "cuda":
+        raise ValueError(
+            f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
+            "set precision=float32, or give each worker a GPU (--gpus-per-worker 1)"
+        )
+    counters = Counters()
+    try:
+        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters)
+    except torch.OutOfMemoryError as error:
+        if dist.world_size() > 1:
+            raise
+        reason = f"GPU memory ran out: {str(error).splitlines()[0]}"
+    # Only here are the run's tensors unreachable; the next trial in this process needs their memory.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Outcome(state="out_of_memory", reason=reason, epochs=counters.epoch)
+
+
+def _run(
+    config: TrialConfig,
+    dataset: Dataset,
+    loaders: Loaders,
+    folder: Path,
+    report: Callable[[EpochReport], bool],
+    resume: Checkpoint | None,
+    progress: Callable[[int, int], None],
+    device: torch.device,
+    counters: Counters,
+) -> Outcome:
+    # --- set-up -------------------------------------------------------------------------------------------------------
+    _configure_torch(config, device)
+    rank, world_size = dist.rank(), dist.world_size()
+    epoch_steps = steps_per_epoch(dataset, config)
+    total_steps = config.epochs * epoch_steps
+
+    # --- model, objective, optimizer ----------------------------------------------------------------------------------
+    # Channels last is 1.2 times as fast on a CPU too (resnet_tiny at 16 px), and the loaders' views come so.
+    model = build_model(config).to(device).to(memory_format=torch.channels_last)
+    objective = Objective(config.objective)
+    optimizer = optim.build_optimizer(model, config.optimizer)
+    if resume is not None:
+        state = checkpoint.load(resume)
+        checkpoint.check_resumable(state, config, dataset.manifest_hash)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["counters"].items():
+            setattr(counters, name, value)
+    autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    network = _data_parallel(model, objective, config, device, autocast)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    while counters.epoch < config.epochs:
+        # --- one epoch of steps ---------------------------------------------------------------------------------------
+        started = time.perf_counter()
+        model.train()
+        meter = StepMeter()
+        first_step = counters.step
+        for batch in loaders.epoch(dataset, config, epoch=counters.epoch, rank=rank, world_size=world_size):
+            _keep_threads(config)
+            views = tuple(_to_device(view, device) for view in batch.views)
+            sample_ids = batch.sample_ids.to(device, non_blocking=True)
+            rate = optim.learning_rate(config.optimizer.learning_rate, config.schedule, counters.step, total_steps)
+
+            with autocast():
+                outputs = network(views, sample_ids, config.seed, counters.step)
+            loss, parts = objective(outputs)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradient_norm = optim.clip_gradients(trained, config.optimizer.clip_norm)
+
+            # Parts are global values and gradients were reduced: every rank sees the same numbers and ends alike.
+            meter.add(counters.step, {**_prefixed(parts), "loss/total": loss, "optim/gradient_norm": gradient_norm})
+            last = counters.step + 1 == first_step + epoch_steps
+            if device.type == "cpu" or last or (counters.step + 1) % GPU_CHECK_EVERY == 0:
+                bad = meter.first_not_finite()
+                if bad is not None:
+                    reason = f"{bad[0]} was not finite at step {bad[1]}, in epoch {counters.epoch + 1}"
+                    return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
+
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            model.update_teacher(counters.step, total_steps)
+            counters.step += 1
+            counters.views += len(views) * config.batch_size
+            progress(counters.epoch, counters.step)
+        batch_count = counters.step - first_step
+        if batch_count != epoch_steps:
+            raise RuntimeError(f"an epoch must have {epoch_steps} steps, but the loader gave {batch_count} batches")
+        if config.model.norm == "batch_per_rank":
+            _average_buffers(model)
+        metrics = meter.means()
+        seconds = time.perf_counter() - started
+        counters.epoch += 1
+        counters.seconds += seconds
+
+        # --- probe and health -----------------------------------------------------------------------------------------
+        done = counters.epoch == config.epochs
+        if done or counters.epoch % config.probe.every == 0:
+            started = time.perf_counter()
+            model.eval()
+            metrics |= probe.evaluate(
+                model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=done
+            )
+            metrics |= health.evaluate(model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
+            metrics["time/probe_s"] = time.perf_counter() - started
+            _keep_threads(config)
+
+        # --- checkpoint and report ------------------------------------------------------------------------------------
+        metrics |= {
+            "epoch": counters.epoch,
+            "budget/views": counters.views,
+            "budget/seconds": counters.seconds,
+            "time/epoch_s": seconds,
+            "time/images_per_s": epoch_steps * config.batch_size / seconds,
+            "optim/learning_rate": rate,
+        }
+        metrics = dist.broadcast_object(metrics)
+        if bad_metrics := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            reason = f"{bad_metrics[0]} was not finite after epoch {counters.epoch}"
+            return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
+        saved = None
+        if done or counters.epoch % config.checkpoint_every == 0:
+            saved = _save(folder / "checkpoints", model, optimizer, counters, config, dataset)
+        going_on = report(EpochReport(epoch=counters.epoch, metrics=metrics, checkpoint=saved))
+        if saved is not None and rank == 0:
+            checkpoint.keep_newest(folder / "checkpoints", epoch=saved.epoch)
+        if not going_on and not done:
+            return Outcome(state="stopped", reason="report asked for it", epochs=counters.epoch)
+
+    return Outcome(state="complete", epochs=counters.epoch)
+
+
+# --- parts of the loop ------------------------------------------------------------------------------------------------
+
+
+class StepMeter:
+    """Sums of the steps' numbers over an epoch, and where each first was not finite; on their device until asked."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums = torch.zeros(0)
+        self._bad_steps = torch.zeros(0)
+        self._count = 0
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """The scalars of optimizer step `step`, under the same names at each step."""
+        row = torch.stack([value.detach().double() for value in values.values()])
+        if self._count == 0:
+            self._names = list(values)
+            self._sums = torch.zeros_like(row)
+            self._bad_steps = torch.full_like(row, math.inf)
+        self._sums += row
+        self._bad_steps = torch.where(row.isfinite(), self._bad_steps, self._bad_steps.clamp(max=step))
+        self._count += 1
+
+    def first_not_finite(self) -> tuple[str, int] | None:
+        """Name and step of the first number that was not finite, or None. Of several in one step, the first added."""
+        steps = self._bad_steps.tolist()
+        first = min(steps)
+        return None if math.isinf(first) else (self._names[steps.index(first)], int(first))
+
+    def means(self) -> dict[str, float]:
+        """Each number's mean over the steps."""
+        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+
+def _configure_torch(config: TrialConfig, device: torch.device) -> None:
+    """torch's process-wide settings, set anew by each run so that none inherits those of the trial before it."""
+    _keep_threads(config)
+    if device.type != "cuda":
+        return
+    # "float32" means float32: TF32 would break the exactness under DDP (1e-5) and Gram matrices. bf16 is the fast way.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not config.deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products ask for
+    torch.use_deterministic_algorithms(config.deterministic)
+
+
+def _keep_threads(config: TrialConfig) -> None:
+    """Float sums depend on the number of threads, and FFCV changes it."""
+    if torch.get_num_threads() != config.threads:
+        torch.set_num_threads(config.threads)
+
+
+class _DataParallel(DistributedDataParallel):
+    """torch's own, without its refusal of every SyncBatchNorm on a CPU: `dist.SynchronizedBatchNorm` works there."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        pass
+
+
+def _data_parallel(
+    model: Model,
+    objective: Objective,
+    config: TrialConfig,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> nn.Module:
+    """The model itself on one rank, else inside DDP, whose mean over ranks makes gradients those of the global batch.
+
+    Buffers need no broadcast: synchronized batch norm keeps them equal, and others are averaged each epoch. What DDP
+    does need are two passes over blank images, in evaluation mode so that they leave no trace in running statistics:
+
+    The first finds the parameters that no term reaches (a predictor, or a projector, whose terms have weight zero).
+    They stop asking for a gradient, as DDP would wait for it for ever. The second is DDP's own first step, after
+    which it lays out gradients anew, in the order in which they come. On three ranks and more float sums depend on
+    that layout; settled here, it is the same for a run from its start and for one that is resumed.
+    """
+    if dist.world_size() == 1:
+        return model
+    rows = config.batch_size // dist.world_size()
+    blank = tuple(_to_device(torch.zeros(rows, 3, view.size, view.size), device) for view in config.views)
+    inputs = (blank, torch.arange(rows, device=device), config.seed, 0)
+    model.eval()
+    with autocast():
+        outputs = model(*inputs)
+    reached = _parameters_behind(objective(outputs)[0])
+    del outputs  # both graphs together might not fit in memory
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in reached)
+    network = _DataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    with autocast():
+        outputs = network(*inputs)
+    objective(outputs)[0].backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+    return network
+
+
+def _parameters_behind(loss: Tensor) -> set[Tensor]:
+    """The leaves of the graph that made `loss`."""
+    found: set[Tensor] = set()
+    seen: set[object] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def _to_device(view: Tensor, device: torch.device) -> Tensor:
+    """[n, 3, S, S] on the device, in torch's default dtype, channels last; the copy to a GPU overlaps with its work."""
+    if device.type == "cuda":
+        view = view.pin_memory()
+    return view.to(device, torch.get_default_dtype(), non_blocking=True, memory_format=torch.channels_last)
+
+
+def _prefixed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"loss/{name}": value for name, value in parts.items()}
+
+
+@torch.no_grad()
+def _average_buffers(model: Model) -> None:
+    """Running statistics that each rank kept become their mean, so that all ranks judge, save and resume one model."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(dist.mean_over_ranks(buffer))
+
+
+def _save(
+    folder: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    counters: Counters,
+    config: TrialConfig,
+    dataset: Dataset,
+) -> Checkpoint:
+    """Rank 0 writes; all ranks know where and with which hash, or raise its OSError instead of waiting for it."""
+    saved: Checkpoint | OSError | None = None
+    if dist.rank() == 0:
+        state = {
+            "config": config.model_dump(mode="json"),
+            "manifest": dataset.manifest_hash,
+            "counters": asdict(counters),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        try:
+            saved = checkpoint.save(folder, state, epoch=counters.epoch)
+        except OSError as error:
+            saved = error
+    saved = dist.broadcast_object(saved)
+    if isinstance(saved, OSError):
+        raise saved
+    return cast(Checkpoint, saved)
