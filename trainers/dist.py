@@ -85,7 +85,7 @@ def gather_rows_detached(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     everything = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    torch_dist.all_gather_into_tensor(everything, x.contiguous())
+    torch_dist.all_gather_single(everything, x.contiguous())
     return everything
 
 

@@ -266,13 +266,6 @@ def _keep_threads(config: TrialConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-class _DataParallel(DistributedDataParallel):
-    """torch's own, without its refusal of every SyncBatchNorm on a CPU: `dist.SynchronizedBatchNorm` works there."""
-
-    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
-        pass
-
-
 def _data_parallel(
     model: Model,
     objective: Objective,
@@ -283,7 +276,8 @@ def _data_parallel(
     """The model itself on one rank, else inside DDP, whose mean over ranks makes gradients those of the global batch.
 
     Buffers need no broadcast: synchronized batch norm keeps them equal, and others are averaged each epoch. What DDP
-    does need are two passes over blank images, in evaluation mode so that they leave no trace in running statistics:
+    does need are two passes over noise, in evaluation mode so that they leave no trace in running statistics (blank
+    images would all have one embedding, which a whitening rightly refuses):
 
     The first finds the parameters that no term reaches (a predictor, or a projector, whose terms have weight zero).
     They stop asking for a gradient, as DDP would wait for it for ever. The second is DDP's own first step, after
@@ -293,8 +287,10 @@ def _data_parallel(
     if dist.world_size() == 1:
         return model
     rows = config.batch_size // dist.world_size()
-    blank = tuple(_to_device(torch.zeros(rows, 3, view.size, view.size), device) for view in config.views)
-    inputs = (blank, torch.arange(rows, device=device), config.seed, 0)
+    keyed = torch.Generator().manual_seed(dist.rank())
+    noise = (torch.randn(rows, 3, view.size, view.size, generator=keyed) for view in config.views)
+    sample_ids = torch.arange(rows, device=device) + dist.row_offset(rows)
+    inputs = (tuple(_to_device(view, device) for view in noise), sample_ids, config.seed, 0)
     model.eval()
     with autocast():
         outputs = model(*inputs)
@@ -302,7 +298,7 @@ def _data_parallel(
     del outputs  # both graphs together might not fit in memory
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in reached)
-    network = _DataParallel(
+    network = DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
         forward_sync_buffers=False,
