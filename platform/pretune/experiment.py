@@ -1,0 +1,115 @@
+"""What one sweep is: a frozen value, complete and checked before Ray starts, and the first line of its journal.
+
+Imports neither Ray, torch nor Optuna: a request is refused within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainers.config import Config, ScheduleConfig, TrialConfig
+
+Budget = Literal["epochs", "views", "seconds"]
+SamplerName = Literal["tpe", "random", "grid", "cmaes"]
+
+
+class StoppingConfig(Config):
+    """Asynchronous successive halving. Rungs lie at grace x reduction_factor^k budget units, before a trial's decay.
+
+    `grace` is in units of the sweep's budget. Without it the first rung lies at a fifth of the epochs, rounded up;
+    where the budget is views or seconds, at what the first trial to get there had used by then.
+    """
+
+    enabled: bool = True
+    reduction_factor: float = Field(3.0, gt=1.0, le=100.0, description="one in so many trials passes a rung")
+    grace: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class Experiment(Config):
+    """One sweep. `base` is the recipe with all overrides applied; the space varies it trial by trial.
+
+    `space` and `recipe` are kept as they were typed (a shipped name, `module:function`, `file.py:function`); the
+    command line resolves them. `trials` counts everything asked, whatever its end. `slots` is how many trials run at
+    once; None is what the cluster holds at its configured maximum. `max_failures` is per trial: so many times it is
+    tried again after a lost worker, a bug or a lost slot. `startup_trials` are drawn at random before TPE's model is
+    used.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    space: str = Field(min_length=1)
+    recipe: str = ""
+    base: TrialConfig
+    data: str = Field("", description="the data set as it was typed; workers open what `base.data` says")
+    trials: int = Field(16, ge=1)
+    budget: Budget = "epochs"
+    slots: int | None = Field(None, ge=1)
+    workers_per_trial: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0.0)
+    gpus_per_worker: float = Field(0.0, ge=0.0)
+    sampler: SamplerName = "tpe"
+    startup_trials: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    stopping: StoppingConfig = StoppingConfig()
+    max_failures: int = Field(2, ge=0)
+    hang_timeout_s: float = Field(600.0, gt=0.0, description="a worker group that says nothing for so long is replaced")
+    metric: str = Field("probe/linear", min_length=1)
+    maximize: bool = True
+    storage: str = "./sweeps"
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Experiment:
+        if "://" in self.storage:
+            raise ValueError(
+                f"storage must be a folder that every node sees, but is {self.storage!r}; "
+                f"mount the bucket or use a shared folder"
+            )
+        if self.workers_per_trial > 1 and 0.0 < self.gpus_per_worker < 1.0:
+            raise ValueError(
+                f"gpus_per_worker must be 0 or at least 1 with workers_per_trial={self.workers_per_trial} (NCCL "
+                f"refuses two ranks on one GPU), but is {self.gpus_per_worker}; use one worker per trial, or whole GPUs"
+            )
+        self.check_trial(self.base)
+        grace, limit = self.stopping.grace, decay_epoch(self.base.schedule, self.base.epochs)
+        if self.stopping.enabled and self.budget == "epochs" and grace is not None and grace > limit:
+            raise ValueError(
+                f"stopping.grace must be at most {limit}, the last epoch before the learning rate decays (epochs="
+                f"{self.base.epochs}, schedule.kind={self.base.schedule.kind!r}), but is {grace:g}; "
+                f"lower it or turn stopping off"
+            )
+        return self
+
+    def check_trial(self, config: TrialConfig) -> None:
+        """ValueError where `config` cannot run with this sweep's workers."""
+        if config.batch_size % self.workers_per_trial:
+            raise ValueError(
+                f"batch_size must be a multiple of workers_per_trial={self.workers_per_trial}, "
+                f"but is {config.batch_size}; change one of them"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Everything of this sweep lies in here."""
+        return Path(self.storage).expanduser().absolute() / self.name
+
+    @property
+    def random_trials(self) -> int:
+        """TPE's random start. A third of the trials, 4 to 10; it does not move when trials are added later."""
+        return self.startup_trials or min(10, max(4, self.trials // 3))
+
+
+def decay_epoch(schedule: ScheduleConfig, epochs: int) -> int:
+    """The last epoch none of whose steps belongs to the final decay, at most `epochs` - 1 (at the end nothing is left
+    to save).
+
+    With `constant` that is (1 - decay_share) of the run. A `cosine` falls from the warm-up on, so nothing lies before
+    its decay; trials of equal length still compare like with like at equal epochs, which is all that is claimed for
+    it.
+    """
+    if schedule.kind == "cosine":
+        return epochs - 1
+    # The tolerance keeps (1 - 0.2) x 10, which is 8.0 on paper, from becoming 7.
+    return min(epochs - 1, math.floor((1.0 - schedule.decay_share) * epochs + 1e-9))

@@ -1,0 +1,211 @@
+"""A sweep from beginning to end: check, open the journal, start Ray, run trials on warm slots, read the result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretune import results
+from pretune.conductor import Conductor, Listener, SweepFailedError
+from pretune.experiment import Experiment
+from pretune.history import History
+from pretune.journal import Journal, Opened, Resumed
+from pretune.messages import RequestError
+from pretune.results import SweepResult
+from pretune.search import Search, Space
+
+if TYPE_CHECKING:
+    from ray import tune
+
+__all__ = ["Listener", "SweepFailedError", "check", "resume", "run"]
+
+MakeTrainable = Callable[[Experiment, Path], "type[tune.Trainable]"]
+
+
+def run(
+    experiment: Experiment,
+    *,
+    space: Space,
+    listener: Listener | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    trainable: MakeTrainable | None = None,
+) -> SweepResult:
+    """Runs `experiment` in its folder and returns what came out.
+
+    Args:
+        space: proposes configs; `experiment.space` is its name.
+        listener: sees each record of the journal once it is on the disk.
+        address: a running Ray cluster ("auto" for the one of this machine); None starts a local one with `cpus` CPUs.
+        trainable: what serves trials, given the experiment and its folder; the warm slot if None.
+
+    Returns normally after Ctrl-C or SIGTERM, with `closed` == "interrupted"; `resume` goes on.
+
+    Raises:
+        RequestError: the request cannot be done. Nothing was run.
+        SweepFailedError: trials ran, but no trial can go on; the journal is closed as failed, and `resume` goes on.
+    """
+    check(experiment, space)
+    with Journal(experiment.folder, new=True) as journal, _cluster(experiment.folder, address, cpus):
+        slots = _slots(experiment, address)
+        opened = journal.append(Opened(experiment=experiment, versions=versions(), host=host()))
+        if listener is not None:
+            listener.on_event(opened)
+        conductor = Conductor(journal, space, listener=listener)
+        return _conduct(conductor, experiment.folder, slots, trainable)
+
+
+def resume(
+    folder: Path,
+    *,
+    space: Space,
+    trials: int | None = None,
+    listener: Listener | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    trainable: MakeTrainable | None = None,
+) -> SweepResult:
+    """Goes on with the sweep in `folder`: unfinished trials first, each from its last checkpoint; finished ones are
+    kept.
+
+    `trials` is the number of trials asked for in all from now on (None: as before). `space` is that of
+    `results.read(folder).experiment.space`. The rest is as for `run`.
+    """
+    folder = folder.expanduser().absolute()
+    with Journal(folder, new=False) as journal:
+        history = History(journal.records)
+        if history.opened is None:
+            raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
+        experiment, asked = history.opened.experiment, len(history.trials)
+        target = trials or history.target
+        if target < asked:
+            raise RequestError(f"--trials must be at least {asked}, the number of trials asked so far, but is {trials}")
+        if target == asked and all(trial.ended for trial in history.trials):
+            return results.read(folder)
+        check(experiment, space)
+        with _cluster(folder, address, cpus):
+            slots = _slots(experiment.model_copy(update={"trials": target}), address)
+            conductor = Conductor(journal, space, listener=listener)
+            conductor.record(Resumed(trials=target, versions=versions(), host=host()))
+            return _conduct(conductor, folder, slots, trainable)
+
+
+def check(experiment: Experiment, space: Space) -> None:
+    """Everything that can be refused before Ray starts. RequestError, as `Search.check`."""
+    Search(experiment, space).check()
+
+
+def _conduct(conductor: Conductor, folder: Path, slots: int, trainable: MakeTrainable | None) -> SweepResult:
+    from pretune.tuning import execute
+
+    try:
+        conductor.settle()
+        served_by = (trainable or _warm_slot)(conductor.experiment, folder)
+        with _signals():
+            execute(conductor, served_by, slots=slots, folder=folder / "tune")
+    except KeyboardInterrupt:
+        conductor.close("interrupted")
+    except RequestError as error:
+        # What the sampler or the space cannot do came to light after trials had run: no longer a wrong request.
+        conductor.close("failed", str(error))
+        raise SweepFailedError(str(error)) from error
+    except BaseException as error:
+        # Where the disk is full this fails as well; the first error is the one to show.
+        with suppress(OSError):
+            conductor.close("failed", f"{type(error).__name__}: {error}")
+        raise
+    else:
+        if not conductor.finished:
+            conductor.close("interrupted")
+        else:
+            conductor.close("exhausted" if conductor.exhausted else "finished")
+    result = results.read(folder)
+    results.write_best(result)
+    return result
+
+
+def _warm_slot(experiment: Experiment, folder: Path) -> type[tune.Trainable]:
+    from ray import tune
+
+    from pretune.slot import Slot, SlotSettings
+
+    settings = SlotSettings(
+        sweep_folder=str(folder),
+        workers=experiment.workers_per_trial,
+        cpus_per_worker=experiment.cpus_per_worker,
+        gpus_per_worker=experiment.gpus_per_worker,
+        hang_timeout_s=experiment.hang_timeout_s,
+        max_failures=experiment.max_failures,
+    )
+    slot: type[tune.Trainable] = tune.with_parameters(Slot, settings=settings)
+    return slot
+
+
+@contextmanager
+def _cluster(folder: Path, address: str | None, cpus: int | None) -> Iterator[None]:
+    # Ray is imported only once the request is known to be good.
+    from pretune.cluster import connected
+
+    with connected(address, cpus=cpus, logs=folder / "logs"):
+        yield
+
+
+def _slots(experiment: Experiment, address: str | None) -> int:
+    from pretune.cluster import nodes, slots
+
+    return slots(experiment, nodes(address))
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM ends a sweep as Ctrl-C does: Tune catches SIGINT, lets go of all trials, returns, leaves its handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def versions() -> dict[str, str]:
+    """The packages whose versions change results."""
+    names = (
+        "pretune",
+        "torch",
+        "torchvision",
+        "ray",
+        "optuna",
+        "cmaes",
+        "ffcv",
+        "numpy",
+        "numba",
+        "timm",
+        "scikit-learn",
+    )
+    found: dict[str, str] = {"python": platform.python_version()}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def host() -> dict[str, str]:
+    """Facts about the driver's machine, for the reader of a journal."""
+    uname: Any = platform.uname()
+    return {
+        "node": uname.node,
+        "system": f"{uname.system} {uname.release}",
+        "machine": uname.machine,
+        "command": sys.argv[0],
+    }

@@ -1,0 +1,389 @@
+"""The sweep's mind, driven by a toy executor without Ray: what a kill at any record leaves must decide the same."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from pretune.conductor import Conductor, SweepFailedError
+from pretune.experiment import Experiment, StoppingConfig
+from pretune.journal import FILE, Asked, Attempt, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.messages import RequestError
+from pretune.search import Space
+from trainers.config import TrialConfig
+from trainers.terms import Alignment
+
+BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=9, batch_size=64)
+Row = dict[str, Any]
+
+
+def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    trial.suggest_float("shift", 0.0, 1.0)
+    rate = trial.suggest_float("rate", 1e-3, 1.0, log=True)
+    return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
+
+
+def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    if trial.suggest_categorical("kernel", ["rbf", "energy"]) == "rbf":
+        trial.suggest_float("bandwidth", 0.1, 10.0, log=True)
+    if trial.suggest_float("refused", 0.0, 1.0) > 0.9:
+        raise ValueError("no")
+    return space(trial, base)
+
+
+def grid(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    trial.suggest_int("width", 1, 4)
+    rate = trial.suggest_categorical("rate", [0.001, 0.01, 0.1])
+    return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
+
+
+@pytest.fixture(autouse=True)
+def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk is test_journal's business; here thousands of records are written."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def experiment(**changes: Any) -> Experiment:
+    settings = {"name": "s", "space": "mine", "base": BASE, "trials": 12, "startup_trials": 4, "max_failures": 1}
+    return Experiment(**(settings | changes))
+
+
+def begin(folder: Path, made: Experiment, how: Space, clock: Callable[[], float] = lambda: 0.0) -> Conductor:
+    journal = Journal(folder, new=True, clock=clock)
+    journal.append(Opened(experiment=made))
+    return Conductor(journal, how)
+
+
+def again(folder: Path, how: Space) -> Conductor:
+    return Conductor(Journal(folder, new=False, clock=lambda: 0.0), how)
+
+
+def row(handout: Row, epoch: int, **changes: Any) -> Row:
+    """What a slot would say after `epoch`: a value that is smooth in the parameters, and a checkpoint."""
+    rate = handout["config"]["optimizer"]["learning_rate"]
+    value = (1.0 - abs(math.log10(rate) + 1.5) / 3.0) * (1.0 - 0.5**epoch)
+    running = {"outcome": "running", "reason": "", "failures": 0, "done": False}
+    checkpoint = {"path": f"/{handout['number']}/{epoch}", "sha256": "x", "epoch": epoch}
+    return {
+        **running,
+        "number": handout["number"],
+        "epoch": epoch,
+        "probe/linear": value,
+        "checkpoint": checkpoint,
+    } | changes
+
+
+class Executor:
+    """Runs a conductor's trials on `slots` toy slots; whose epoch comes next is drawn from `seed`."""
+
+    def __init__(self, conductor: Conductor, *, slots: int, seed: int) -> None:
+        self.conductor, self.slots, self.rng = conductor, slots, random.Random(seed)
+        self.running: dict[int, tuple[Row, int]] = {}
+
+    def fill(self) -> None:
+        while self.conductor.live < self.slots:
+            handout = self.conductor.next()
+            if handout is None:
+                return
+            self.conductor.started(handout["number"])
+            self.running[handout["number"]] = (handout, handout["resume"]["epoch"] if handout["resume"] else 0)
+
+    def run(self) -> None:
+        self.fill()
+        while self.running:
+            number = self.rng.choice(sorted(self.running))
+            handout, epoch = self.running[number]
+            if not self.step(number, handout, epoch + 1):
+                del self.running[number]
+            self.fill()
+        assert self.conductor.finished
+
+    def step(self, number: int, handout: Row, epoch: int) -> bool:
+        if handout["config"]["optimizer"]["learning_rate"] > 0.5 and epoch == 2:
+            self.conductor.ended(number, row(handout, 1, outcome="diverged", reason="loss/total is nan", done=True))
+            return False
+        if epoch > handout["config"]["epochs"]:
+            self.conductor.ended(number, row(handout, epoch - 1, outcome="complete", done=True))
+            return False
+        self.running[number] = (handout, epoch)
+        return self.conductor.reported(number, row(handout, epoch))
+
+
+def decisions(folder: Path) -> list[Record]:
+    """The journal without what only says that a driver came and went."""
+    return [record for record in read(folder) if not isinstance(record, Started)]
+
+
+def follow(conductor: Conductor, rest: list[Record]) -> None:
+    """Lets the trials report in the order of `rest`; everything else the conductor must decide by itself."""
+    handouts: dict[int, Row] = {}
+    conductor.settle()
+    waiting = [trial.number for trial in conductor.history.trials if not trial.ended]
+    for _ in waiting:
+        handout = conductor.next()
+        assert handout is not None
+        handouts[handout["number"]] = handout
+    assert list(handouts) == waiting
+    for record in rest:
+        if isinstance(record, Asked) and record.number == len(conductor.history.trials):
+            handout = conductor.next()
+            if handout is not None:
+                handouts[handout["number"]] = handout
+        elif isinstance(record, Epoch):
+            conductor.reported(record.number, row(handouts[record.number], record.epoch))
+        elif isinstance(record, Ended) and not conductor.history.trials[record.number].ended:
+            handout = handouts[record.number]
+            outcome = "complete" if record.state == "COMPLETE" else "diverged"
+            reason = "loss/total is nan" if outcome == "diverged" else ""
+            epoch = conductor.history.trials[record.number].last_epoch
+            conductor.ended(record.number, row(handout, epoch, outcome=outcome, reason=reason, done=True))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "how", "every"),
+    [("tpe", branching, 3), ("random", space, 9), ("grid", grid, 9), ("cmaes", space, 9)],
+)
+def test_killed_after_any_record_the_next_driver_asks_and_stops_the_same(
+    tmp_path: Path, sampler: str, how: Space, every: int
+) -> None:
+    first = begin(tmp_path / "whole", experiment(sampler=sampler), how)
+    Executor(first, slots=3, seed=1).run()
+    whole = decisions(tmp_path / "whole")
+    assert {record.state for record in whole if isinstance(record, Ended)} >= {"COMPLETE", "PRUNED"}
+    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
+    records = read(tmp_path / "whole")
+    for cut in range(1, len(lines), every):
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+        follow(again(folder, how), records[cut:])
+        assert decisions(folder) == whole, f"killed after record {cut} ({records[cut - 1].kind})"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sweep_killed_at_random_ends_with_the_asked_number_of_trials(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    Executor(begin(tmp_path / "whole", experiment(), space), slots=1, seed=0).run()
+    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / FILE).write_bytes(b"".join(lines[: rng.randrange(1, 20)]))
+    for _ in range(4):
+        conductor = again(folder, space)
+        conductor.settle()
+        Executor(conductor, slots=1, seed=0).run()
+        conductor._journal.close()
+        content = (folder / FILE).read_bytes().splitlines(keepends=True)
+        (folder / FILE).write_bytes(b"".join(content[: rng.randrange(len(content) // 2, len(content))]))
+    conductor = again(folder, space)
+    conductor.settle()
+    Executor(conductor, slots=1, seed=0).run()
+    # With one slot the order of arrival is the same, so everything is.
+    assert decisions(folder) == decisions(tmp_path / "whole")
+
+
+def test_a_stop_that_the_killed_driver_could_not_write_is_written_by_the_next(tmp_path: Path) -> None:
+    first = begin(tmp_path / "a", experiment(), space)
+    Executor(first, slots=2, seed=0).run()
+    records = read(tmp_path / "a")
+    stop = next(position for position, record in enumerate(records) if getattr(record, "state", "") == "PRUNED")
+    lines = (tmp_path / "a" / FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / FILE).write_bytes(b"".join(lines[:stop]))
+    second = again(tmp_path / "b", space)
+    second.settle()
+    assert read(tmp_path / "b")[-1] == records[stop]
+
+
+def test_unfinished_trials_come_first_with_checkpoint_and_attempt(tmp_path: Path) -> None:
+    first = begin(tmp_path, experiment(), space)
+    handouts = [first.next(), first.next(), first.next()]
+    assert all(handout is not None and handout["resume"] is None and handout["attempt"] == 0 for handout in handouts)
+    for number in (0, 1):
+        first.started(number)
+    first.reported(1, row(handouts[1] or {}, 1))
+    first.reported(1, row(handouts[1] or {}, 2))
+    first._journal.close()
+    second = again(tmp_path, space)
+    numbers = [second.next() for _ in range(4)]
+    assert [handout["number"] for handout in numbers if handout] == [0, 1, 2, 3]
+    assert numbers[1] is not None
+    assert numbers[1]["resume"] == {"path": "/1/2", "sha256": "x", "epoch": 2}
+    assert [handout["attempt"] for handout in numbers if handout] == [1, 1, 0, 0]
+
+
+def test_each_record_is_on_the_disk_before_the_listener_or_the_caller_hears_of_it(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Ear:
+        def on_event(self, record: Record) -> None:
+            assert read(tmp_path)[-1] == record
+            heard.append(record.kind)
+
+    conductor = begin(tmp_path, experiment(), space)
+    conductor.listener = Ear()
+    handout = conductor.next()
+    assert handout is not None
+    conductor.started(0)
+    conductor.reported(0, row(handout, 1))
+    conductor.ended(0, row(handout, 1, outcome="complete", done=True))
+    conductor.close("interrupted")
+    assert heard == ["asked", "started", "epoch", "ended", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "state", "told"),
+    [
+        ("complete", "", "COMPLETE", ""),
+        ("diverged", "loss/mmd is nan at step 3", "INFEASIBLE", "diverged: loss/mmd is nan at step 3"),
+        ("collapsed", "", "INFEASIBLE", "collapsed"),
+        ("out_of_memory", "needs 90 GB", "INFEASIBLE", "out_of_memory: needs 90 GB"),
+        ("failed", "failure 2, given up: KeyError", "FAIL", "failure 2, given up: KeyError"),
+    ],
+)
+def test_each_outcome_has_its_honest_end(tmp_path: Path, outcome: str, reason: str, state: str, told: str) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    handout = conductor.next()
+    assert handout is not None
+    for epoch in (1, 2):
+        conductor.reported(0, row(handout, epoch))
+    conductor.ended(0, row(handout, 2, outcome=outcome, reason=reason, done=True))
+    trial = conductor.history.trials[0]
+    assert (trial.state, trial.reason) == (state, told)
+    assert trial.value == (trial.epochs[2]["probe/linear"] if state == "COMPLETE" else None)
+    assert conductor.live == 0
+
+
+def test_a_complete_trial_without_a_usable_metric_is_not_complete(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(metric="probe/knn"), space)
+    first, second = conductor.next(), conductor.next()
+    assert first is not None
+    assert second is not None
+    conductor.reported(0, row(first, 1))
+    conductor.ended(0, row(first, 1, outcome="complete"))
+    conductor.reported(1, row(second, 1, **{"probe/knn": math.nan}))
+    conductor.ended(1, row(second, 1, outcome="complete", **{"probe/knn": math.nan}))
+    ends = [(trial.state, trial.reason) for trial in conductor.history.trials]
+    assert ends == [
+        ("FAIL", "the metric 'probe/knn' was never reported"),
+        ("INFEASIBLE", "the metric 'probe/knn' is nan"),
+    ]
+
+
+def test_a_lost_slot_gives_its_trial_back_until_it_has_failed_too_often(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(max_failures=1), space)
+    handout = conductor.next()
+    assert handout is not None
+    conductor.started(0)
+    conductor.reported(0, row(handout, 3))
+    conductor.lost(0, "node gone")
+    assert not conductor.finished
+    back = conductor.next()
+    assert back is not None
+    assert (back["number"], back["attempt"], back["resume"]["epoch"]) == (0, 1, 3)
+    conductor.lost(0, "node gone again")
+    assert (conductor.history.trials[0].state, conductor.history.trials[0].reason) == ("FAIL", "node gone again")
+    assert conductor.history.trials[0].failures == 2
+    after = conductor.next()
+    assert after is not None
+    assert after["number"] == 1
+
+
+def test_failures_that_a_slot_healed_are_written_once_each(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(max_failures=5), space)
+    handout = conductor.next()
+    assert handout is not None
+    conductor.reported(0, row(handout, 1))
+    conductor.reported(0, row(handout, 2, failures=1, reason="rank 1 was lost"))
+    conductor.reported(0, row(handout, 3, failures=1))
+    conductor.lost(0, "slot gone")
+    conductor.next()
+    conductor.reported(0, row(handout, 4, failures=1, reason="rank 0 was lost"))
+    told = [(record.failures, record.reason) for record in read(tmp_path) if isinstance(record, Attempt)]
+    assert told == [(1, "rank 1 was lost"), (2, "slot gone"), (3, "rank 0 was lost")]
+
+
+def test_epochs_that_are_run_again_after_a_failure_are_told_once(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    handout = conductor.next()
+    assert handout is not None
+    for epoch in (1, 2, 3, 2, 3, 4):
+        assert conductor.reported(0, row(handout, epoch))
+    assert list(conductor.history.trials[0].epochs) == [1, 2, 3, 4]
+
+
+def test_a_trial_that_tune_lets_go_of_while_it_runs_is_handed_out_again(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    handout = conductor.next()
+    assert handout is not None
+    conductor.ended(0, row(handout, 1))
+    assert conductor.next() == {**handout, "attempt": 0}
+
+
+def test_parameters_that_the_space_refuses_are_infeasible_trials_and_the_next_are_asked(tmp_path: Path) -> None:
+    def picky(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        if trial.suggest_categorical("good", [True, False]):
+            return space(trial, base)
+        raise optuna.TrialPruned
+
+    conductor = begin(tmp_path, experiment(sampler="random", trials=20), picky)
+    Executor(conductor, slots=2, seed=0).run()
+    trials = conductor.history.trials
+    assert len(trials) == 20
+    refused = [trial for trial in trials if not trial.params["good"]]
+    assert 4 <= len(refused) <= 16
+    assert all(trial.state == "INFEASIBLE" and trial.config is None for trial in refused)
+    assert refused[0].reason == "space 'mine' refuses {'good': False}: TrialPruned"
+
+
+def test_a_space_that_refuses_everything_ends_the_sweep_with_its_name(tmp_path: Path) -> None:
+    def hopeless(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        trial.suggest_float("x", 0.0, 1.0)
+        raise ValueError("never")
+
+    conductor = begin(tmp_path, experiment(trials=100), hopeless)
+    with pytest.raises(RequestError, match=r"space 'mine' refuses .*: never; that is refusal number 50 in a row"):
+        conductor.next()
+
+
+def test_a_grid_that_has_no_more_points_ends_the_sweep(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(sampler="grid", trials=99, stopping=StoppingConfig(enabled=False)), grid)
+    Executor(conductor, slots=3, seed=0).run()
+    assert conductor.exhausted
+    assert len(conductor.history.trials) == 12
+    assert {trial.state for trial in conductor.history.trials} == {"COMPLETE"}
+
+
+def test_a_sweep_whose_trials_all_fail_before_their_first_epoch_ends_early_with_the_reason(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    for number in range(3):
+        handout = conductor.next()
+        assert handout is not None
+        failed = row(handout, 0, outcome="failed", reason="no such data set")
+        if number < 2:
+            conductor.ended(number, failed)
+    with pytest.raises(SweepFailedError, match=r"3 trials in a row failed before any epoch .* no such data set"):
+        conductor.ended(2, failed)
+
+
+def test_failures_between_trials_that_train_do_not_end_the_sweep(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    for number in range(6):
+        handout = conductor.next()
+        assert handout is not None
+        conductor.reported(number, row(handout, 1))
+        conductor.ended(number, row(handout, 1, outcome="failed", reason="bad luck"))
+    assert [trial.state for trial in conductor.history.trials] == ["FAIL"] * 6
+
+
+def test_without_stopping_every_trial_runs_to_its_end(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(stopping=StoppingConfig(enabled=False)), space)
+    Executor(conductor, slots=2, seed=0).run()
+    assert {trial.state for trial in conductor.history.trials} <= {"COMPLETE", "INFEASIBLE"}
