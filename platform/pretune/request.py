@@ -1,0 +1,198 @@
+"""From what was typed to what will run, checked completely: recipe, overrides, data, space. Nothing is started here.
+
+Imports neither Ray, torch nor FFCV. Every complaint is a RequestError: what, rule, value, remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pretune import journal, lookup, overrides, results
+from pretune.experiment import Experiment, StoppingConfig
+from pretune.messages import RequestError, describe, did_you_mean
+from trainers import datasets
+from trainers.config import TrialConfig
+from trainers.datasets import Dataset
+
+if TYPE_CHECKING:
+    from pretune.search import Space
+
+DATA_ROOT = Path("data")
+"""Where `pretune data` writes and where built-in data sets are built, from here."""
+
+
+def configure(
+    recipe: lookup.Recipe,
+    *,
+    subset: int | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    assignments: Sequence[str] = (),
+) -> TrialConfig:
+    """The recipe with the command's options and its `--set` applied."""
+    changes = overrides.parse(assignments)
+    options: dict[str, Any] = {"data.subset": subset, "epochs": epochs, "seed": seed}
+    for path, value in options.items():
+        if value is None:
+            continue
+        if path in changes:
+            option = path.removeprefix("data.")
+            raise RequestError(
+                f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
+            )
+        changes[path] = value
+    return overrides.apply(recipe.config, changes)
+
+
+def with_data(config: TrialConfig, data: str | None, *, root: Path = DATA_ROOT) -> tuple[TrialConfig, Dataset]:
+    """`config` bound to the bytes of a data set: its folder and its manifest's hash.
+
+    `data` is a folder, a name below `root`, or 'digits', built there on first use; None is what the recipe says.
+    """
+    named = config.data.path if data is None else data
+    dataset = open_data(named, expected_hash=config.data.manifest if data is None else None, root=root)
+    place = {"path": str(dataset.folder.resolve()), "manifest": dataset.manifest_hash}
+    bound = config.model_copy(update={"data": config.data.model_copy(update=place)})
+    check_data(bound, dataset)
+    return bound, dataset
+
+
+def open_data(text: str, *, expected_hash: str | None = None, root: Path = DATA_ROOT) -> Dataset:
+    """The data set that `text` names. RequestError with the command that builds it where there is none."""
+    if text == "digits" and not Path(text).is_dir():
+        dataset = datasets.ensure_builtin(text, root)
+        return datasets.open_dataset(dataset.folder, expected_hash=expected_hash)
+    folder = Path(text)
+    if not folder.is_dir() and (root / text).is_dir():
+        folder = root / text
+    if not folder.is_dir():
+        kinds = datasets.kinds()
+        build = f"pretune data {text} --source …" if text in kinds else f"pretune data KIND --source … --out {text}"
+        raise RequestError(
+            f"data {text!r} must be a folder that `pretune data` wrote, or 'digits', but is neither; run: {build}"
+        )
+    return datasets.open_dataset(folder, expected_hash=expected_hash)
+
+
+def check_data(config: TrialConfig, dataset: Dataset) -> None:
+    """Whether `config` can be trained on, and judged by, this data set."""
+    images = len(dataset.pretrain_ids(config.data.subset))
+    if images < config.batch_size:
+        raise RequestError(
+            f"batch_size must be at most the {images} images to pretrain on (the last partial batch is dropped), "
+            f"but is {config.batch_size}; lower it with --set batch_size={max(2, images // 4)}, or use more images"
+        )
+    fewest = min(dataset.manifest.class_counts["train"], default=0)
+    wanted = config.probe.labels_per_class
+    if wanted is not None and wanted > fewest:
+        raise RequestError(
+            f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, "
+            f"but is {wanted}; lower it with --set probe.labels_per_class={fewest}"
+        )
+
+
+def check_workers(config: TrialConfig, workers: int) -> None:
+    """Whether the global batch can be divided among the workers."""
+    if config.batch_size % workers:
+        raise RequestError(
+            f"batch_size must be a multiple of the {workers} workers, but is {config.batch_size}; "
+            f"change one of them, for example --set batch_size={config.batch_size // workers * workers or workers}"
+        )
+
+
+def check_local_slots(slots: int | None, workers: int, cpus_per_worker: float = 1.0) -> None:
+    """Refuse what this machine's CPUs can never hold, before Ray looks more closely."""
+    cpus = os.cpu_count() or 1
+    need = (slots or 1) * workers * cpus_per_worker
+    if need > cpus:
+        raise RequestError(
+            f"{slots or 1} slot(s) of {workers} worker(s) need {need:g} CPUs at {cpus_per_worker:g} each, but this "
+            f"machine has {cpus}; lower --slots or --workers-per-trial, or join a cluster with --address"
+        )
+
+
+def experiment(
+    space: lookup.FoundSpace, recipe: lookup.Recipe, base: TrialConfig, *, name: str | None, options: Mapping[str, Any]
+) -> Experiment:
+    """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
+    given = {key: value for key, value in options.items() if value is not None}
+    stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
+    storage = Path(given.get("storage", Experiment.model_fields["storage"].default))
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise RequestError(
+            f"--name must be a folder name of letters, digits, '.', '_' and '-', but is {name!r}; change it"
+        )
+    values = {
+        **given,
+        "name": new_name(space.label, storage) if name is None else name,
+        "space": space.name,
+        "recipe": recipe.name,
+        "base": base,
+        "stopping": stopping,
+    }
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(describe(error, Experiment)) from error
+
+
+def check_folder_is_new(asked: Experiment) -> None:
+    """Whether the sweep's name is free."""
+    if (asked.folder / journal.FILE).exists():
+        raise RequestError(
+            f"a sweep named {asked.name!r} exists in {asked.folder.parent}; choose another --name, or go on with "
+            f"`pretune resume {asked.name}`"
+        )
+
+
+def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[str], *, draws: int = 8) -> list[str]:
+    """The `--set` paths whose value the space itself replaces, seen in a few random draws."""
+    import optuna
+
+    paths = list(overrides.parse(assignments))
+    if not paths:
+        return []
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    varied: dict[str, None] = {}
+    for _ in range(draws):
+        trial = study.ask()
+        # A draw that the space refuses says nothing here; `sweep.check` has looked at refusals.
+        with suppress(ValueError, optuna.TrialPruned):
+            config = space(trial, base)
+            varied.update(
+                {path: None for path in paths if overrides.lookup(config, path) != overrides.lookup(base, path)}
+            )
+    return [path for path in paths if path in varied]
+
+
+def new_name(label: str, folder: Path) -> str:
+    """`<label>-<day>-<time>`, with a number behind it where that exists."""
+    stem = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem if count == 0 else f"{stem}-{count + 1}" for count in range(1000))
+    return next(name for name in names if not (folder / name).exists())
+
+
+def sweep_folder(text: str, storage: Path) -> Path:
+    """The folder of the sweep called `text`: a path, or a name below `storage`."""
+    for folder in (Path(text), storage / text):
+        if (folder / journal.FILE).is_file():
+            return folder.expanduser().absolute()
+    known = sorted(path.parent.name for path in storage.glob(f"*/{journal.FILE}"))
+    if not known:
+        raise RequestError(
+            f"there is no sweep {text!r}: {storage} holds none; start one with `pretune sweep`, or give its folder"
+        )
+    raise RequestError(f"there is no sweep {text!r} in {storage}; {did_you_mean(text, known)}")
+
+
+def read_sweep(text: str, storage: Path) -> results.SweepResult:
+    """The sweep called `text`, from its journal alone."""
+    return results.read(sweep_folder(text, storage))
