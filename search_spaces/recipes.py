@@ -1,0 +1,136 @@
+"""Recipes: published settings and small ones, as functions that return a whole `TrialConfig`.
+
+A docstring gives the command, the cost, and the probe accuracy to expect with its source. No number is here that
+nobody measured.
+"""
+
+from __future__ import annotations
+
+from trainers.config import (
+    DataConfig,
+    MLPConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    ResNetConfig,
+    ScheduleConfig,
+    TrialConfig,
+    ViewConfig,
+)
+from trainers.terms import Alignment, KernelMMD
+from trainers.terms.kernels import Truncated
+
+
+def sfrik_tiny() -> TrialConfig:
+    """SFRIK on scikit-learn's digits with a tiny ResNet: a trial takes seconds on one CPU core.
+
+    Command: `pretune sweep kernels --recipe sfrik_tiny` (`make sweep`), or `pretune train sfrik_tiny`.
+    Cost: 8 epochs of 997 images of 16 px; 11 s of one CPU core, probes included.
+    Expect: a linear probe on 5 labels per class of 0.906, 0.896, 0.936 for seeds 0, 1, 2 (each ± 0.013 over the 500
+    images of `select`), where the same encoder untrained has 0.634, 0.748, 0.758 and raw pixels 0.788, 0.824, 0.840.
+    Measured here, on a machine of 2 cores shared with other work. The seed draws the labels too.
+
+    Few labels, because with all of them the untrained encoder has 0.88 to 0.92 already, and the trained one 0.96 to
+    0.97. No flips: digits have no mirror images. Residual branches start alive: started at zero, the untrained encoder
+    has 0.42 to 0.48 and would be a flattering baseline. The kernel has two degrees in equal shares: the published
+    1-40-40 is for thousands of dimensions, not for 64.
+    """
+    view = ViewConfig(
+        size=16, crop_scale=(0.3, 1.0), flip=0.0, brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, grayscale=0.0
+    )
+    return TrialConfig(
+        data=DataConfig(path="digits"),
+        views=(view, view),
+        model=ModelConfig(
+            backbone=ResNetConfig(kind="resnet_tiny", width=16, zero_init_residual=False),
+            projector=MLPConfig(widths=(128, 64), final_bias=False),
+        ),
+        objective={
+            "alignment": Alignment(weight=0.1),
+            "mmd": KernelMMD(kernel=Truncated(coefficients=(1.0, 1.0))),
+        },
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=4e-3, weight_decay=1e-2),
+        probe=ProbeConfig(labels_per_class=5, neighbors=5),
+        epochs=8,
+        batch_size=64,
+    )
+
+
+def sfrik_cifar10() -> TrialConfig:
+    """SFRIK on CIFAR-10 with a ResNet-18: the published STL-10 settings, at 32 px.
+
+    Command: `pretune data cifar10 --source …`, then `pretune train sfrik_cifar10` or
+    `pretune sweep kernels --recipe sfrik_cifar10`; on a CPU with `--set model.backbone.kind=resnet_tiny --subset 2000`.
+    Cost: 100 epochs of 45,000 images; not timed. A GPU's job: one epoch takes a CPU core about an hour.
+    Expect: no number. SFRIK's authors give none for CIFAR-10, and nobody has run this recipe to its end.
+
+    From the README of valeoai/sfrik, STL-10: per-sample alignment weight 4000 / 8192 = 0.488, kernel weights 1-40-40,
+    LARS at 1.2 x batch / 256, 100 epochs, 10 of warm-up, its crop, jitter and grayscale. Ours: batch 512 instead of
+    2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images.
+    """
+    batch_size, width = 512, 2048
+    view = ViewConfig(size=32, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2)
+    return TrialConfig(
+        data=DataConfig(path="cifar10"),
+        views=(view, view),
+        model=ModelConfig(
+            backbone=ResNetConfig(kind="resnet18"),
+            projector=MLPConfig(widths=(width, width, width), final_bias=False),
+        ),
+        objective=_published(lambda_sim=4000.0, embedding_width=8192),
+        optimizer=_lars(base_learning_rate=1.2, batch_size=batch_size),
+        schedule=ScheduleConfig(kind="cosine", warmup_share=10 / 100),
+        epochs=100,
+        batch_size=batch_size,
+    )
+
+
+def sfrik_imagenet() -> TrialConfig:
+    """SFRIK on ImageNet with a ResNet-50, as published.
+
+    Command: `pretune data images --source … --out data/imagenet`, then `pretune train sfrik_imagenet`. Cost: 200
+    epochs of 1.28 million images of 224 px on 8 GPUs of 32 GB (README of valeoai/sfrik); not timed here. Expect: 70.3
+    % top-1 with the authors' own linear evaluation (their README); this code has not been run at that size, and its
+    probe is another protocol.
+
+    From that README and code: λ_sim = 40,000 at q = 32,768, hence the per-sample weight 1.221; kernel weights
+    1-40-40; LARS at 0.4 x batch / 256, weight decay 1e-6, 10 epochs of warm-up, cosine to a thousandth; VICReg's two
+    asymmetric views; a projector without final bias or norm. bf16 stands for their float16 with loss scaling.
+    """
+    batch_size, epochs = 2048, 200
+    first = ViewConfig(size=224, blur=1.0)
+    second = ViewConfig(size=224, blur=0.1, solarize=0.2)
+    return TrialConfig(
+        data=DataConfig(path="imagenet"),
+        views=(first, second),
+        model=ModelConfig(
+            backbone=ResNetConfig(kind="resnet50"),
+            projector=MLPConfig(widths=(8192, 8192, 32768), final_bias=False),
+        ),
+        objective=_published(lambda_sim=40_000.0, embedding_width=32768),
+        optimizer=_lars(base_learning_rate=0.4, batch_size=batch_size),
+        schedule=ScheduleConfig(kind="cosine", warmup_share=10 / epochs),
+        epochs=epochs,
+        batch_size=batch_size,
+        precision="bf16",
+    )
+
+
+def _published(*, lambda_sim: float, embedding_width: int) -> dict[str, Alignment | KernelMMD]:
+    """The README's λ_sim, λ_mmd = 1 and kernel weights 1-40-40 in our units, with the same gradient.
+
+    Alignment there is a mean over the features too: λ_a = λ_sim / q. Our MMD is divided by the sum of the kernel
+    weights, 81.
+    """
+    kernel = Truncated(coefficients=(1.0, 40.0, 40.0))
+    return {
+        "alignment": Alignment(weight=lambda_sim / embedding_width),
+        "mmd": KernelMMD(kernel=kernel, weight=sum(kernel.coefficients)),
+    }
+
+
+def _lars(*, base_learning_rate: float, batch_size: int) -> OptimizerConfig:
+    """LARS as in the official code; its learning rate is base x batch / 256."""
+    return OptimizerConfig(
+        kind="lars", learning_rate=base_learning_rate * batch_size / 256, momentum=0.9, weight_decay=1e-6
+    )
