@@ -33,7 +33,8 @@ from torch import Tensor
 
 from search_spaces.recipes import sfrik_cifar10
 from trainers import health, probe
-from trainers.config import TrialConfig, with_changes
+from trainers.changes import with_changes
+from trainers.config import TrialConfig
 from trainers.data import Loaders
 from trainers.datasets import Dataset, build, open_dataset
 from trainers.model import build_model

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.suggest import log_float, made_for, term_of
-from trainers.config import TrialConfig, with_changes
+from trainers.changes import with_changes
+from trainers.config import TrialConfig
 from trainers.terms import Alignment, KernelMMD
 
 if TYPE_CHECKING:

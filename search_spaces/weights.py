@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from search_spaces import suggest
 from search_spaces.suggest import made_for
-from trainers.config import TrialConfig, with_changes
+from trainers.changes import with_changes
+from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
     from search_spaces.suggest import Trial

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"pretune": ROOT / "platform" / "pretune", "search_spaces": ROOT / "search_spaces", "trainers": ROOT / "trainers"}
+PACKAGES = {
+    "pretune": ROOT / "platform" / "pretune",
+    "search_spaces": ROOT / "search_spaces",
+    "trainers": ROOT / "trainers",
+}
+NAMES_OF_NOTHING = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
 FORBIDDEN = {
     "trainers": {"ray", "optuna", "pretune", "search_spaces"},
     "search_spaces": {"ray", "torch", "torchvision", "ffcv", "pretune"},
@@ -76,7 +81,7 @@ def test_the_folder_named_platform_never_becomes_a_package() -> None:
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_no_module_is_named_after_nothing(package: str) -> None:
-    assert not {path.stem for path in source_files(package)} & {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
+    assert not {path.stem for path in source_files(package)} & NAMES_OF_NOTHING
 
 
 def test_the_pinned_versions_name_no_address() -> None:

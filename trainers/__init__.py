@@ -1,1 +1,1 @@
-"""One self-supervised pretraining run: configs, data, views, model, objective, loop, probe. Knows torch and FFCV; nothing of Ray or Optuna."""
+"""One self-supervised pretraining run, from config to probe. Knows torch and FFCV; has never heard of Ray or Optuna."""

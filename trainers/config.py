@@ -235,35 +235,3 @@ class TrialConfig(Config):
             if term.weight > 0.0:  # weight 0 equals the term being absent
                 term.check(name, self)
         return self
-
-
-def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig:
-    """A copy of `config` with the value at each dotted path replaced, checked as a whole.
-
-    Paths are as everywhere: `optimizer.learning_rate`, `views.0.flip`, `views.*.flip` for all views,
-    `objective.<name>.weight`; `objective.<name>` with a whole term adds it. Values are what JSON can say; a whole
-    object replaces a whole object. ValueError where a path leads nowhere or the result is not a valid config.
-    """
-    values = config.model_dump(mode="json")
-    for path, value in changes.items():
-        _put(values, path.split("."), value, path)
-    return TrialConfig.model_validate(values)
-
-
-def _put(holder: Any, keys: list[str], value: Any, path: str) -> None:
-    """Set `value` at `keys` below `holder`, a list or dict of JSON; `*` stands for each of its items."""
-    first, *rest = keys
-    if isinstance(holder, dict):
-        known: list[Any] = list(holder)
-        wanted: Any = first
-    else:
-        known = list(range(len(holder))) if isinstance(holder, list) else []
-        wanted = int(first) if first.isdigit() else first
-    may_be_new = isinstance(holder, dict) and not rest
-    if first != "*" and wanted not in known and not may_be_new:
-        raise ValueError(f"{path}: {first!r} must be one of {[*map(str, known)]}; correct the path")
-    for name in known if first == "*" else [wanted]:
-        if rest:
-            _put(holder[name], rest, value, path)
-        else:
-            holder[name] = value

@@ -1,4 +1,4 @@
-"""What a run tells whoever started it: a report each epoch, and one outcome. Plain values, no torch, so that any process can read them."""
+"""What a run tells whoever started it: a report each epoch, and one outcome. Plain values, readable without torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EpochReport(BaseModel):
 
 
 class Outcome(BaseModel):
-    """How a run ended, as a result: a configuration that diverges or does not fit in memory is not a failure of the machine."""
+    """How a run ended, as a result: a configuration that diverges or does not fit in memory is no machine's failure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -19,6 +19,7 @@ from pretune import journal, lookup, overrides, results
 from pretune.experiment import Experiment, StoppingConfig
 from pretune.messages import RequestError, describe, did_you_mean
 from trainers import datasets
+from trainers.changes import value_at
 from trainers.config import TrialConfig
 from trainers.datasets import Dataset
 
@@ -167,9 +168,7 @@ def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[s
         # A draw that the space refuses says nothing here; `sweep.check` has looked at refusals.
         with suppress(ValueError, optuna.TrialPruned):
             config = space(trial, base)
-            varied.update(
-                {path: None for path in paths if overrides.lookup(config, path) != overrides.lookup(base, path)}
-            )
+            varied.update({path: None for path in paths if value_at(config, path) != value_at(base, path)})
     return [path for path in paths if path in varied]
 
 

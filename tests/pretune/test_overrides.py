@@ -8,6 +8,7 @@ import pytest
 
 from pretune import overrides
 from pretune.messages import RequestError
+from trainers.changes import value_at
 from trainers.config import TrialConfig
 
 BASE = TrialConfig.model_validate({"objective": {"alignment": {"weight": 2.0}, "mmd": {"weight": 1.0}}})
@@ -31,7 +32,7 @@ def changed(*assignments: str) -> TrialConfig:
     ],
 )
 def test_a_path_changes_what_it_names(assignment: str, path: str, value: Any) -> None:
-    assert overrides.lookup(changed(assignment), path) == value
+    assert value_at(changed(assignment), path) == value
 
 
 def test_nothing_else_changes() -> None:

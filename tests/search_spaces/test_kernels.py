@@ -7,7 +7,8 @@ from optuna.trial import FixedTrial
 
 from search_spaces.kernels import KERNELS, space
 from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
-from trainers.config import TrialConfig, with_changes
+from trainers.changes import with_changes
+from trainers.config import TrialConfig
 from trainers.terms import Alignment, KernelMMD
 from trainers.terms.kernels import IMQ, RBF, Energy, Kernel, Laplace, LogRBF, Truncated
 

@@ -7,7 +7,8 @@ import torch
 
 from search_spaces import RECIPES
 from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
-from trainers.config import TrialConfig, with_changes
+from trainers.changes import with_changes
+from trainers.config import TrialConfig
 from trainers.objective import Objective
 from trainers.terms import Outputs
 

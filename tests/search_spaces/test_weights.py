@@ -9,7 +9,7 @@ from optuna.trial import FixedTrial
 from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
 from search_spaces.suggest import weight
 from search_spaces.weights import space
-from trainers.config import with_changes
+from trainers.changes import with_changes
 
 
 def test_each_weight_ranges_over_a_decade_on_both_sides_of_the_recipes() -> None:

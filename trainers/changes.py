@@ -1,0 +1,120 @@
+"""A changed copy of a config, by dotted path: what `--set`, `--factor` and search spaces are made of.
+
+Paths are as everywhere: `optimizer.learning_rate`; `views.0.flip` for one view, `views.*.flip` for all;
+`objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` drops the inherited keys that it does not
+know. A path through something absent (`model.teacher.momentum` without a teacher) creates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainers.config import TrialConfig
+
+Keys = tuple[str, ...]
+
+
+def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig:
+    """A copy of `config` with the value at each path replaced, checked as a whole.
+
+    Values are what JSON can say; a whole object replaces a whole object. ValueError where a path leads nowhere,
+    pydantic's ValidationError (one too) where the result is not a valid config.
+    """
+    values = config.model_dump(mode="json")
+    chosen: set[Keys] = set()
+    rekinded: list[Keys] = []
+    for path, value in changes.items():
+        for keys in _expand(values, tuple(path.split(".")), path):
+            holder = _holder(values, keys, path)
+            if keys[-1] == "kind" and isinstance(holder, dict) and holder.get("kind") != value:
+                rekinded.append(keys[:-1])
+            _put(holder, keys[-1], value, path)
+            chosen.add(keys)
+    try:
+        return TrialConfig.model_validate(values)
+    except ValidationError as error:
+        if not _drop_foreign_keys(values, error, rekinded, chosen):
+            raise
+    return TrialConfig.model_validate(values)
+
+
+def value_at(config: TrialConfig, path: str) -> Any:
+    """The JSON value at `path` (a list of values where it has a `*`), for comparing two configs there."""
+    values = config.model_dump(mode="json")
+    found = [_get(values, keys) for keys in _expand(values, tuple(path.split(".")), path)]
+    return found if "*" in path.split(".") else found[0]
+
+
+def _get(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        if isinstance(values, list):
+            values = values[int(key)] if key.isdigit() and int(key) < len(values) else None
+        else:
+            values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _expand(values: Any, keys: Keys, path: str) -> list[Keys]:
+    """`keys` once for each item that a `*` in it stands for."""
+    if "*" not in keys:
+        return [keys]
+    position = keys.index("*")
+    holder = _get(values, keys[:position])
+    if not isinstance(holder, list | dict) or not holder:
+        place = ".".join(keys[:position])
+        raise ValueError(f"{path}: '*' means all items of a list or mapping, but {place!r} is none; name a key")
+    items = [str(index) for index in range(len(holder))] if isinstance(holder, list) else list(holder)
+    one_each = [(*keys[:position], item, *keys[position + 1 :]) for item in items]
+    return [longer for one in one_each for longer in _expand(values, one, path)]
+
+
+def _holder(values: Any, keys: Keys, path: str) -> Any:
+    """What holds the last key; objects that are absent on the way are created."""
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(values, list):
+            values = values[_position(values, key, path)]
+        elif isinstance(values, dict):
+            if values.get(key) is None:
+                values[key] = {}
+            values = values[key]
+        else:
+            raise _is_a_value(path, keys[:depth], values, key)
+    return values
+
+
+def _put(holder: Any, key: str, value: Any, path: str) -> None:
+    if isinstance(holder, list):
+        holder[_position(holder, key, path)] = value
+    elif isinstance(holder, dict):
+        holder[key] = value
+    else:
+        raise _is_a_value(path, path.split(".")[:-1], holder, key)
+
+
+def _is_a_value(path: str, place: Sequence[str], value: Any, key: str) -> ValueError:
+    return ValueError(f"{path}: {'.'.join(place)!r} is the value {value!r} and has no {key!r}; shorten the path")
+
+
+def _position(items: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ValueError(f"{path}: {key!r} must be a position from 0 to {len(items) - 1}, or '*' for all")
+    return int(key)
+
+
+def _drop_foreign_keys(values: Any, error: ValidationError, rekinded: Sequence[Keys], chosen: set[Keys]) -> bool:
+    """Remove keys that a changed `kind` does not know and that were inherited; True if that changed anything."""
+    dropped = False
+    for problem in error.errors(include_url=False):
+        if problem["type"] != "extra_forbidden":
+            continue
+        for holder in rekinded:
+            keys = (*holder, str(problem["loc"][-1]))
+            place = _get(values, holder)
+            same = tuple(str(part) for part in problem["loc"][: len(holder)]) == holder
+            if same and keys not in chosen and isinstance(place, dict) and keys[-1] in place:
+                del place[keys[-1]]
+                dropped = True
+    return dropped
