@@ -1,0 +1,347 @@
+"""A warm worker group: one long-lived Ray Train run that serves trial after trial.
+
+`TorchTrainer.fit()` runs in a thread of the slot's process. Its training function (`worker.loop`) takes commands from a
+mailbox until it is told to shut down. Start-up (imports, process group, CUDA context, compiled pipelines, open files)
+is so paid once per slot and not once per trial. Ray Train restarts the group when a worker dies; the group then
+announces itself with a new generation, and the slot tells it what to run from which checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pretune.mailbox import Command, Event, Mailbox, Ready, Worker
+
+if TYPE_CHECKING:
+    from pretune.worker import Train
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 2.0
+"""Bound of one long poll of the slot; between two polls it looks at its fit thread and at the workers' silence."""
+CALL_S = 60.0
+"""Bound of any other call to the mailbox, which only touches memory."""
+
+
+class SlotSettings(BaseModel):
+    """What all trials of one slot share. Needs neither Ray nor torch, so that a request can be checked with it.
+
+    Raises ValueError where the workers of one trial could not form a process group.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sweep_folder: str = Field(description="absolute path, on storage that every node sees")
+    workers: int = Field(1, ge=1, description="DDP workers of one trial")
+    cpus_per_worker: float = Field(1.0, ge=0.0)
+    gpus_per_worker: float = Field(
+        0.0, ge=0.0, description="a fraction is possible with one worker: several trials share a GPU"
+    )
+    hang_timeout_s: float = Field(
+        900.0, gt=0.0, description="without any sign of life from a worker that should be training"
+    )
+    max_failures: int = Field(3, ge=0, description="failures of one trial that are retried from its last checkpoint")
+    process_group_timeout_s: float = Field(1800.0, ge=1.0, description="of one collective, within an epoch")
+    group_start_timeout_s: float = Field(
+        1200.0, gt=0.0, description="to place and start a worker group, nodes that boot included"
+    )
+    abandoned_after_s: float = Field(
+        1800.0, gt=0.0, description="a group that no slot has asked for this long ends by itself"
+    )
+    recycle_after_trials: int | None = Field(
+        None, ge=1, description="replace the group after so many trials, if memory drifts"
+    )
+    storage: str | None = Field(None, description="where Ray Train keeps its bookkeeping; default <sweep_folder>/slots")
+
+    @model_validator(mode="after")
+    def _can_be_placed(self) -> SlotSettings:
+        if not os.path.isabs(self.sweep_folder):
+            raise ValueError(
+                f"sweep_folder must be an absolute path (workers run elsewhere), but is {self.sweep_folder!r}; "
+                "resolve it first"
+            )
+        if not float(self.gpus_per_worker).is_integer():
+            if self.gpus_per_worker > 1:
+                raise ValueError(
+                    f"gpus_per_worker must be a whole number or below 1, but is {self.gpus_per_worker}; "
+                    f"use {math.floor(self.gpus_per_worker)} or {math.ceil(self.gpus_per_worker)}"
+                )
+            if self.workers > 1:
+                raise ValueError(
+                    "gpus_per_worker below 1 needs workers=1, because NCCL refuses two ranks of one group on the same "
+                    f"GPU, but is {self.gpus_per_worker} with workers={self.workers}; "
+                    "use one worker per trial, or whole GPUs"
+                )
+        if not self.cpus_per_worker and not self.gpus_per_worker:
+            raise ValueError(
+                "cpus_per_worker and gpus_per_worker are both 0: a worker must ask for something; use cpus_per_worker=1"
+            )
+        return self
+
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def trial_folder(self, number: int) -> Path:
+        return Path(self.sweep_folder) / "trials" / f"{number:04d}"
+
+
+class GroupStartError(RuntimeError):
+    """The worker group could not be placed or started within its bound."""
+
+
+class Group:
+    """Owns the mailbox, the thread in which `fit()` runs, and the handles of the workers. Not thread-safe: one slot
+    uses it.
+    """
+
+    def __init__(self, settings: SlotSettings, make_train: Callable[[], Train] | None = None) -> None:
+        import ray
+
+        self.settings = settings
+        self.name = f"slot-{uuid.uuid4().hex[:8]}"
+        self.generation = 0
+        """Of the newest group that announced itself: how often a worker group was started for this slot."""
+        self.workers: tuple[Worker, ...] = ()
+        """Of the group that waits or works now; empty while none is up."""
+        self._make_train = make_train
+        self._records = Path(settings.sweep_folder) / "slots"
+        self._reclaim()
+        mailbox = ray.remote(Mailbox).options(name=self.name, num_cpus=0, max_concurrency=1000)
+        self._mailbox: Any = mailbox.remote(settings.workers)
+        self._acknowledged = 0
+        self._pending: deque[Event] = deque()
+        self._silence_s: dict[int, float] = {}
+        self._fit_error: BaseException | None = None
+        self._fits = 0
+        self._closing = False
+        self._thread = self._start_fit()
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    def _start_fit(self) -> threading.Thread:
+        self._fits += 1
+        self._fit_error = None
+        thread = threading.Thread(target=self._fit, name=f"fit-{self.name}-{self._fits}", daemon=True)
+        thread.start()
+        return thread
+
+    def _fit(self) -> None:
+        """Runs until the group is told to shut down. Whatever ends it before is kept for the slot, which watches this
+        thread.
+        """
+        try:
+            from pretune.trainrun import make_run
+
+            name = f"{self.name}-{self._fits}"
+            make_run(name, self._mailbox, self.settings, self._make_train).fit()
+        except BaseException as error:  # it must reach the slot's thread, whatever it is
+            self._fit_error = error
+            if not self._closing:
+                logger.warning("%s: Ray Train's run ended: %s", self.name, error)
+
+    def ready(self) -> int:
+        """Wait until a group is up; its generation. Raises GroupStartError, naming what is missing, when the bound has
+        passed.
+        """
+        settings = self.settings
+        deadline = time.monotonic() + settings.group_start_timeout_s
+        fits_at_most = self._fits + 2
+        while not self.workers:
+            if not self._thread.is_alive():
+                if self._fits >= fits_at_most:
+                    raise GroupStartError(
+                        f"the worker group of {self.name} ended while it started, {self._fits} times: {self._fit_error}"
+                    ) from self._fit_error
+                self._thread = self._start_fit()
+            if time.monotonic() > deadline:
+                raise GroupStartError(self._what_is_missing())
+            if self._poll(POLL_S) is None:
+                self._reclaim()
+        return self.generation
+
+    def _what_is_missing(self) -> str:
+        import ray
+
+        settings = self.settings
+        wanted = " + ".join(f"{amount:g} {name}" for name, amount in settings.resources_per_worker.items())
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        names = settings.resources_per_worker
+        have = ", ".join(f"{held.get(name, 0.0):g} {name} of which {free.get(name, 0.0):g} free" for name in names)
+        return (
+            f"no worker group within {settings.group_start_timeout_s:g} s: {settings.workers} workers of {wanted} each "
+            f"were asked for, the cluster holds {have}; use fewer slots or workers, or raise group_start_timeout_s if "
+            "nodes take longer to start"
+        )
+
+    def replace(self, reason: str) -> None:
+        """Kill the workers of this group. Ray Train starts a new one, for which `ready` waits."""
+        logger.info("%s: generation %d is replaced: %s", self.name, self.generation, reason)
+        workers, self.workers = self.workers, ()
+        kill(workers)
+
+    def close(self, timeout_s: float = 45.0) -> None:
+        """Shut the group down and wait until Ray Train has given everything back; kill what does not end by itself.
+        Idempotent.
+        """
+        import ray
+
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            ray.get(self._mailbox.close.remote(), timeout=CALL_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("%s: the mailbox is gone already: %s", self.name, error)
+        self._thread.join(timeout_s * 2 / 3)
+        if self._thread.is_alive():
+            logger.warning("%s: the group does not end by itself; killing its workers", self.name)
+            kill(self.workers)
+            self._thread.join(timeout_s / 3)
+        if self._thread.is_alive():
+            logger.error("%s: Ray Train's run did not end within %g s; it dies with this process", self.name, timeout_s)
+        self.workers = ()
+        ray.kill(self._mailbox)
+        self._record.unlink(missing_ok=True)
+
+    # ---- placement groups of slots that died -------------------------------------------------------------------------
+
+    # A slot that dies hard takes its mailbox, Ray Train's controller and the workers with it: Ray kills what a dead
+    # process owns. Only the workers' placement group stays, with their CPUs and GPUs. Ray Train's cleaner removes it
+    # where a dashboard answers its questions; the slot that Tune starts next does so anywhere.
+
+    @property
+    def _record(self) -> Path:
+        return self._records / f"{self.name}.placement"
+
+    def _reclaim(self) -> None:
+        """Remove the placement groups of slots whose mailbox is gone."""
+        import ray
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        self._records.mkdir(parents=True, exist_ok=True)
+        for record in sorted(self._records.glob("*.placement")):
+            try:
+                ray.get_actor(record.stem)
+            except ValueError:
+                group_id = ray.PlacementGroupID.from_hex(record.read_text())
+                remove_placement_group(PlacementGroup(group_id))
+                record.unlink(missing_ok=True)
+                logger.warning("%s: took back the resources of %s, whose process is gone", self.name, record.stem)
+
+    # ---- talk --------------------------------------------------------------------------------------------------------
+
+    def send(self, command: Command) -> bool:
+        """False if the group was restarted meanwhile; `event` then tells of the new one."""
+        import ray
+
+        self._silence_s = {}
+        return bool(ray.get(self._mailbox.send.remote(self.generation, command), timeout=CALL_S))
+
+    def event(self) -> Event | None:
+        """The next event of the current group, or `Ready` of a new one; None after about `POLL_S`. Restarts a run that
+        ended.
+        """
+        if not self._thread.is_alive():
+            self.workers = ()
+            self._thread = self._start_fit()
+        return self._poll(POLL_S)
+
+    @property
+    def longest_silence_s(self) -> float:
+        """Of the rank that was quiet longest, since the last command."""
+        return max(self._silence_s.values(), default=0.0)
+
+    def dead_ranks(self) -> list[int]:
+        """Ranks whose process is gone: looked up on this node, asked for within a bound on others."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        near = [worker for worker in self.workers if worker.node == here]
+        dead = [worker.rank for worker in near if process_started(worker.pid) != worker.started]
+        calls = {worker.handle.__ray_ready__.remote(): worker.rank for worker in self.workers if worker.node != here}
+        answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=3.0) if calls else ([], [])
+        for call in answered:
+            try:
+                ray.get(call)
+            except ray.exceptions.RayActorError:
+                dead.append(calls[call])
+        return sorted(dead)
+
+    def _poll(self, timeout_s: float) -> Event | None:
+        import ray
+
+        if not self._pending:
+            news = ray.get(self._mailbox.events.remote(self._acknowledged, timeout_s), timeout=timeout_s + CALL_S)
+            self._silence_s = news.silence_s
+            for sequence, event in news.events:
+                self._acknowledged = sequence
+                self._pending.append(event)
+        while self._pending:
+            event = self._pending.popleft()
+            if isinstance(event, Ready):
+                self.generation, self.workers = event.generation, event.workers
+                pids = ", ".join(str(worker.pid) for worker in event.workers)
+                logger.info("%s: generation %d is ready, pids %s", self.name, event.generation, pids)
+                self._record.write_text(event.workers[0].placement_group)
+                return event
+            if event.generation == self.generation and self.workers:
+                return event
+        return None
+
+
+def kill(workers: tuple[Worker, ...], grace_s: float = 1.0) -> None:
+    """End these processes, whatever they do: by Ray's handle, and a moment later by pid where that did not help."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not workers:
+        return
+    for worker in workers:
+        ray.kill(worker.handle)
+    here = ray.get_runtime_context().get_node_id()
+    deadline = time.monotonic() + grace_s
+    near = [worker for worker in workers if worker.node == here]
+    while time.monotonic() < deadline and any(process_started(worker.pid) == worker.started for worker in near):
+        time.sleep(0.02)
+    for worker in workers:
+        if worker.node == here:
+            kill_process(worker.pid, worker.started)
+        else:
+            strategy = NodeAffinitySchedulingStrategy(worker.node, soft=False)
+            remote = ray.remote(kill_process).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+            remote.remote(worker.pid, worker.started)
+
+
+def process_started(pid: int) -> float | None:
+    """When a process of this machine started, in clock ticks since boot; None if there is none (or only its zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else float(fields[19])
+
+
+def kill_process(pid: int, started: float) -> bool:
+    """SIGKILL, if the pid still is the process that started then. False if it was gone."""
+    if process_started(pid) != started:
+        return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
