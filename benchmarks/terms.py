@@ -1,11 +1,16 @@
-"""What a regularizer costs: SFRIK's kernel MMD against what a user would pick instead, VICReg's variance + covariance.
+"""What a regularizer costs, against what a user would pick instead: VICReg's variance + covariance.
 
     python benchmarks/terms.py [--batch 256] [--dimensions 512 2048 8192] [--repeats 5] [--threads 1]
+                               [--terms brownian ...]
 
 One regularizer alone, forward and backward down to the embeddings of two views, float32. Per method and dimension:
 the best time of `--repeats` (the machine may be shared), and the extra memory at its peak: what is allocated beyond
 the embeddings and their gradients. On a CPU that is the growth of the process's peak resident memory, each case in a
-process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg / SFRIK: above 1, SFRIK is cheaper.
+process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg / term: above 1, the term is cheaper.
+
+Whitening needs settings that fit the batch and the dimension: channel whitening takes sub-batches of 64 (the published
+size; less where a group would be narrower) in 4 groups, batch whitening as many groups as keep half as many channels as
+images in each. Both include their alignment of the two views, which the others do without.
 
 The reference is the official form (facebookresearch/vicreg): per view, hinge of the standard deviation and squared
 off-diagonal covariance. Both are one process: nothing is gathered.
@@ -20,18 +25,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainers.terms import KernelMMD, Outputs, TermConfig
+from trainers.terms import BatchWhitening, Brownian, ChannelWhitening, KernelMMD, Outputs, SingularValue, TermConfig
 from trainers.terms.kernels import RBF, Truncated
 
-TERMS: dict[str, TermConfig] = {
-    "sfrik, degree 3, gram": KernelMMD(kernel=Truncated(), form="gram"),
-    "sfrik, degree 2, auto": KernelMMD(kernel=Truncated(coefficients=(1.0, 40.0))),
-    "rbf, gram": KernelMMD(kernel=RBF()),
+
+def channel_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], TermConfig]:
+    return lambda batch, dimension: ChannelWhitening(
+        sub_batch_size=min(64, batch, dimension // 8), group_count=4, factor=factor
+    )
+
+
+def batch_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], TermConfig]:
+    return lambda batch, dimension: BatchWhitening(group_count=max(1, 2 * dimension // batch), factor=factor)
+
+
+TERMS: dict[str, Callable[[int, int], TermConfig]] = {
+    "sfrik, degree 3, gram": lambda _, __: KernelMMD(kernel=Truncated(), form="gram"),
+    "sfrik, degree 2, auto": lambda _, __: KernelMMD(kernel=Truncated(coefficients=(1.0, 40.0))),
+    "rbf, gram": lambda _, __: KernelMMD(kernel=RBF()),
+    "singular value, nuclear": lambda _, __: SingularValue(),
+    "singular value, frobenius": lambda _, __: SingularValue(form="frobenius"),
+    "brownian": lambda _, __: Brownian(),
+    "channel whitening, zca": channel_whitening("zca"),
+    "channel whitening, cholesky": channel_whitening("cholesky"),
+    "batch whitening, zca": batch_whitening("zca"),
+    "batch whitening, cholesky": batch_whitening("cholesky"),
 }
+"""By name: the term's settings for a batch size and a dimension."""
+
 VICREG = "vicreg, variance + covariance"
 
 
@@ -48,10 +74,10 @@ def vicreg(views: tuple[Tensor, ...]) -> Tensor:
     return total
 
 
-def loss_of(name: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
+def loss_of(name: str, batch: int, dimension: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
     if name == VICREG:
         return vicreg
-    term = TERMS[name]
+    term = TERMS[name](batch, dimension)
 
     def loss(views: tuple[Tensor, ...]) -> Tensor:
         return term(
@@ -60,7 +86,7 @@ def loss_of(name: str) -> Callable[[tuple[Tensor, ...]], Tensor]:
                 projections=views,
                 predictions=None,
                 targets=None,
-                sample_ids=torch.arange(len(views[0])),
+                sample_ids=torch.arange(len(views[0]), device=views[0].device),
                 seed=0,
                 step=0,
             )
@@ -73,12 +99,11 @@ def measure(name: str, batch: int, dimension: int, repeats: int, threads: int) -
     """Seconds of the best step and extra bytes at the peak of the first."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loss = loss_of(name)
 
     def step(views: tuple[Tensor, ...]) -> None:
         for view in views:
             view.grad.zero_() if view.grad is not None else None
-        loss(views).backward()  # type: ignore[no-untyped-call]
+        loss_of(name, batch, views[0].shape[1])(views).backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -115,6 +140,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--terms", nargs="+", choices=[*TERMS], default=[*TERMS], metavar="NAME", help="of these only")
     parser.add_argument("--case", nargs=2, metavar=("NAME", "DIMENSION"), help="measure one case, print it as JSON")
     arguments = parser.parse_args()
     settings = [
@@ -135,7 +161,7 @@ def main() -> None:
     print(f"{'dimension':>9}  {'term':<30}{'ms':>9}{'extra MB':>10}{'time ratio':>12}{'memory ratio':>14}")
     for dimension in arguments.dimensions:
         reference: dict[str, float] = {}
-        for name in (VICREG, *TERMS):
+        for name in (VICREG, *arguments.terms):
             command = [sys.executable, __file__, *settings, "--case", name, str(dimension)]
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
             case: dict[str, float] = json.loads(answer.stdout)

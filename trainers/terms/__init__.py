@@ -6,8 +6,26 @@ from pydantic import Field
 
 from trainers.terms.alignment import Alignment
 from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.brownian import Brownian
+from trainers.terms.centroid import MultiviewCentroid
 from trainers.terms.mmd import KernelMMD
+from trainers.terms.singular_value import SingularValue
+from trainers.terms.whitening import BatchWhitening, ChannelWhitening
 
-Term = Annotated[Alignment | KernelMMD, Field(discriminator="kind")]
+Term = Annotated[
+    Alignment | BatchWhitening | Brownian | ChannelWhitening | KernelMMD | MultiviewCentroid | SingularValue,
+    Field(discriminator="kind"),
+]
 
-__all__ = ["Alignment", "KernelMMD", "Outputs", "Term", "TermConfig"]
+__all__ = [
+    "Alignment",
+    "BatchWhitening",
+    "Brownian",
+    "ChannelWhitening",
+    "KernelMMD",
+    "MultiviewCentroid",
+    "Outputs",
+    "SingularValue",
+    "Term",
+    "TermConfig",
+]

@@ -1,7 +1,8 @@
 """What every term must do, run over the `Term` union: a new term is covered the moment it is listed there.
 
-Each term is tried with its default settings on outputs that hold everything a model can make. Settings that deserve the
-same checks are added to `MORE`.
+Each term is tried with its default settings on outputs that hold everything a model can make, or with those of `SMALL`
+where the defaults need more rows or dimensions than these tests have. Settings that deserve the same checks are added
+to `MORE`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,49 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.objective import Objective
-from trainers.terms import KernelMMD, Outputs, Term, TermConfig
+from trainers.terms import (
+    BatchWhitening,
+    Brownian,
+    ChannelWhitening,
+    KernelMMD,
+    MultiviewCentroid,
+    Outputs,
+    SingularValue,
+    Term,
+    TermConfig,
+)
 from trainers.terms.kernels import IMQ, RBF, Energy, Laplace, Linear, LogRBF, Quadratic, Truncated
 
 union = get_args(Term)[0]
 CLASSES: tuple[type[TermConfig], ...] = get_args(union) or (union,)
 KERNELS = (Truncated(), Linear(), Quadratic(), RBF(), LogRBF(), IMQ(), Laplace(), Energy())
+SMALL: dict[type[TermConfig], dict[str, Any]] = {
+    ChannelWhitening: {"sub_batch_size": 2, "group_count": 2},
+    BatchWhitening: {"group_count": 2},
+}
 MORE: list[TermConfig] = [
     *(KernelMMD(kernel=kernel, estimator="u", normalize=False) for kernel in KERNELS),
     *(KernelMMD(kernel=kernel, form="gram") for kernel in KERNELS),
     KernelMMD(kernel=Truncated(coefficients=(1.0, 2.0)), form="feature"),
+    MultiviewCentroid(reading="v2c", normalize=False),
+    MultiviewCentroid(reading="v2c", view_split="all"),
+    MultiviewCentroid(reading="pairs"),
+    *(SingularValue(form=form) for form in ("frobenius", "entropy", "spectral", "logdet")),
+    SingularValue(rows="stacked", source="projection"),
+    SingularValue(rows="centroid", center=True),
+    Brownian(share="view", norm="gaussian"),
+    Brownian(share="batch", source="projection"),
+    ChannelWhitening(sub_batch_size=2, group_count=1, factor="cholesky", shrinkage=1e-3),
+    ChannelWhitening(sub_batch_size=2, group_count=2, factor="newton", repeats=2, share_partition=True),
+    BatchWhitening(group_count=2, over="sub_batch", sub_batch_size=8, factor="cholesky", repeats=2),
+    BatchWhitening(group_count=2, factor="cholesky", normalize=False, shrinkage=1e-3),
+    BatchWhitening(group_count=2, factor="newton", share_partition=False),
 ]
-TERMS: list[TermConfig] = [*(term() for term in CLASSES), *MORE]
+TERMS: list[TermConfig] = [*(term(**SMALL.get(term, {})) for term in CLASSES), *MORE]
 EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: term.__name__)
 EVERY_TERM = pytest.mark.parametrize("term", TERMS, ids=repr)
 
-IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 5, 3
+IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 8, 3
 
 
 class Network(nn.Module):
@@ -106,7 +134,7 @@ def test_two_processes_equal_one_in_value_and_in_each_parameters_gradient(
             assert error < tolerance, f"{term!r} on rank {rank}: {error}"
 
 
-def random_outputs(n: int = 5, q: int = 3, dtype: torch.dtype = torch.float64) -> Outputs:
+def random_outputs(n: int = 8, q: int = 6, dtype: torch.dtype = torch.float64) -> Outputs:
     generator = torch.Generator().manual_seed(0)
 
     def rows(width: int, requires_grad: bool = True) -> tuple[Tensor, ...]:

@@ -1,0 +1,140 @@
+"""Whitening matrices: Φ S Φᵀ = I, and gradients that survive repeated eigenvalues (CW-RGP, oracles 2, 7, 10, 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.terms.whitening_factor import (
+    cholesky_factor,
+    inverse_root,
+    newton_inverse_root,
+    principal_factor,
+    whiten,
+)
+
+SPECTRA = {
+    "identity": [1.0, 1, 1, 1, 1, 1],
+    "repeated": [1.0, 1, 2, 2, 2, 5],
+    "clustered": [1.0, 1 + 1e-9, 1 + 2e-9, 2, 2 + 1e-8, 5],
+    "generic": [0.3, 0.7, 1.1, 1.9, 2.6, 5],
+    "wide": [1e-6, 1e-4, 1e-2, 1, 1e2, 1e4],
+}
+EVERY_SPECTRUM = pytest.mark.parametrize("spectrum", SPECTRA)
+
+
+def rotation(size: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    turn: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    return turn
+
+
+def moment_of(spectrum: str) -> Tensor:
+    u = rotation(6)
+    return u * torch.tensor(SPECTRA[spectrum], dtype=torch.float64) @ u.T
+
+
+def matrix(kind: Any, moment: Tensor, steps: int = 60) -> Tensor:
+    return whiten(torch.eye(moment.shape[-1], dtype=moment.dtype), moment, kind, steps)
+
+
+@EVERY_SPECTRUM
+@pytest.mark.parametrize("kind", ["zca", "cholesky", "pca", "newton"])
+def test_the_second_moment_becomes_the_identity(kind: Any, spectrum: str) -> None:
+    moment = moment_of(spectrum)
+    factor = matrix(kind, moment)
+    tolerance = 1e-4 if spectrum == "wide" else 1e-12
+    torch.testing.assert_close(factor @ moment @ factor.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=tolerance)
+
+
+def test_factors_have_their_shapes_and_differ_by_orthogonal_matrices() -> None:
+    moment = moment_of("generic")
+    values, u = torch.linalg.eigh(moment)
+    zca, cholesky, pca = (matrix(kind, moment) for kind in ("zca", "cholesky", "pca"))
+    torch.testing.assert_close(zca, zca.T)
+    assert torch.linalg.eigvalsh(zca).min() > 0
+    torch.testing.assert_close(zca @ zca @ moment, torch.eye(6, dtype=torch.float64))
+    assert cholesky.triu(1).abs().max() == 0
+    torch.testing.assert_close(pca.abs(), (u / values.sqrt()).T.flip(0).abs())
+    torch.testing.assert_close(u.flip(1) * (u.flip(1) * pca.T).sum(0).sign() @ pca, zca)  # Φ_ZCA = U Φ_PCA
+    for other in (cholesky, pca):
+        turn = other @ torch.linalg.inv(zca)
+        torch.testing.assert_close(turn @ turn.T, torch.eye(6, dtype=torch.float64))
+
+
+@EVERY_SPECTRUM
+def test_the_gradient_of_the_inverse_root_equals_finite_differences_where_eigenvalues_repeat(spectrum: str) -> None:
+    if spectrum == "wide":
+        moment = moment_of("wide")[None].requires_grad_()
+        (gradient,) = torch.autograd.grad(inverse_root(moment).square().sum(), moment)
+        # of tr S^-1: -S^-2
+        expected = -torch.linalg.matrix_power(torch.linalg.inv(moment.detach()), 2)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-3 * expected.abs().max().item())
+        return
+    moment = torch.stack([moment_of(spectrum), torch.diag(torch.tensor(SPECTRA[spectrum], dtype=torch.float64))])
+    assert torch.autograd.gradcheck(inverse_root, (moment.requires_grad_(),), eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spectrum", ["identity", "repeated", "generic"])
+@pytest.mark.parametrize("factor", [cholesky_factor, lambda moment: newton_inverse_root(moment, 5)])
+def test_the_other_gap_free_factors_have_exact_gradients_too(factor: Callable[[Tensor], Tensor], spectrum: str) -> None:
+    def of_symmetric(moment: Tensor) -> Tensor:
+        return factor((moment + moment.mT) / 2)
+
+    assert torch.autograd.gradcheck(of_symmetric, (moment_of(spectrum).requires_grad_(),), atol=1e-7, rtol=1e-6)
+
+
+def test_the_principal_factor_has_an_exact_gradient_between_gaps_and_a_finite_one_without() -> None:
+    moment = moment_of("generic").requires_grad_()
+    assert torch.autograd.gradcheck(principal_factor, (moment,), eps=1e-6, atol=1e-8, rtol=1e-6)
+    for spectrum in ("identity", "repeated"):
+        diagonal = torch.diag(torch.tensor(SPECTRA[spectrum], dtype=torch.float64)).requires_grad_()
+        (gradient,) = torch.autograd.grad(principal_factor(diagonal).pow(3).sum(), diagonal)
+        assert gradient.isfinite().all()
+
+
+def test_plain_autograd_through_eigenvectors_fails_where_ours_does_not() -> None:
+    """Why the custom backward exists."""
+    moment = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    values, vectors = torch.linalg.eigh(moment)
+    (plain,) = torch.autograd.grad((vectors * values.rsqrt() @ vectors.mT).pow(3).sum(), moment)
+    (ours,) = torch.autograd.grad(inverse_root(moment).pow(3).sum(), moment)
+    assert not plain.isfinite().all()
+    torch.testing.assert_close(ours, -1.5 * torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["zca", "cholesky", "pca"])
+def test_what_has_no_factor_gives_nan_alone_and_never_a_number(kind: Any) -> None:
+    sound = moment_of("generic")
+    ones = torch.ones(6, 6, dtype=torch.float64)
+    bad = [
+        torch.zeros(6, 6, dtype=torch.float64),
+        ones,  # what a constant batch gives
+        0.1 * ones + 1e-16 * torch.eye(6, dtype=torch.float64),
+        torch.full((6, 6), torch.nan, dtype=torch.float64),
+        sound.clone().fill_diagonal_(torch.inf),
+        -sound,
+    ]
+    moments = torch.stack([sound, *bad]).requires_grad_()
+    rows = torch.ones(7, 6, 3, dtype=torch.float64)
+    whitened = whiten(rows, moments, kind, 12)
+    torch.testing.assert_close(whitened[0], whiten(rows[0], sound, kind, 12))
+    assert whitened[1:].flatten(1).isnan().any(1).all()
+    (gradient,) = torch.autograd.grad(whitened[0].square().sum(), moments)
+    assert gradient[0].isfinite().all()
+
+
+def test_newton_steps_whiten_slowly_as_published() -> None:
+    """Notes: m = 64 Gaussian blocks of 2 m channels, largest error of the whitened eigenvalues after T steps."""
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moment = x @ x.T / 127
+    errors = []
+    for steps in (5, 7, 10, 15):
+        white = whiten(x, moment, "newton", steps)
+        errors.append(float((torch.linalg.eigvalsh(white @ white.T / 127) - 1).abs().max()))
+    assert errors[:3] == pytest.approx([0.92, 0.66, 0.014], rel=0.35, abs=0.02)
+    assert errors[3] < 1e-4
