@@ -110,6 +110,8 @@ def _run(
     counters: Counters,
 ) -> Outcome:
     # --- set-up -------------------------------------------------------------------------------------------------------
+    called = time.perf_counter()
+    first_step_s: float | None = None
     _configure_torch(config, device)
     rank, world_size = dist.rank(), dist.world_size()
     epoch_steps = steps_per_epoch(dataset, config)
@@ -131,6 +133,7 @@ def _run(
     network = _data_parallel(model, objective, config, device, autocast)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
+    start_step = counters.step
     while counters.epoch < config.epochs:
         # --- one epoch of steps ---------------------------------------------------------------------------------------
         started = time.perf_counter()
@@ -166,12 +169,16 @@ def _run(
             counters.step += 1
             counters.views += len(views) * config.batch_size
             progress(counters.epoch, counters.step)
+            if first_step_s is None:
+                first_step_s = time.perf_counter() - called
         batch_count = counters.step - first_step
         if batch_count != epoch_steps:
             raise RuntimeError(f"an epoch must have {epoch_steps} steps, but the loader gave {batch_count} batches")
         if config.model.norm == "batch_per_rank":
             _average_buffers(model)
         metrics = meter.means()
+        if first_step == start_step and first_step_s is not None:
+            metrics["time/first_step_s"] = first_step_s
         seconds = time.perf_counter() - started
         counters.epoch += 1
         counters.seconds += seconds

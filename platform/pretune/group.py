@@ -127,6 +127,8 @@ class Group:
         self._silence_s: dict[int, float] = {}
         self._fit_error: BaseException | None = None
         self._fits = 0
+        self._starting_since: float | None = None
+        self._start_s: float | None = None
         self._closing = False
         self._thread = self._start_fit()
 
@@ -135,6 +137,7 @@ class Group:
     def _start_fit(self) -> threading.Thread:
         self._fits += 1
         self._fit_error = None
+        self._starting_since = time.monotonic()
         thread = threading.Thread(target=self._fit, name=f"fit-{self.name}-{self._fits}", daemon=True)
         thread.start()
         return thread
@@ -192,7 +195,13 @@ class Group:
         """Kill the workers of this group. Ray Train starts a new one, for which `ready` waits."""
         logger.info("%s: generation %d is replaced: %s", self.name, self.generation, reason)
         workers, self.workers = self.workers, ()
+        self._starting_since = time.monotonic()
         kill(workers)
+
+    def take_start_s(self) -> float | None:
+        """Seconds that the newest start took, placing, imports and process group included; told once, then None."""
+        start_s, self._start_s = self._start_s, None
+        return start_s
 
     def close(self, timeout_s: float = 45.0) -> None:
         """Shut the group down and wait until Ray Train has given everything back; kill what does not end by itself.
@@ -295,6 +304,9 @@ class Group:
             event = self._pending.popleft()
             if isinstance(event, Ready):
                 self.generation, self.workers = event.generation, event.workers
+                # A group that Ray Train restarted by itself began at a time that nobody told.
+                if self._starting_since is not None:
+                    self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)
                 logger.info("%s: generation %d is ready, pids %s", self.name, event.generation, pids)
                 self._record.write_text(event.workers[0].placement_group)

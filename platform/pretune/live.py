@@ -35,6 +35,9 @@ class Progress:
         self.experiment = experiment
         self.history = History()
         self.note = "starting Ray"
+        self.startup = ""
+        """How long it took to the first optimizer step of this driver, and what took it; empty before."""
+        self._ray_s = 0.0
         self._clock = clock
         self._started = clock()
         # Speed is that of the epochs after the first one we see, which also waits for workers and compilers.
@@ -55,11 +58,13 @@ class Progress:
         match record:
             case Opened() | Resumed():
                 self.note = "starting workers"
+                self._ray_s = self.elapsed()
             case Started():
                 self.note = ""
                 self._running.add(record.number)
             case Epoch() if self._first_epoch is None:
                 self._first_epoch = self._clock()
+                self.startup = self._startup(record)
             case Epoch():
                 self._epochs_since += record.epoch - before
             case Ended():
@@ -67,6 +72,18 @@ class Progress:
                 self._rates.pop(record.number, None)
             case Closed():
                 self.note = record.detail or record.reason
+
+    def _startup(self, record: Epoch) -> str:
+        """`first optimizer step after about 41 s: Ray 7 s, workers 20 s, ...`, the rest being Tune's."""
+        if "time/first_step_s" not in record.metrics:
+            return ""
+        first_step = record.metrics["time/first_step_s"]
+        workers = record.metrics.get("time/group_start_s", 0.0)
+        # An epoch is told when it and its probe are over.
+        after = self.elapsed() - record.metrics.get("time/epoch_s", 0.0) - record.metrics.get("time/probe_s", 0.0)
+        parts = {"Ray": self._ray_s, "workers": workers, "data, model and compilers": first_step}
+        told = ", ".join(f"{name} {figures.duration(seconds)}" for name, seconds in parts.items())
+        return f"first optimizer step after about {figures.duration(max(after, sum(parts.values())))}: {told}"
 
     def is_old(self, record: Record) -> bool:
         """Whether an earlier driver wrote it."""
@@ -256,6 +273,8 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._live.__exit__(kind, error, traceback)
+        if self._progress.startup:
+            self._live.console.print(Text(self._progress.startup, style="dim"))
 
 
 class PlainLines:
@@ -264,6 +283,7 @@ class PlainLines:
     def __init__(self, progress: Progress, console: Console, *, interval: float = 5.0) -> None:
         self._progress, self._console, self._interval = progress, console, interval
         self._last = -interval
+        self._startup_told = False
 
     def on_event(self, record: Record) -> None:
         """Takes in one record of the journal."""
@@ -275,6 +295,9 @@ class PlainLines:
         if event is None or (not event[1] and elapsed - self._last < self._interval):
             return
         self._last = elapsed
+        if self._progress.startup and not self._startup_told:
+            self._startup_told = True
+            self._print(self._progress.startup)
         tail = ""
         if isinstance(record, Epoch | Ended):
             tail = f" [{self._progress.counts()}; {_pace(self._progress)}]"

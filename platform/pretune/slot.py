@@ -6,7 +6,8 @@ and begin again, end.
 
 A row, as `step` returns it, is flat: number, epoch, every metric of the EpochReport under its own name, checkpoint
 (dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed"), reason, failures
-(so far in this trial), group_starts (of this slot, in all), done. When a trial ends by itself its last row has
+(so far in this trial), group_starts (of this slot, in all), done. The first row after a start of the group has its
+seconds as time/group_start_s. When a trial ends by itself its last row has
 done=True, another outcome than "running", and repeats the last epoch's metrics. A row that follows a failure has the
 failure's text in `reason` and `traceback`. A trial that Tune stops gets its `stop` command with the next `reset_config`
 or `cleanup`.
@@ -209,6 +210,9 @@ class Slot(tune.Trainable):
                 return self._retry("the worker group was lost", "")
             return None
         trial.epoch, trial.metrics = report.epoch, report.metrics
+        start_s = self._group.take_start_s()
+        if start_s is not None:
+            trial.metrics = {**trial.metrics, "time/group_start_s": start_s}
         row = self._row("running", trial.reason)
         trial.reason = trial.traceback = ""
         return row

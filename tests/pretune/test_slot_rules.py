@@ -35,6 +35,7 @@ class ScriptedGroup:
         self.runs: list[int] = []
         self.resumes: list[int] = []
         self.deaf = False
+        self.start_s: float | None = None
         self.dead: list[int] = []
 
     def ready(self) -> int:
@@ -45,7 +46,12 @@ class ScriptedGroup:
     def restart(self) -> Ready:
         self.generation += 1
         self.workers = tuple(Worker(rank, 1, 0.0, "here", None, "") for rank in range(WORKERS))
+        self.start_s = 20.0
         return Ready(self.generation, self.workers)
+
+    def take_start_s(self) -> float | None:
+        start_s, self.start_s = self.start_s, None
+        return start_s
 
     def send(self, command: Command) -> bool:
         if self.deaf:
@@ -254,3 +260,8 @@ def test_settings_that_cannot_work_are_refused_with_the_rule(values: dict[str, A
         "CPU": 1,
         "GPU": 0.25,
     }
+
+
+def test_the_seconds_of_a_groups_start_are_told_once(slot: Slot) -> None:
+    assert step(slot, report(1))["time/group_start_s"] == 20.0
+    assert "time/group_start_s" not in step(slot, report(2))
