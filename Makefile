@@ -27,7 +27,7 @@ help:
 env: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	missing=""
+	@missing=""
 	has() { command -v "$$1" >/dev/null 2>&1; }
 	if ! { has pkg-config && has g++ && pkg-config --exists opencv4 libturbojpeg; }; then missing=yes; fi
 	if ! has $(PYTHON); then missing=yes

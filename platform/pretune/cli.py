@@ -144,7 +144,8 @@ def data_command(
     console.print(Text(f"{done}, {figures.duration(time.monotonic() - started)}. Next:", style="dim"))
     flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {folder}"
     console.print(
-        tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"})
+        tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
+        soft_wrap=True,
     )
 
 
@@ -233,7 +234,7 @@ def train_command(
     if outcome.state != "complete":
         _fail(f"the run {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}; see {folder}")
     longer = f"{again} --epochs {2 * config.epochs}"
-    console.print(tables.commands({f"tensorboard --logdir {place}": "curves", longer: "train longer"}))
+    console.print(tables.commands({f"tensorboard --logdir {place}": "curves", longer: "train longer"}), soft_wrap=True)
 
 
 # --- sweep, resume ----------------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def _close(console: Console, result: Any) -> NoReturn:
     best = results.best_config_path(result.folder)
     if best.is_file():
         console.print(Text(f"best config: {best}", style="dim"), soft_wrap=True)
-    console.print(tables.next_commands(result))
+    console.print(tables.next_commands(result), soft_wrap=True)
     if result.closed == "interrupted":
         print("interrupted; nothing that was done is lost", file=sys.stderr)
         raise typer.Exit(1)
@@ -462,7 +463,7 @@ def show_command(
         return
     for part in parts:
         console.print(part)
-    console.print(tables.next_commands(result))
+    console.print(tables.next_commands(result), soft_wrap=True)
 
 
 def _sweep_json(result: Any) -> dict[str, Any]:

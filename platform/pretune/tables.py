@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -96,34 +98,36 @@ def comparison(found: Comparison) -> RenderableType:
     return Group(table, Text(note, style="dim"))
 
 
-def next_commands(result: SweepResult) -> RenderableType:
+def next_commands(result: SweepResult) -> Text:
     """What to type now."""
     name = shlex.quote(_name(result))
-    lines: list[tuple[str, str]] = []
+    lines: dict[str, str] = {}
     if status(result) in ("interrupted", "failed", "killed"):
-        lines.append((f"pretune resume {name}", "go on with it"))
+        lines[f"pretune resume {name}"] = "go on with it"
     best = results.best_config_path(result.folder)
     if best.is_file():
-        lines.append((f"pretune train {shlex.quote(relative(best))}", "train the best again"))
-    lines.append((f"pretune show {name}", "this table"))
-    lines.append((f"tensorboard --logdir {shlex.quote(relative(curves_folder(result.folder)))}", "curves"))
+        lines[f"pretune train {shlex.quote(relative(best))}"] = "train the best again"
+    lines[f"pretune show {name}"] = "this table"
+    lines[f"tensorboard --logdir {shlex.quote(relative(curves_folder(result.folder)))}"] = "curves"
     if result.best is not None:
-        lines.append((f"pretune finalize {name}", "the winner on `report`, once"))
-    return _commands(lines)
+        lines[f"pretune finalize {name}"] = "the winner on `report`, once"
+    return commands(lines)
 
 
-def _commands(lines: Sequence[tuple[str, str]]) -> RenderableType:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for command, purpose in lines:
-        table.add_row(Text(command, style="cyan", overflow="fold"), purpose)
-    return table
+def commands(lines: Mapping[str, str]) -> Text:
+    """Commands to type next, each with its purpose as a comment. Print with `soft_wrap`: they are there to be copied.
 
-
-def commands(lines: Mapping[str, str]) -> RenderableType:
-    """Commands to type next, each with what it is for."""
-    return _commands(list(lines.items()))
+    After `make sweep` the shell does not know them yet: then the first one makes them known.
+    """
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("pretune") is None and activate.is_file():
+        lines = {f"source {shlex.quote(relative(activate))}": "once per shell", **lines}
+    width = max(map(len, lines))
+    text = Text()
+    for command, purpose in lines.items():
+        text.append(f"{command:<{width}}", style="cyan").append(f"  # {purpose}\n", style="dim")
+    text.rstrip()
+    return text
 
 
 def curves_folder(sweep: Path) -> Path:
