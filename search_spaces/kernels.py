@@ -93,10 +93,10 @@ def space(trial: Trial, base: TrialConfig) -> TrialConfig:
 
 def _cost_of_collapse(term: KernelMMD, base: TrialConfig) -> float:
     """The weight that gives the normalized form the strength of the recipe's; 1 where the recipe leaves the term
-    out."""
+    out, the recipe's own where its kernel has no scale of that kind."""
     if term.weight == 0.0:
         return 1.0
-    if term.normalize or term.kernel.logarithmic:
+    if term.normalize or term.kernel.logarithmic or term.kernel.singular:
         return term.weight
     q = base.model.projector.widths[-1]
     return term.weight * (term.kernel.peak(q) - term.kernel.mean(q))

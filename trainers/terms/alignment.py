@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from trainers.terms.base import Outputs, TermConfig, unit_rows
+from pydantic import Field
+
+from trainers.terms.base import Outputs, TermConfig, unit_rows, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,25 +23,44 @@ class Alignment(TermConfig):
 
     The distance is summed over the q features, not averaged: `weight` is the per-sample weight λ_a of the SFRIK
     notes. The official SFRIK code (arXiv 2208.00789, valeoai/sfrik) divides by q; its weight is λ_sim = weight · q.
+
+    `normalize=False`: of the projections themselves, and averaged over the features too: VICReg's invariance term (its
+    official code and solo-learn agree on that).
+
+    `global_views` = k, for multi-crop: each of the first k views with each other view, the mean over the ordered pairs
+    (global view, any other view), so that small crops are not compared with each other. SFRIK's official code: k = 2
+    with SwAV's crops, k = 1 with OBoW's (patches with the one image they are from). None: all pairs.
     """
 
     kind: Literal["alignment"] = "alignment"
+    normalize: bool = True
+    global_views: int | None = Field(None, ge=1)
 
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
         from trainers import dist
 
-        z = torch.stack([unit_rows(projection) for projection in outputs.projections])  # [V, n, q]
-        view_count, row_count = z.shape[:2]
-        # Sum over pairs a < b of ||z_a - z_b||² = V · sum over v of ||z_v - center||²: linear in V, and it keeps digits
-        # that 2 - 2 cos would lose between near views.
-        scatter = (z - z.mean(0)).square().sum() / row_count
-        return dist.mean_over_ranks(2 / (view_count - 1) * scatter)
+        rows = [unit_rows(view) if self.normalize else wide(view) for view in outputs.projections]
+        z = torch.stack(rows)  # [V, n, q]
+        view_count, row_count, q = z.shape
+        if self.global_views is None:
+            # Sum over pairs a < b of ||z_a - z_b||² = V · sum over v of ||z_v - center||²: linear in V, and it keeps
+            # digits that 2 - 2 cos would lose between near views.
+            distances = 2 * (z - z.mean(0)).square().sum()
+        else:
+            distances = torch.stack([(z - anchor).square().sum() for anchor in z[: self.global_views]]).mean()
+        value = dist.mean_over_ranks(distances / ((view_count - 1) * row_count))
+        return value if self.normalize else value / q
 
     def check(self, name: str, config: TrialConfig) -> None:
         if len(config.views) < 2:
             raise ValueError(
                 f"objective.{name} (alignment) compares views of one image and needs at least 2, "
                 f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
+            )
+        if self.global_views is not None and self.global_views > len(config.views):
+            raise ValueError(
+                f"objective.{name}.global_views must be at most the number of views, {len(config.views)}, "
+                f"but is {self.global_views}; lower it"
             )

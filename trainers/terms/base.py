@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from trainers.config import TrialConfig
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows [n, q] over their length (at least 1e-12), in float32 or wider: losses need what half precision drops."""
+def wide(rows: Tensor) -> Tensor:
+    """Rows in float32 or wider: losses need what half precision drops."""
     import torch
 
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    length: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide / length.clamp_min(1e-12)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [n, q] over their length (at least 1e-12), in float32 or wider."""
+    import torch
+
+    rows = wide(rows)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / length.clamp_min(1e-12)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Kernel(BaseModel, ABC):
 
     logarithmic: ClassVar[bool] = False
     """Whether the loss takes the logarithm of the kernel's mean over the batch (φ must be positive then)."""
+    singular: ClassVar[bool] = False
+    """Whether φ(1) is infinite: then only pairs of different points count, and there is no scale to normalize by."""
 
     @abstractmethod
     def values(self, t: Tensor, q: int) -> Tensor:
@@ -37,7 +39,7 @@ class Kernel(BaseModel, ABC):
 
     @abstractmethod
     def peak(self, q: int) -> float:
-        """φ(1): the kernel of a point with itself."""
+        """φ(1): the kernel of a point with itself; infinite where `singular`."""
 
     def low_degrees(self, q: int) -> tuple[float, float] | None:
         """(b_1, b_2) if φ has no degree above 2, else None."""
@@ -141,6 +143,28 @@ class Quadratic(Kernel):
         return (0.0, (q - 1) / q)
 
 
+class Polynomial(Kernel):
+    """φ(t) = (offset + t)^degree. With offset 0 it sees degrees of one parity only, as `linear` and `quadratic` do."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    offset: float = Field(1.0, ge=0.0, le=10.0)
+    degree: int = Field(3, ge=1, le=10)
+
+    def values(self, t: Tensor, q: int) -> Tensor:
+        return (t + self.offset).pow(self.degree)
+
+    def mean(self, q: int) -> float:
+        return polynomial_mean(self.offset, self.degree, q)
+
+    def peak(self, q: int) -> float:
+        return float((1 + self.offset) ** self.degree)
+
+    def low_degrees(self, q: int) -> tuple[float, float] | None:
+        if self.degree > 2:
+            return None
+        return (1.0, 0.0) if self.degree == 1 else (2 * self.offset, (q - 1) / q)
+
+
 # --- kernels of the distance ||u - v||² = 2 - 2t: all degrees ---
 
 
@@ -180,6 +204,26 @@ class LogRBF(Kernel):
 
     def peak(self, q: int) -> float:
         return 1.0
+
+
+class Exponential(Kernel):
+    """φ(t) = exp(t / temperature): the repulsion of InfoNCE, as an MMD.
+
+    InfoNCE takes the logarithm of the mean over partners of each point, then the mean over points; here the mean is
+    over all pairs. It is the RBF kernel of sharpness 1 / (2 · temperature), times exp(1 / temperature).
+    """
+
+    kind: Literal["exponential"] = "exponential"
+    temperature: float = Field(0.5, ge=0.02, le=100.0)
+
+    def values(self, t: Tensor, q: int) -> Tensor:
+        return (t / self.temperature).exp()
+
+    def mean(self, q: int) -> float:
+        return exponential_mean(self.temperature, q)
+
+    def peak(self, q: int) -> float:
+        return math.exp(1 / self.temperature)
 
 
 class IMQ(Kernel):
@@ -231,8 +275,70 @@ class Energy(Kernel):
         return 0.0
 
 
+# --- kernels that are infinite where two points coincide: minimal energy on the sphere ---
+
+
+class Riesz(Kernel):
+    """φ = ||u - v||^-exponent, for exponent < q - 1 (Coulomb's at q - 2). Estimator "u", not normalized.
+
+    Points nearer than t's rounding resolves count as if at that distance, and do not repel each other.
+    """
+
+    singular: ClassVar[bool] = True
+
+    kind: Literal["riesz"] = "riesz"
+    exponent: float = Field(1.0, gt=0.0, le=8.0)
+
+    def values(self, t: Tensor, q: int) -> Tensor:
+        return _resolved_square(t).pow(-self.exponent / 2)
+
+    def mean(self, q: int) -> float:
+        """ValueError where it is infinite."""
+        if self.exponent >= q - 1:
+            raise ValueError(
+                f"the exponent of a Riesz kernel must be below the embedding's width less 1, {q - 1}, "
+                f"but is {self.exponent}; lower it, or raise the last of model.projector.widths"
+            )
+        return chord_mean(-self.exponent, q)
+
+    def peak(self, q: int) -> float:
+        return math.inf
+
+
+class Logarithm(Kernel):
+    """φ = -log ||u - v||: the limit of Riesz kernels as their exponent goes to 0. Estimator "u", not normalized.
+
+    Not to be taken for `rbf_log`, the logarithm of a mean. Near points as in `riesz`.
+    """
+
+    singular: ClassVar[bool] = True
+
+    kind: Literal["log"] = "log"
+
+    def values(self, t: Tensor, q: int) -> Tensor:
+        return -_resolved_square(t).log() / 2
+
+    def mean(self, q: int) -> float:
+        return -log_chord_mean(q)
+
+    def peak(self, q: int) -> float:
+        return math.inf
+
+
 AnyKernel = Annotated[
-    Truncated | Linear | Quadratic | RBF | LogRBF | IMQ | Laplace | Energy, Field(discriminator="kind")
+    Truncated
+    | Linear
+    | Quadratic
+    | Polynomial
+    | RBF
+    | LogRBF
+    | Exponential
+    | IMQ
+    | Laplace
+    | Energy
+    | Riesz
+    | Logarithm,
+    Field(discriminator="kind"),
 ]
 
 
@@ -245,12 +351,43 @@ def _distance_to_the(power: float, t: Tensor) -> Tensor:
     import torch
 
     squared = 2 - 2 * t
-    resolved = ~(squared <= 16 * torch.finfo(t.dtype).eps)  # not ">": what is not a number must stay so
+    resolved = ~(squared <= _resolution(t))  # not ">": what is not a number must stay so
     # The inner `where` keeps the infinite slope out of the branch that is not taken, whose gradient would be 0 · inf.
     return torch.where(resolved, torch.where(resolved, squared, 1.0).pow(power / 2), 0.0)
 
 
+def _resolved_square(t: Tensor) -> Tensor:
+    """||u - v||² from t, at least what t's rounding resolves, where its slope is 0."""
+    import torch
+
+    squared = 2 - 2 * t
+    return torch.where(squared <= _resolution(t), _resolution(t), squared)
+
+
+def _resolution(t: Tensor) -> float:
+    """The squared distance below which the rounding of t in its dtype decides."""
+    import torch
+
+    return 16 * torch.finfo(t.dtype).eps
+
+
 # --- means against the uniform law, exact in float64 for every q ---
+
+
+@lru_cache(maxsize=1024)
+def polynomial_mean(offset: float, degree: int, q: int) -> float:
+    """sum over k of binom(m, 2k) c^(m - 2k) (1/2)_k / (q/2)_k, from the moments of t: only even ones remain."""
+    moment, total = 1.0, []
+    for k in range(degree // 2 + 1):
+        total.append(math.comb(degree, 2 * k) * float(offset) ** (degree - 2 * k) * moment)
+        moment *= (0.5 + k) / (q / 2 + k)
+    return math.fsum(total)
+
+
+@lru_cache(maxsize=1024)
+def exponential_mean(temperature: float, q: int) -> float:
+    """0F1(; q/2; 1 / (4 τ²)), with positive terms only."""
+    return _hypergeometric((), q / 2, 1 / (4 * temperature**2))
 
 
 @lru_cache(maxsize=1024)
@@ -268,13 +405,23 @@ def imq_mean(offset: float, exponent: float, q: int) -> float:
 
 @lru_cache(maxsize=1024)
 def chord_mean(power: float, q: int) -> float:
-    """Mean of ||u - v||^p for a uniform v: 2^(p+q-2) Γ(q/2) Γ((p+q-1)/2) / (√π Γ(q-1+p/2)).
+    """Mean of ||u - v||^p for a uniform v, p > 1 - q: 2^(p+q-2) Γ(q/2) Γ((p+q-1)/2) / (√π Γ(q-1+p/2)).
 
     Written with a = (q-1)/2 as 2^p [Γ(a + p/2) / Γ(a)] / [Γ(2a + p/2) / Γ(2a)], whose two ratios keep their digits at
     large q.
     """
     a = (q - 1) / 2
     return float(2**power * math.exp(_log_gamma_step(a, power / 2) - _log_gamma_step(2 * a, power / 2)))
+
+
+@lru_cache(maxsize=1024)
+def log_chord_mean(q: int) -> float:
+    """Mean of log ||u - v|| for a uniform v: log 2 + ½ [ψ(a) - ψ(2a)], a = (q-1)/2, ψ = digamma.
+
+    With ψ(2a) = ½ ψ(a) + ½ ψ(a + ½) + log 2 it is ½ log 2 - ¼ [ψ(a + ½) - ψ(a)], a small correction to the
+    distance √2 of orthogonal points.
+    """
+    return math.log(2) / 2 - _digamma_half_step((q - 1) / 2) / 4
 
 
 @lru_cache(maxsize=1024)
@@ -309,11 +456,24 @@ def _hypergeometric(upper: tuple[float, ...], lower: float, x: float) -> float:
 
 
 def _log_gamma_step(x: float, step: float) -> float:
-    """log Γ(x + step) - log Γ(x) for x > 0, step >= 0, without the cancellation of two large logarithms."""
-    if x < 20:
+    """log Γ(x + step) - log Γ(x) for x and x + step > 0, without the cancellation of two large logarithms."""
+    if min(x, x + step) < 20:
         return math.lgamma(x + step) - math.lgamma(x)
 
     def tail(y: float) -> float:  # Stirling's series after its leading terms; the next one is below 1e-15 here
         return 1 / (12 * y) - 1 / (360 * y**3) + 1 / (1260 * y**5) - 1 / (1680 * y**7)
 
     return (x + step - 0.5) * math.log1p(step / x) + step * math.log(x) - step + tail(x + step) - tail(x)
+
+
+def _digamma_half_step(x: float) -> float:
+    """ψ(x + ½) - ψ(x) for x > 0, without the cancellation of two logarithms."""
+    total = []
+    while x < 20:  # ψ(x) = ψ(x + 1) - 1 / x
+        total.append(0.5 / (x * (x + 0.5)))
+        x += 1
+
+    def tail(y: float) -> float:  # the asymptotic series after its logarithm; the next term is below 1e-15 here
+        return -1 / (2 * y) - 1 / (12 * y**2) + 1 / (120 * y**4) - 1 / (252 * y**6) + 1 / (240 * y**8)
+
+    return math.fsum([*total, math.log1p(0.5 / x), tail(x + 0.5), -tail(x)])

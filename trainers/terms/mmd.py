@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
 from trainers.terms.kernels import AnyKernel, Kernel, Truncated
@@ -31,6 +31,12 @@ class KernelMMD(TermConfig):
     weight divided by 81). Kernel `rbf_log`: log of the mean of φ (Wang and Isola); normalized, 1 - log(mean) /
     log(b_0): again 1 collapsed, 0 uniform.
 
+    Kernels `riesz` and `log` are infinite for a point with itself: they need estimator "u" and `normalize=False`, and
+    are computed in float64.
+
+    `global_views`: the mean is over that many of the first views only, such as the large ones of a multi-crop recipe;
+    None: over all views (SFRIK's official `reg_small`).
+
     `form`: "gram" costs O(N² q) over all ranks, "feature" O(N q²) for kernels of degree 2 at most; "auto" takes the
     cheaper. With fewer rows than dimensions V has a floor above 0: N points cannot have an isotropic second moment
     then.
@@ -43,6 +49,7 @@ class KernelMMD(TermConfig):
     normalize: bool = True
     estimator: Literal["v", "u"] = "v"
     form: Literal["auto", "gram", "feature"] = "auto"
+    global_views: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _form_suits_the_kernel(self) -> KernelMMD:
@@ -51,6 +58,11 @@ class KernelMMD(TermConfig):
                 f"form='feature' needs a kernel of degree 2 at most (linear, quadratic, or truncated with one or two "
                 f"coefficients), but kernel is {self.kernel!r}; use form='auto'"
             )
+        if self.kernel.singular and (self.estimator == "v" or self.normalize):
+            raise ValueError(
+                f"kernel {self.kernel!r} is infinite for a point with itself and needs estimator='u' and "
+                f"normalize=False, but estimator is {self.estimator!r} and normalize is {self.normalize}; set both"
+            )
         return self
 
     def __call__(self, outputs: Outputs) -> Tensor:
@@ -58,7 +70,11 @@ class KernelMMD(TermConfig):
 
         from trainers import dist
 
-        rows = torch.stack([unit_rows(projection) for projection in outputs.projections])  # [V, n, q]
+        views = outputs.projections[: self.global_views]
+        dtype = torch.promote_types(views[0].dtype, torch.float32)
+        if self.kernel.singular:  # near points decide, whose distance single precision loses
+            views = tuple(view.double() for view in views)
+        rows = torch.stack([unit_rows(view) for view in views])  # [V, n, q]
         row_count, q = rows.shape[1] * dist.world_size(), rows.shape[2]
         if q < 2 or row_count < (2 if self.estimator == "u" else 1):
             raise ValueError(
@@ -66,12 +82,16 @@ class KernelMMD(TermConfig):
                 "raise the last of model.projector.widths, or batch_size"
             )
         degrees = self.kernel.low_degrees(q)
+        mean = self.kernel.mean(q)
+        if self.kernel.singular:
+            with full_precision(rows.device):
+                value = pair_sums(rows, self.kernel) / (row_count * (row_count - 1)) - mean
+            return value.mean().to(dtype)
         with full_precision(rows.device):
             if degrees is None or self.form == "gram" or (self.form == "auto" and q >= row_count):
                 value = gram_form(rows, self.kernel)
             else:
                 value = feature_form(rows, *degrees)
-        mean = self.kernel.mean(q)
         collapsed = self.kernel.peak(q) - mean
         if self.estimator == "u":
             value = (row_count * value - collapsed) / (row_count - 1)
@@ -80,7 +100,7 @@ class KernelMMD(TermConfig):
             value = 1 - logarithm / torch.log(value.new_tensor(mean)) if self.normalize else logarithm
         elif self.normalize:
             value = value / collapsed
-        return value.mean().to(rows.dtype)
+        return value.mean().to(dtype)
 
     def check(self, name: str, config: TrialConfig) -> None:
         width = config.model.projector.widths[-1]
@@ -89,15 +109,33 @@ class KernelMMD(TermConfig):
                 f"objective.{name} (mmd) spreads embeddings over a sphere and needs at least 2 dimensions, "
                 f"but the last of model.projector.widths is {width}; raise it"
             )
+        if self.global_views is not None and self.global_views > len(config.views):
+            raise ValueError(
+                f"objective.{name}.global_views must be at most the number of views, {len(config.views)}, "
+                f"but is {self.global_views}; lower it"
+            )
+        if self.kernel.singular:
+            try:
+                self.kernel.mean(width)
+            except ValueError as error:
+                raise ValueError(f"objective.{name}.kernel: {error}") from error
 
 
 def gram_form(rows: Tensor, kernel: Kernel) -> Tensor:
-    """V of each view, [V] in float64, from unit rows [V, n, q] of this rank: any kernel.
+    """V of each view, [V] in float64, from unit rows [V, n, q] of this rank: any kernel that is finite at t = 1."""
+    from trainers import dist
+
+    row_count, q = rows.shape[1] * dist.world_size(), rows.shape[2]
+    return (pair_sums(rows, kernel) + row_count * kernel.peak(q)) / row_count**2 - kernel.mean(q)
+
+
+def pair_sums(rows: Tensor, kernel: Kernel) -> Tensor:
+    """Sum of φ(z_i·z_j) over i ≠ j of each view, [V] in float64, from unit rows [V, n, q] of this rank: any kernel.
 
     Rank r sums φ over its own rows i and everybody's rows j, so no pair is computed twice; the gradient with respect
-    to its own rows, (2 / N²) sum over j of φ'(z_i·z_j) z_j (the 2 because each row is once an i and once a j), needs
+    to its own rows, 2 sum over j of φ'(z_i·z_j) z_j (the 2 because each row is once an i and once a j), needs
     nothing from other ranks. It is found together with the value, block by block, so that memory is O(block · N), not
-    O(N²). Pairs i = j are the constant φ(1): on unit rows they have no gradient.
+    O(N²). Pairs i = j are left out: on unit rows they are the constant φ(1), without a gradient.
     """
     import torch
 
@@ -126,8 +164,7 @@ def gram_form(rows: Tensor, kernel: Kernel) -> Tensor:
             values.diagonal(first + start).zero_()
             share = share + values.sum(dtype=torch.float64)
         shares.append(_with_gradient(share, mine, torch.cat(gradient)) if with_gradient else share)
-    off_diagonal = dist.sum_over_ranks(torch.stack(shares))
-    return (off_diagonal + row_count * kernel.peak(q)) / row_count**2 - kernel.mean(q)
+    return dist.sum_over_ranks(torch.stack(shares))
 
 
 def feature_form(rows: Tensor, first_degree: float, second_degree: float) -> Tensor:

@@ -80,6 +80,29 @@ def test_nearly_equal_views_keep_their_digits_in_float32() -> None:
     assert Alignment()(outputs_of(h.float(), near.float())).item() == pytest.approx(exact, rel=1e-3)
 
 
+def test_without_normalizing_it_is_the_mean_squared_error_of_vicreg() -> None:
+    first, second = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    value = Alignment(normalize=False)(outputs_of(first, second))
+    assert value.item() == pytest.approx(torch.nn.functional.mse_loss(first, second).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("global_views", [1, 2, 3, 5])
+def test_global_views_are_compared_with_every_other_view_and_small_crops_are_not(global_views: int) -> None:
+    """SFRIK's official SwAV form: the mean over global views of the mean over all other views."""
+    views = list(np.random.default_rng(0).standard_normal((5, 7, 4)) * 3)
+    costs = [np.mean([reference([views[a], views[b]]) for b in range(5) if b != a]) for a in range(global_views)]
+    term = Alignment(global_views=global_views)
+    value = term(outputs_of(*(torch.from_numpy(view) for view in views)))
+    assert value.item() == pytest.approx(float(np.mean(costs)), rel=1e-12)
+    if global_views == 5:
+        assert value.item() == pytest.approx(reference(views), rel=1e-12)
+
+
+def test_more_global_views_than_views_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"objective\.pull\.global_views must be at most .* 2, but is 3; lower it"):
+        TrialConfig(objective={"pull": Alignment(global_views=3)})
+
+
 def test_alignment_of_a_single_view_is_refused_with_a_remedy() -> None:
     with pytest.raises(ValueError, match=r"objective\.pull \(alignment\).*at least 2.*views has 1.*add a view"):
         TrialConfig(views=(ViewConfig(),), objective={"pull": Alignment()})

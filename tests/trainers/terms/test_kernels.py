@@ -18,16 +18,23 @@ from trainers.terms.kernels import (
     RBF,
     AnyKernel,
     Energy,
+    Exponential,
     Kernel,
     Laplace,
     Linear,
+    Logarithm,
     LogRBF,
+    Polynomial,
     Quadratic,
+    Riesz,
     Truncated,
     chord_mean,
+    exponential_mean,
     imq_mean,
     laplace_mean,
     legendre_coefficients,
+    log_chord_mean,
+    polynomial_mean,
     rbf_mean,
 )
 
@@ -48,6 +55,14 @@ KERNELS: dict[str, Kernel] = {
     "energy": Energy(),
     "energy 1/4": Energy(exponent=0.25),
     "energy 7/4": Energy(exponent=1.75),
+    "polynomial 1": Polynomial(offset=0.5, degree=1),
+    "polynomial 2": Polynomial(offset=0.5, degree=2),
+    "polynomial 3": Polynomial(),
+    "polynomial 4": Polynomial(offset=0.0, degree=4),
+    "exponential": Exponential(),
+    "exponential sharp": Exponential(temperature=0.05),
+    "riesz 1/4": Riesz(exponent=0.25),
+    "log": Logarithm(),
 }
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 
@@ -72,6 +87,14 @@ def formula(kernel: Kernel, t: float, q: int) -> float:
             return math.exp(-kernel.sharpness * distance)
         case Energy():
             return float(-(distance**kernel.exponent))
+        case Polynomial():
+            return float((kernel.offset + t) ** kernel.degree)
+        case Exponential():
+            return math.exp(t / kernel.temperature)
+        case Riesz():
+            return float(distance**-kernel.exponent)
+        case Logarithm():
+            return -math.log(distance)
     raise AssertionError(f"write the formula of {kernel.kind} here")  # type: ignore[attr-defined]
 
 
@@ -171,6 +194,11 @@ def test_means_take_the_published_values() -> None:
     assert chord_mean(1.0, 3) == pytest.approx(4 / 3, abs=1e-14)
     assert chord_mean(1.0, 8) == pytest.approx(1.3893277856, abs=1e-10)
     assert chord_mean(1.0, 2) == pytest.approx(4 / math.pi, abs=1e-14)
+    assert log_chord_mean(3) == pytest.approx(math.log(2) - 0.5, abs=1e-15)
+    assert log_chord_mean(3) == pytest.approx(0.1931471806, abs=1e-10)
+    assert log_chord_mean(8) == pytest.approx(37 / 120, abs=1e-15)
+    assert log_chord_mean(2) == pytest.approx(0.0, abs=1e-15)  # Jensen's formula: the mean of log |1 - e^iθ|
+    assert chord_mean(-1.0, 3) == pytest.approx(1.0, abs=1e-14)  # the potential of a charged sphere on the sphere
     assert laplace_mean(1.0, 3) == pytest.approx(0.2969970751, abs=1e-10)
     assert laplace_mean(1.0, 8) == pytest.approx(0.2584539108, abs=1e-10)
 
@@ -195,11 +223,30 @@ def test_series_keep_all_digits_at_the_bounds_of_their_parameters(q: int) -> Non
             beta = mpmath.mpf(exponent)
             exact = width**-beta * mpmath.hyp2f1(beta / 2, (beta + 1) / 2, half, (2 / width) ** 2)
             assert imq_mean(offset, exponent, q) == pytest.approx(float(exact), rel=1e-11)
-        for power in (0.01, 0.5, 1.0, 1.99):
+        for power in (-6.0, -1.0, -0.01, 0.01, 0.5, 1.0, 1.99):
+            if power <= 1 - q:
+                continue
             p = mpmath.mpf(power)
             gammas = mpmath.loggamma(half) + mpmath.loggamma((p + q - 1) / 2) - mpmath.loggamma(q - 1 + p / 2)
             exact = mpmath.power(2, p + q - 2) * mpmath.exp(gammas) / mpmath.sqrt(mpmath.pi)
             assert chord_mean(power, q) == pytest.approx(float(exact), rel=1e-12)
+        a = mpmath.mpf(q - 1) / 2
+        exact = mpmath.log(2) + (mpmath.digamma(a) - mpmath.digamma(2 * a)) / 2
+        assert log_chord_mean(q) == pytest.approx(float(exact), rel=1e-14, abs=1e-15)
+        for temperature in (0.02, 0.5, 100.0):
+            exact = mpmath.hyp0f1(half, 1 / (4 * mpmath.mpf(temperature) ** 2))
+            assert exponential_mean(temperature, q) == pytest.approx(float(exact), rel=1e-12)
+        for offset, degree in ((0.0, 10), (10.0, 10), (0.5, 3)):
+            exact = mpmath.nsum(
+                lambda k: (
+                    mpmath.binomial(degree, 2 * k)  # noqa: B023
+                    * mpmath.power(offset, degree - 2 * k)  # noqa: B023
+                    * mpmath.rf(0.5, k)
+                    / mpmath.rf(half, k)
+                ),
+                [0, degree // 2],
+            )
+            assert polynomial_mean(offset, degree, q) == pytest.approx(float(exact), rel=1e-13)
         for sharpness in (1e-3, 1.0, 100.0):
 
             def density(angle: mpmath.mpf) -> mpmath.mpf:
@@ -236,6 +283,7 @@ def test_low_degrees_are_the_whole_kernel_where_given(kernel: Kernel) -> None:
     degrees = kernel.low_degrees(q)
     if degrees is None:
         assert kernel.kind not in ("linear", "quadratic")  # type: ignore[attr-defined]
+        assert not isinstance(kernel, Polynomial) or kernel.degree > 2
         return
     for t in np.linspace(-1, 1, 9):
         rest = sum(b * gegenbauer_ratio(degree, q, t) for degree, b in enumerate(degrees, start=1))
@@ -250,7 +298,11 @@ def test_low_degrees_are_the_whole_kernel_where_given(kernel: Kernel) -> None:
 def test_values_equal_the_formula(kernel: Kernel, q: int) -> None:
     for t in np.linspace(-1, 1 - 1e-9, 31):
         assert value_at(kernel, t, q) == pytest.approx(formula(kernel, t, q), rel=1e-8, abs=1e-11)
-    assert value_at(kernel, 1.0, q) == pytest.approx(kernel.peak(q), rel=1e-12, abs=0.0)
+    if not kernel.singular:
+        assert value_at(kernel, 1.0, q) == pytest.approx(kernel.peak(q), rel=1e-12, abs=0.0)
+    else:
+        assert kernel.peak(q) == math.inf
+        assert value_at(kernel, 1 - 1e-9, q) < value_at(kernel, 1.0, q) < math.inf
 
 
 @EVERY_KERNEL
@@ -268,7 +320,46 @@ def test_rounding_beyond_one_gives_finite_values_and_slopes(kernel: Kernel, dtyp
     (slope,) = torch.autograd.grad(values.sum(), t)
     assert values.isfinite().all()
     assert slope.isfinite().all()
-    torch.testing.assert_close(values[:4], torch.full((4,), kernel.peak(64), dtype=dtype), rtol=1e-3, atol=1e-3)
+    if kernel.singular:
+        assert (values[:4] == values[0]).all()
+        assert (slope[:4] == 0.0).all()
+    else:
+        torch.testing.assert_close(values[:4], torch.full((4,), kernel.peak(64), dtype=dtype), rtol=1e-3, atol=1e-3)
+
+
+@EVERY_KERNEL
+def test_what_is_not_a_number_stays_so(kernel: Kernel) -> None:
+    assert math.isnan(value_at(kernel, math.nan, 8))
+
+
+def test_the_exponential_kernel_is_a_multiple_of_the_rbf_kernel() -> None:
+    for temperature, q in ((0.1, 5), (0.5, 64), (2.0, 8192)):
+        rbf, scale = RBF(sharpness=1 / (2 * temperature)), math.exp(1 / temperature)
+        kernel = Exponential(temperature=temperature)
+        assert kernel.mean(q) == pytest.approx(scale * rbf.mean(q), rel=1e-12)
+        for t in (-1.0, 0.0, 0.3, 1.0):
+            assert value_at(kernel, t, q) == pytest.approx(scale * value_at(rbf, t, q), rel=1e-12)
+
+
+def test_a_polynomial_without_offset_is_the_linear_or_the_quadratic_kernel() -> None:
+    for degree, same in ((1, Linear()), (2, Quadratic())):
+        kernel = Polynomial(offset=0.0, degree=degree)
+        assert kernel.low_degrees(9) == pytest.approx(same.low_degrees(9))
+        assert (kernel.mean(9), kernel.peak(9)) == pytest.approx((same.mean(9), same.peak(9)))
+
+
+def test_the_log_kernel_is_the_limit_of_riesz_kernels() -> None:
+    """(d^-r - 1) / r -> -log d."""
+    r = 1e-6
+    for q in (3, 64):
+        assert (Riesz(exponent=r).mean(q) - 1) / r == pytest.approx(Logarithm().mean(q), abs=1e-6)
+        for t in (-0.9, 0.0, 0.7):
+            assert (value_at(Riesz(exponent=r), t, q) - 1) / r == pytest.approx(value_at(Logarithm(), t, q), abs=2e-6)
+
+
+def test_a_riesz_kernel_of_infinite_mean_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"exponent of a Riesz kernel must be below .* 2, but is 2\.0; lower it"):
+        Riesz(exponent=2.0).mean(3)
 
 
 # --- configs ---
@@ -299,6 +390,10 @@ def test_a_new_kernel_cannot_miss_these_tests() -> None:
         ("imq", {"offset": 0.0}),
         ("energy", {"exponent": 2.0}),
         ("laplace", {"sharpness": math.inf}),
+        ("polynomial", {"offset": -0.1}),
+        ("polynomial", {"degree": 0}),
+        ("exponential", {"temperature": 0.0}),
+        ("riesz", {"exponent": 0.0}),
         ("cosine", {}),
     ],
 )

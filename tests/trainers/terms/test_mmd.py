@@ -19,7 +19,21 @@ from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig
 from trainers.terms import KernelMMD, Outputs
 from trainers.terms.base import unit_rows
-from trainers.terms.kernels import IMQ, RBF, Energy, Kernel, Laplace, Linear, LogRBF, Quadratic, Truncated
+from trainers.terms.kernels import (
+    IMQ,
+    RBF,
+    Energy,
+    Exponential,
+    Kernel,
+    Laplace,
+    Linear,
+    Logarithm,
+    LogRBF,
+    Polynomial,
+    Quadratic,
+    Riesz,
+    Truncated,
+)
 from trainers.terms.mmd import gram_form
 
 KERNELS: list[Kernel] = [
@@ -34,7 +48,11 @@ KERNELS: list[Kernel] = [
     Laplace(),
     Energy(),
     Energy(exponent=0.5),
+    Polynomial(),
+    Polynomial(offset=0.5, degree=2),
+    Exponential(),
 ]
+SINGULAR: list[Kernel] = [Riesz(), Riesz(exponent=0.5), Logarithm()]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 OFFICIAL = KernelMMD(normalize=False)  # coefficients (1, 40, 40), all pairs
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -93,6 +111,14 @@ def reference_phi(kernel: Kernel, u: Array, v: Array) -> float:
             return math.exp(-kernel.sharpness * math.sqrt(squared))
         case Energy():
             return float(-(math.sqrt(squared) ** kernel.exponent))
+        case Polynomial():
+            return float((kernel.offset + t) ** kernel.degree)
+        case Exponential():
+            return math.exp(t / kernel.temperature)
+        case Riesz():
+            return float(math.sqrt(squared) ** -kernel.exponent)
+        case Logarithm():
+            return -math.log(squared) / 2
     raise AssertionError(kernel)
 
 
@@ -526,6 +552,67 @@ def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
         assert value.item() == pytest.approx(KernelMMD(kernel=kernel)(outputs_of(rows)).item(), rel=1e-14)
 
 
+# --- kernels that are infinite at a point itself, and multi-crop ---
+
+
+@pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
+def test_a_singular_kernel_sums_over_pairs_of_different_points(kernel: Kernel) -> None:
+    term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
+    views = [random_rows(9, 4), random_rows(9, 4, seed=1)]
+    q, costs = 4, []
+    for view in views:
+        z = view / np.linalg.norm(view, axis=1, keepdims=True)
+        phi = [reference_phi(kernel, z[i], z[j]) for i, j in itertools.permutations(range(9), 2)]
+        costs.append(np.mean(phi) - kernel.mean(q))
+    assert value_of(term, *views) == pytest.approx(float(np.mean(costs)), rel=1e-12)
+
+
+@pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
+def test_a_singular_kernel_is_zero_on_average_for_independent_uniform_points(kernel: Kernel) -> None:
+    term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
+    draws = [value_of(term, random_rows(32, 6, seed)) for seed in range(200)]
+    assert np.mean(draws) == pytest.approx(0.0, abs=4 * np.std(draws) / math.sqrt(len(draws)))
+
+
+@pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
+def test_a_singular_kernel_survives_coinciding_points_and_is_least_spread_out(kernel: Kernel) -> None:
+    term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
+    twice = np.concatenate([random_rows(4, 6), random_rows(4, 6)])
+    assert math.isfinite(value_of(term, twice))
+    assert gradient_of(term, twice).isfinite().all()
+    assert gradient_of(term, simplex(8)).abs().max() < 1e-12
+    assert value_of(term, cross_polytope(6)) < value_of(term, random_rows(12, 6)) < value_of(term, twice)
+    assert math.isnan(value_of(term, np.full((4, 6), np.nan)))
+
+
+def test_a_singular_kernel_needs_the_estimator_of_different_points_and_no_scale() -> None:
+    for settings in ({}, {"estimator": "u"}, {"normalize": False}):
+        with pytest.raises(ValidationError, match="needs estimator='u' and normalize=False"):
+            KernelMMD(kernel=Logarithm(), **settings)  # type: ignore[arg-type]
+    narrow = ModelConfig(projector=MLPConfig(widths=(16, 4)))
+    steep = KernelMMD(kernel=Riesz(exponent=3.0), estimator="u", normalize=False)
+    with pytest.raises(ValueError, match=r"objective\.push\.kernel: the exponent of a Riesz kernel must be below"):
+        TrialConfig(model=narrow, objective={"push": steep})
+
+
+def test_only_global_views_are_spread_where_asked_for() -> None:
+    views = [random_rows(9, 4, seed) for seed in range(4)]
+    for kernel in (Truncated(), Quadratic(), LogRBF()):
+        some, pair = KernelMMD(kernel=kernel, global_views=2), KernelMMD(kernel=kernel)
+        assert value_of(some, *views) == pytest.approx(value_of(pair, *views[:2]), rel=1e-14)
+    with pytest.raises(ValueError, match=r"objective\.mmd\.global_views must be at most the number of views, 2"):
+        TrialConfig(objective={"mmd": KernelMMD(global_views=3)})
+
+
+@pytest.mark.parametrize("sharpness", [2.0, 0.7])
+def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(sharpness: float) -> None:
+    """Their code: the log of the mean of exp(-t ||u - v||²) over pairs i < j, the two views' values averaged."""
+    views = [torch.from_numpy(random_rows(9, 4, seed)) for seed in range(2)]
+    official = [torch.pdist(unit_rows(view)).square().mul(-sharpness).exp().mean().log().item() for view in views]
+    term = KernelMMD(kernel=LogRBF(sharpness=sharpness), estimator="u", normalize=False)
+    assert value_of(term, *views) == pytest.approx(sum(official) / 2, rel=1e-12)
+
+
 # --- configs ---
 
 
@@ -553,6 +640,7 @@ def test_a_config_in_json_reaches_every_setting() -> None:
         "normalize": False,
         "estimator": "u",
         "form": "feature",
+        "global_views": 2,
     }
     term = KernelMMD.model_validate(settings)
     assert term.model_dump(mode="json") == settings
