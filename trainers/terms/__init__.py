@@ -8,12 +8,32 @@ from trainers.terms.alignment import Alignment
 from trainers.terms.base import Outputs, TermConfig
 from trainers.terms.brownian import Brownian
 from trainers.terms.centroid import MultiviewCentroid
+from trainers.terms.covariance import Covariance
+from trainers.terms.cross_correlation import CrossCorrelation
+from trainers.terms.info_nce import InfoNCE
 from trainers.terms.mmd import KernelMMD
+from trainers.terms.momentum_contrast import MomentumContrast
+from trainers.terms.prediction import Prediction
 from trainers.terms.singular_value import SingularValue
+from trainers.terms.spectral import Spectral
+from trainers.terms.variance import Variance
 from trainers.terms.whitening import BatchWhitening, ChannelWhitening
 
 Term = Annotated[
-    Alignment | BatchWhitening | Brownian | ChannelWhitening | KernelMMD | MultiviewCentroid | SingularValue,
+    Alignment
+    | BatchWhitening
+    | Brownian
+    | ChannelWhitening
+    | Covariance
+    | CrossCorrelation
+    | InfoNCE
+    | KernelMMD
+    | MomentumContrast
+    | MultiviewCentroid
+    | Prediction
+    | SingularValue
+    | Spectral
+    | Variance,
     Field(discriminator="kind"),
 ]
 
@@ -22,10 +42,17 @@ __all__ = [
     "BatchWhitening",
     "Brownian",
     "ChannelWhitening",
+    "Covariance",
+    "CrossCorrelation",
+    "InfoNCE",
     "KernelMMD",
+    "MomentumContrast",
     "MultiviewCentroid",
     "Outputs",
+    "Prediction",
     "SingularValue",
+    "Spectral",
     "Term",
     "TermConfig",
+    "Variance",
 ]

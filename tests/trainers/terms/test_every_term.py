@@ -22,27 +22,60 @@ from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.objective import Objective
 from trainers.terms import (
+    Alignment,
     BatchWhitening,
     Brownian,
     ChannelWhitening,
+    CrossCorrelation,
+    InfoNCE,
     KernelMMD,
+    MomentumContrast,
     MultiviewCentroid,
     Outputs,
+    Prediction,
     SingularValue,
+    Spectral,
     Term,
     TermConfig,
+    Variance,
 )
-from trainers.terms.kernels import IMQ, RBF, Energy, Laplace, Linear, LogRBF, Quadratic, Truncated
+from trainers.terms.kernels import (
+    IMQ,
+    RBF,
+    Energy,
+    Exponential,
+    Laplace,
+    Linear,
+    Logarithm,
+    LogRBF,
+    Polynomial,
+    Quadratic,
+    Riesz,
+    Truncated,
+)
 
 union = get_args(Term)[0]
 CLASSES: tuple[type[TermConfig], ...] = get_args(union) or (union,)
-KERNELS = (Truncated(), Linear(), Quadratic(), RBF(), LogRBF(), IMQ(), Laplace(), Energy())
+SINGULAR = (Riesz(), Logarithm())
+KERNELS = (
+    Truncated(),
+    Linear(),
+    Quadratic(),
+    Polynomial(),
+    RBF(),
+    LogRBF(),
+    Exponential(),
+    IMQ(),
+    Laplace(),
+    Energy(),
+)
 SMALL: dict[type[TermConfig], dict[str, Any]] = {
     ChannelWhitening: {"sub_batch_size": 2, "group_count": 2},
     BatchWhitening: {"group_count": 2},
+    Variance: {"target": 3.0},
 }
 MORE: list[TermConfig] = [
-    *(KernelMMD(kernel=kernel, estimator="u", normalize=False) for kernel in KERNELS),
+    *(KernelMMD(kernel=kernel, estimator="u", normalize=False) for kernel in (*KERNELS, *SINGULAR)),
     *(KernelMMD(kernel=kernel, form="gram") for kernel in KERNELS),
     KernelMMD(kernel=Truncated(coefficients=(1.0, 2.0)), form="feature"),
     MultiviewCentroid(reading="v2c", normalize=False),
@@ -58,6 +91,15 @@ MORE: list[TermConfig] = [
     BatchWhitening(group_count=2, over="sub_batch", sub_batch_size=8, factor="cholesky", repeats=2),
     BatchWhitening(group_count=2, factor="cholesky", normalize=False, shrinkage=1e-3),
     BatchWhitening(group_count=2, factor="newton", share_partition=False),
+    KernelMMD(global_views=2),
+    Alignment(normalize=False),
+    Alignment(global_views=1),
+    Alignment(global_views=2, normalize=False),
+    CrossCorrelation(off_diagonal=1.0),
+    InfoNCE(temperature=1.0),
+    MomentumContrast(official_scale=False),
+    Prediction(distance="negative_cosine"),
+    Spectral(squared_radius=10.0),
 ]
 TERMS: list[TermConfig] = [*(term(**SMALL.get(term, {})) for term in CLASSES), *MORE]
 EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: term.__name__)

@@ -571,7 +571,7 @@ def test_a_singular_kernel_sums_over_pairs_of_different_points(kernel: Kernel) -
 def test_a_singular_kernel_is_zero_on_average_for_independent_uniform_points(kernel: Kernel) -> None:
     term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
     draws = [value_of(term, random_rows(32, 6, seed)) for seed in range(200)]
-    assert np.mean(draws) == pytest.approx(0.0, abs=4 * np.std(draws) / math.sqrt(len(draws)))
+    assert np.mean(draws) == pytest.approx(0.0, abs=4 * float(np.std(draws)) / math.sqrt(len(draws)))
 
 
 @pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
@@ -586,9 +586,10 @@ def test_a_singular_kernel_survives_coinciding_points_and_is_least_spread_out(ke
 
 
 def test_a_singular_kernel_needs_the_estimator_of_different_points_and_no_scale() -> None:
-    for settings in ({}, {"estimator": "u"}, {"normalize": False}):
+    halves: list[dict[str, Any]] = [{}, {"estimator": "u"}, {"normalize": False}]
+    for settings in halves:
         with pytest.raises(ValidationError, match="needs estimator='u' and normalize=False"):
-            KernelMMD(kernel=Logarithm(), **settings)  # type: ignore[arg-type]
+            KernelMMD(kernel=Logarithm(), **settings)
     narrow = ModelConfig(projector=MLPConfig(widths=(16, 4)))
     steep = KernelMMD(kernel=Riesz(exponent=3.0), estimator="u", normalize=False)
     with pytest.raises(ValueError, match=r"objective\.push\.kernel: the exponent of a Riesz kernel must be below"):
