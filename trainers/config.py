@@ -130,8 +130,9 @@ class OptimizerConfig(Config):
     themselves).
 
     With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust
-    ratio; with `sgd` and `adamw` from weight decay. `momentum` is beta1 for `adamw`. `clip_norm` bounds the global
-    gradient norm.
+    ratio; with `sgd` and `adamw` from weight decay. `clip_trust` bounds LARS' step for a weight tensor, rate times
+    trust ratio, by the rate itself, as solo-learn's `clip_lr` does. `momentum` is beta1 for `adamw`. `clip_norm` bounds
+    the global gradient norm.
     """
 
     kind: Literal["sgd", "adamw", "lars"] = "sgd"
@@ -140,6 +141,7 @@ class OptimizerConfig(Config):
     beta2: Fraction = 0.999
     weight_decay: NonNegative = 1e-4
     trust_coefficient: Positive = 1e-3
+    clip_trust: bool = False
     clip_norm: Positive | None = None
 
 

@@ -28,7 +28,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.kind == "lars":
         groups[0]["trust_coefficient"] = config.trust_coefficient
         groups[1]["trust_coefficient"] = None
-        return LARS(groups, lr=config.learning_rate, momentum=config.momentum)
+        return LARS(groups, lr=config.learning_rate, momentum=config.momentum, clip_trust=config.clip_trust)
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), foreach=True)
@@ -42,7 +42,8 @@ class LARS(torch.optim.Optimizer):
         u = g + d w,    u <- u t |w| / |u|  (where both norms are positive),    v <- m v + u,    w <- w - lr v
 
     which is the form of VICReg's and SFRIK's official code: the rate is applied outside of the momentum. A group whose
-    `trust_coefficient` is None is not rescaled. No value is read back from the device.
+    `trust_coefficient` is None is not rescaled. With `clip_trust`, t |w| / |u| is replaced by min(t |w| / (|u| lr), 1):
+    a step is never longer than plain SGD's (solo-learn's `clip_lr`). No value is read back from the device.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float | None = 1e-3,
+        clip_trust: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "clip_trust": clip_trust,
         }
         super().__init__(params, defaults)
 
@@ -85,7 +88,10 @@ class LARS(torch.optim.Optimizer):
         if group["trust_coefficient"] is not None:
             sizes = torch.stack(torch._foreach_norm(parameters))
             steps = torch.stack(torch._foreach_norm(updates))
-            ratios = torch.where((sizes > 0) & (steps > 0), group["trust_coefficient"] * sizes / steps, 1.0)
+            ratios = group["trust_coefficient"] * sizes / steps
+            if group["clip_trust"]:
+                ratios = (ratios / group["lr"]).clamp(max=1.0)
+            ratios = torch.where((sizes > 0) & (steps > 0), ratios, 1.0)
             torch._foreach_mul_(updates, list(ratios.unbind()))
         for parameter, update in zip(parameters, updates, strict=True):
             if "velocity" not in self.state[parameter]:

@@ -34,11 +34,16 @@ def take_steps(optimizer: torch.optim.Optimizer, network: nn.Module, rates: list
 
 
 RATES = [0.3, 0.5, 0.1]
+TRUST = 1.0
 
 
-def test_lars_equals_its_formula_one_tensor_at_a_time() -> None:
+@pytest.mark.parametrize("clip_trust", [False, True])
+def test_lars_equals_its_formula_one_tensor_at_a_time(clip_trust: bool) -> None:
     network, reference = small_network(), small_network()
-    config = OptimizerConfig(kind="lars", learning_rate=1.0, momentum=0.8, weight_decay=0.1, trust_coefficient=0.02)
+    config = OptimizerConfig(
+        kind="lars", learning_rate=1.0, momentum=0.8, weight_decay=0.1, trust_coefficient=TRUST, clip_trust=clip_trust
+    )
+    clipped = []
     take_steps(build_optimizer(network, config), network, RATES)
 
     velocity = [0.0 for _ in reference.parameters()]
@@ -50,11 +55,14 @@ def test_lars_equals_its_formula_one_tensor_at_a_time() -> None:
             values: Any = weight.detach().numpy()  # shares memory with the parameter
             if values.ndim > 1:
                 update = update + 0.1 * values
-                update = update * 0.02 * math.sqrt((values**2).sum()) / math.sqrt((update**2).sum())
+                ratio = TRUST * math.sqrt((values**2).sum()) / math.sqrt((update**2).sum())
+                clipped.append(ratio > rate)
+                update = update * (min(ratio / rate, 1.0) if clip_trust else ratio)
             velocity[index] = 0.8 * velocity[index] + update
             values -= rate * velocity[index]
     for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert not clip_trust or (any(clipped) and not all(clipped))
 
 
 def test_lars_takes_the_plain_step_where_a_norm_is_zero() -> None:
