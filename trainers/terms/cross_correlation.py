@@ -22,8 +22,7 @@ class CrossCorrelation(TermConfig):
     invariance, the second against redundancy. Features are standardized as batch norm does it: variance over N, plus
     `epsilon`. It grows with q: about q for unrelated views.
 
-    Scale: as in the official code. solo-learn multiplies all by its `scale_loss` (0.1 for CIFAR): that is the weight,
-    with `off_diagonal` 0.005.
+    Scale: as in the official code. solo-learn multiplies all by its `scale_loss` (0.1 for CIFAR): that is the weight.
 
     Source: Zbontar et al., "Barlow Twins", ICML 2021 (arXiv 2103.03230), equations 1 and 2.
     """

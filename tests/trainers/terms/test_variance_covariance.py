@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.two_processes import TwoProcesses
+from trainers import dist
 from trainers.terms import Alignment, Covariance, Outputs, Variance
 
 
@@ -77,6 +79,24 @@ def test_the_official_losses_are_sums_of_these_terms_with_known_factors() -> Non
     ours = [Alignment(normalize=False)(outputs), Variance()(outputs), Covariance()(outputs)]
     assert (25 * ours[0] + 25 * ours[1] + 2 * ours[2]).item() == pytest.approx(official.item(), rel=1e-12)
     assert (25 * ours[0] + 50 * ours[1] + 2 * ours[2]).item() == pytest.approx(solo_learn.item(), rel=1e-12)
+
+
+def _value_and_gradients(views: list[Tensor]) -> list[Tensor]:
+    n = len(views[0]) // dist.world_size()
+    mine = [view[dist.row_offset(n) : dist.row_offset(n) + n].clone().requires_grad_() for view in views]
+    value = Covariance()(outputs_of(*mine))
+    value.backward()  # type: ignore[no-untyped-call]
+    return [value.detach(), *(view.grad for view in mine if view.grad is not None)]
+
+
+def test_the_form_for_wide_embeddings_is_the_same_on_two_processes(two_processes: TwoProcesses) -> None:
+    """Each rank's gradient is twice its share: DDP takes the mean over ranks."""
+    views = random_views(2, n=6, q=9)
+    expected, *gradients = _value_and_gradients(views)
+    for rank, (value, *shares) in enumerate(two_processes.run(_value_and_gradients, views)):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0.0)
+        for share, gradient in zip(shares, gradients, strict=True):
+            torch.testing.assert_close(share, 2 * gradient[3 * rank : 3 * rank + 3], rtol=1e-11, atol=1e-14)
 
 
 def test_a_single_row_has_no_variance() -> None:
