@@ -10,7 +10,7 @@ from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment, KernelMMD
-from trainers.terms.kernels import IMQ, RBF, Energy, Kernel, Laplace, LogRBF, Truncated
+from trainers.terms.kernels import IMQ, RBF, Energy, Kernel, Laplace, LogRBF, Riesz, Truncated
 
 OWN = {
     "truncated_2": ({"coefficients.0": 0.1}, Truncated(coefficients=(0.1, 1.0))),
@@ -55,6 +55,14 @@ def test_alignment_is_searched_relative_to_the_strength_of_the_recipes_mmd() -> 
 def test_a_recipe_in_unnormalized_units_is_searched_in_the_same_place() -> None:
     base = with_changes(sfrik_imagenet(), {"objective.mmd.normalize": False, "objective.mmd.weight": 1.0})
     assert draw("rbf", base, alignment=0.5)[1].objective["mmd"].weight == pytest.approx(81.0)
+
+
+def test_a_recipe_whose_kernel_is_infinite_at_a_point_lends_its_weight() -> None:
+    push = KernelMMD(weight=3.0, kernel=Riesz(), estimator="u", normalize=False)
+    base = with_changes(sfrik_tiny(), {"objective.mmd": push.model_dump(mode="json")})
+    term = draw("rbf", base)[1].objective["mmd"]
+    assert isinstance(term, KernelMMD)
+    assert (term.weight, term.normalize) == (3.0, True)
 
 
 def test_a_recipe_whose_terms_have_other_names_works_too() -> None:
