@@ -89,10 +89,22 @@ class ResNetConfig(Config):
 
 
 class ViTConfig(Config):
-    """timm's vision transformer. The view size must be a multiple of `patch_size`."""
+    """timm's vision transformer. The view size must be a multiple of `patch_size`. `vit_micro` is ours, for 16 to 32
+    px on a CPU; the rest are DeiT's.
 
-    kind: Literal["vit_tiny", "vit_small", "vit_base"]
+    `positions`: `learned` embeddings, or `fixed` two-dimensional sines and cosines with none for the class token, as in
+    MoCo v3 and MAE (`position_temperature` is the longest wavelength over 2 pi, in patches; on small grids 10,000 makes
+    neighbors alike). `freeze_patches` leaves the patch projection at its random start (MoCo v3, arXiv 2104.02057,
+    section 5).
+    """
+
+    kind: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base"]
     patch_size: int = Field(16, ge=2, le=32)
+    width: int = Field(64, ge=32, le=384, multiple_of=32, description="of `vit_micro`, 32 a head; the others ignore it")
+    depth: int = Field(4, ge=1, le=12, description="blocks of `vit_micro`; the others ignore it")
+    positions: Literal["learned", "fixed"] = "learned"
+    position_temperature: Positive = 10_000.0
+    freeze_patches: bool = False
 
 
 Backbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
@@ -114,6 +126,32 @@ class TeacherConfig(Config):
     final_momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
 
 
+class MaskingConfig(Config):
+    """Which patches the student sees, and where it is told they are. Needs a vision transformer. The teacher, and
+    every evaluation, see all patches at their places.
+
+    Of L patches K = floor(L (1 - drop_ratio) + 1e-6) are kept, the same number for each image and step, others for each
+    image, view and step. Each kept patch then has a probability of `mismatch_probability` of being given the position
+    of another one (DILEMMA, arXiv 2204.04788). `donor_rule` says whose:
+
+    `spare_or_cycle`: a dropped patch's; if there are too few, mismatched patches pass theirs on in a circle. No
+    position occurs twice, which would give the answer away. Ours; for drop_ratio >= 0.5 equal in law to `tail`.
+    `tail`: the authors' released code, the end of the shuffled positions: below 0.5 positions may occur twice, at 0
+    nothing is mismatched. `uniform`: any but its own, an ablation in which they often occur twice.
+
+    `views`: of views of several sizes only the `largest` are masked, as local crops are small enough, or `all`.
+    """
+
+    drop_ratio: Fraction = 0.5
+    mismatch_probability: Probability = 0.0
+    donor_rule: Literal["spare_or_cycle", "tail", "uniform"] = "spare_or_cycle"
+    views: Literal["largest", "all"] = "largest"
+
+    def kept_count(self, patch_count: int) -> int:
+        """K of L patches. The 1e-6 is for ratios that floats can not hold: 100 · (1 - 0.9) is 9.999…"""
+        return int(patch_count * (1.0 - self.drop_ratio) + 1e-6)
+
+
 class ModelConfig(Config):
     """`norm`: `batch` is synchronized over workers (exact under DDP), `batch_per_rank` is not, `layer` needs no
     batch."""
@@ -122,6 +160,7 @@ class ModelConfig(Config):
     projector: MLPConfig = MLPConfig()
     predictor: MLPConfig | None = None
     teacher: TeacherConfig | None = None
+    masking: MaskingConfig | None = None
     norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
 
 
@@ -224,6 +263,8 @@ class TrialConfig(Config):
                         f"views.{index}.size must be a multiple of model.backbone.patch_size={backbone.patch_size}, "
                         f"but is {view.size}; change one of them"
                     )
+        if self.model.masking is not None:
+            self._check_masking(self.model.masking)
         if "total" in self.objective:
             raise ValueError("objective.total: a term may not be named 'total', which is the sum; choose another name")
         if not any(term.weight > 0.0 for term in self.objective.values()):
@@ -235,3 +276,27 @@ class TrialConfig(Config):
             if term.weight > 0.0:  # weight 0 equals the term being absent
                 term.check(name, self)
         return self
+
+    def _check_masking(self, masking: MaskingConfig) -> None:
+        backbone = self.model.backbone
+        if not isinstance(backbone, ViTConfig):
+            raise ValueError(
+                "model.masking drops patches and needs a vision transformer, but model.backbone.kind is "
+                f"{backbone.kind}; set model.backbone.kind=vit_tiny, or model.masking=null"
+            )
+        for index in self.masked_views:
+            patch_count = (self.views[index].size // backbone.patch_size) ** 2
+            if masking.kept_count(patch_count) < 1:
+                raise ValueError(
+                    "model.masking.drop_ratio must leave at least one patch of each view, but "
+                    f"{masking.drop_ratio} leaves none of the {patch_count} of views.{index}; lower it"
+                )
+
+    @property
+    def masked_views(self) -> tuple[int, ...]:
+        """Places in `views` of those that the student sees masked."""
+        if self.model.masking is None:
+            return ()
+        largest = max(view.size for view in self.views)
+        everything = self.model.masking.views == "all"
+        return tuple(index for index, view in enumerate(self.views) if everything or view.size == largest)

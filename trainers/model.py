@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers import masking
 from trainers.config import MLPConfig, ResNetConfig, TrialConfig, ViTConfig
 from trainers.dist import synchronize_batch_norm
-from trainers.terms.base import Outputs
+from trainers.terms import MismatchDetection, Outputs, Patches, TermConfig
+from trainers.vit import build_vit, encode_patches
 
 Norm = Literal["batch", "batch_per_rank", "layer"]
 
@@ -63,10 +65,27 @@ class Model(nn.Module):
         if config.model.teacher is not None:
             branch = OrderedDict(backbone=copy.deepcopy(self.backbone), projector=copy.deepcopy(self.projector))
             self.teacher = nn.Sequential(branch).requires_grad_(False)
+        self._backbone_config, self._masking = config.model.backbone, config.model.masking
+        self._masked_views = config.masked_views
+        # Last, so that everything else starts the same with and without it.
+        self.mismatch_head: nn.Linear | None = None
+        if _has(config, MismatchDetection):
+            self.mismatch_head = nn.Linear(self.feature_count, 1)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor, seed: int, step: int) -> Outputs:
-        """One training pass: views each [n, 3, S, S], sample_ids [n] int64. The teacher sees the same views."""
-        features = tuple(self._encode(view) for view in views)
+        """One training pass: views each [n, 3, S, S], sample_ids [n] int64.
+
+        With masking the student sees a part of each masked view, in evaluation mode too. The teacher sees all of it,
+        as `encode` and `embed` do.
+        """
+        features: tuple[Tensor, ...] = ()
+        patches: tuple[Patches, ...] = ()
+        for place, view in enumerate(views):
+            if place in self._masked_views:
+                class_token, seen = self._encode_masked(view, place, sample_ids, seed, step)
+                features, patches = (*features, class_token), (*patches, seen)
+            else:
+                features = (*features, self._encode(view))
         projections = tuple(self.projector(rows) for rows in features)
         predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
         targets = None
@@ -81,6 +100,7 @@ class Model(nn.Module):
             sample_ids=sample_ids,
             seed=seed,
             step=step,
+            patches=patches,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -111,9 +131,26 @@ class Model(nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.backbone(images))
 
+    def _encode_masked(
+        self, images: Tensor, view: int, sample_ids: Tensor, seed: int, step: int
+    ) -> tuple[Tensor, Patches]:
+        """The class token [n, p] of view number `view`, and its patch tokens."""
+        if self._masking is None or not isinstance(self._backbone_config, ViTConfig):
+            raise ValueError("only views of a vision transformer with model.masking can be masked; set both")
+        patch_count = (images.shape[2] // self._backbone_config.patch_size) ** 2
+        mask = masking.draw(self._masking, sample_ids, patch_count=patch_count, seed=seed, step=step, view=view)
+        class_token, tokens = encode_patches(self.backbone, images, mask)
+        logits = None if self.mismatch_head is None else self._wide(self.mismatch_head(tokens).squeeze(2))
+        return class_token, Patches(view, self._wide(tokens), mask.kept, mask.told, logits)
+
     def _wide(self, rows: Tensor) -> Tensor:
         """Leave autocast: losses and probes are computed in the dtype of the parameters."""
         return rows.to(next(self.parameters()).dtype)
+
+
+def _has(config: TrialConfig, kind: type[TermConfig]) -> bool:
+    """Whether a term of this kind is on: what only it reads is built only then."""
+    return any(isinstance(term, kind) and term.weight > 0.0 for term in config.objective.values())
 
 
 def teacher_momentum(start: float, final: float, step: int, total_steps: int) -> float:
@@ -127,7 +164,7 @@ def teacher_momentum(start: float, final: float, step: int, total_steps: int) ->
 def _build_backbone(config: ResNetConfig | ViTConfig, view_size: int, norm: Norm) -> tuple[nn.Module, int]:
     """A network [n, 3, S, S] -> [n, p], and p. `view_size` is the largest S in pixels."""
     if isinstance(config, ViTConfig):
-        return _vit(config, view_size)
+        return build_vit(config, view_size)
     if config.kind == "resnet_tiny":
         return TinyResNet(config.width, _norm_2d(norm), zero_init_residual=config.zero_init_residual), 4 * config.width
     return _torchvision_resnet(config, view_size, norm)
@@ -195,27 +232,6 @@ def _torchvision_resnet(config: ResNetConfig, view_size: int, norm: Norm) -> tup
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     return network, feature_count
-
-
-_VIT_SIZES = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
-"""Width and heads, both of 12 blocks (Touvron et al. 2021, DeiT, table 1)."""
-
-
-def _vit(config: ViTConfig, view_size: int) -> tuple[nn.Module, int]:
-    """Features are the class token after the last norm. Smaller views resample the position embeddings."""
-    from timm.models.vision_transformer import VisionTransformer  # here: it takes a second to import
-
-    width, heads = _VIT_SIZES[config.kind]
-    network = VisionTransformer(
-        img_size=view_size,
-        patch_size=config.patch_size,
-        embed_dim=width,
-        depth=12,
-        num_heads=heads,
-        num_classes=0,
-        dynamic_img_size=True,
-    )
-    return cast(nn.Module, network), width
 
 
 # --- heads and norms -------------------------------------------------------------------------------------------------

@@ -156,6 +156,16 @@ def learned(report: EpochReport) -> dict[str, float]:
     return {k: v for k, v in report.metrics.items() if not k.startswith("time/") and k != "budget/seconds"}
 
 
+VIT = {"kind": "vit_micro", "patch_size": 2, "width": 32, "depth": 2}
+MASKED = {
+    "model": {
+        "backbone": VIT,
+        "masking": {"drop_ratio": 0.5, "mismatch_probability": 0.3},
+        "teacher": {"momentum": 0.9},
+    },
+    "objective": {"alignment": {}, "mmd": {}, "found": {"kind": "mismatch_detection"}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003},
+}
 VARIANTS = {
     "sgd": {},
     "lars, teacher, predictor": {
@@ -164,6 +174,7 @@ VARIANTS = {
         "schedule": {"kind": "cosine"},
     },
     "adamw, layer norm": {"optimizer": {"kind": "adamw", "learning_rate": 0.01}, "model": {"norm": "layer"}},
+    "masked transformer": MASKED,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -194,6 +205,15 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0002.pt", "epoch-0003.pt"]
+
+
+def test_what_terms_have_to_say_beyond_their_values_is_reported_as_health(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(**MASKED))
+    metrics = recorder.reports[-1].metrics
+    assert 0.0 < metrics["health/found/balanced_accuracy"] < 1.0
+    assert metrics["health/found/mismatch_rate"] == pytest.approx(0.3, abs=0.05)
+    assert metrics["health/found/loss_floor"] == pytest.approx(0.61, abs=0.05)
 
 
 def test_training_lowers_the_loss_and_beats_chance(tmp_path: Path) -> None:
@@ -349,6 +369,7 @@ WORKER_VARIANTS = {
         }
     },
     "layer norm": {"model": {"norm": "layer"}},
+    "masked transformer": MASKED,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 

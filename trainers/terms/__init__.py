@@ -5,9 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from trainers.terms.alignment import Alignment
-from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.base import Outputs, Patches, TermConfig
+from trainers.terms.mismatch import MismatchDetection
 from trainers.terms.mmd import KernelMMD
 
-Term = Annotated[Alignment | KernelMMD, Field(discriminator="kind")]
+Term = Annotated[Alignment | KernelMMD | MismatchDetection, Field(discriminator="kind")]
 
-__all__ = ["Alignment", "KernelMMD", "Outputs", "Term", "TermConfig"]
+__all__ = ["Alignment", "KernelMMD", "MismatchDetection", "Outputs", "Patches", "Term", "TermConfig"]

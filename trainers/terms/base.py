@@ -43,6 +43,26 @@ def full_precision(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = precision
 
 
+class Patches(NamedTuple):
+    """One masked view of the student. n = rows on this rank, L = patches of the view, K = kept ones, d = width."""
+
+    view: int
+    """Its place among the views."""
+    tokens: Tensor
+    """Patch tokens after the backbone's last norm, [n, K, d]."""
+    kept: Tensor
+    """Places in the image of the kept patches, [n, K] int64, from 0, row by row."""
+    told: Tensor
+    """The places that the network was told, [n, K] int64."""
+    mismatch_logits: Tensor | None = None
+    """The detection head's answers, [n, K]; None without a term that reads them."""
+
+    @property
+    def mismatched(self) -> Tensor:
+        """Which were told a wrong place, [n, K] bool."""
+        return self.kept != self.told
+
+
 class Outputs(NamedTuple):
     """What a step's forward pass made, on one rank. n = rows on this rank, p = features, q = embedding width."""
 
@@ -60,6 +80,8 @@ class Outputs(NamedTuple):
     """The trial's seed."""
     step: int
     """Optimizer steps done before this one."""
+    patches: tuple[Patches, ...] = ()
+    """The patch tokens of each masked view; empty without masking."""
 
 
 class TermConfig(BaseModel, ABC):
@@ -78,6 +100,13 @@ class TermConfig(BaseModel, ABC):
     @abstractmethod
     def __call__(self, outputs: Outputs) -> Tensor:
         """The unweighted scalar, a tensor of shape []."""
+
+    def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
+        """More to log each step, as `health/<name>/<key>`: scalars over the *global* batch, equal on all ranks, finite.
+
+        Called without gradients, on every rank, after `__call__`.
+        """
+        return {}
 
     def check(self, name: str, config: TrialConfig) -> None:
         """Raise ValueError (what, rule, value, remedy) where this term cannot work with the rest of `config`."""
