@@ -152,6 +152,14 @@ class MaskingConfig(Config):
         return int(patch_count * (1.0 - self.drop_ratio) + 1e-6)
 
 
+class DecoderConfig(Config):
+    """A small transformer that predicts the pixels of dropped patches, 32 a head (He et al., arXiv 2111.06377: 512
+    wide, 8 blocks). It is built where a term of kind `reconstruction` has a weight."""
+
+    width: int = Field(64, ge=32, le=1024, multiple_of=32)
+    depth: int = Field(2, ge=1, le=12, description="blocks")
+
+
 class ModelConfig(Config):
     """`norm`: `batch` is synchronized over workers (exact under DDP), `batch_per_rank` is not, `layer` needs no
     batch."""
@@ -161,6 +169,7 @@ class ModelConfig(Config):
     predictor: MLPConfig | None = None
     teacher: TeacherConfig | None = None
     masking: MaskingConfig | None = None
+    decoder: DecoderConfig | None = None
     norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
 
 
@@ -284,8 +293,7 @@ class TrialConfig(Config):
                 "model.masking drops patches and needs a vision transformer, but model.backbone.kind is "
                 f"{backbone.kind}; set model.backbone.kind=vit_tiny, or model.masking=null"
             )
-        for index in self.masked_views:
-            patch_count = (self.views[index].size // backbone.patch_size) ** 2
+        for index, patch_count in self.masked_patch_counts.items():
             if masking.kept_count(patch_count) < 1:
                 raise ValueError(
                     "model.masking.drop_ratio must leave at least one patch of each view, but "
@@ -293,10 +301,14 @@ class TrialConfig(Config):
                 )
 
     @property
-    def masked_views(self) -> tuple[int, ...]:
-        """Places in `views` of those that the student sees masked."""
-        if self.model.masking is None:
-            return ()
+    def masked_patch_counts(self) -> dict[int, int]:
+        """The views that the student sees masked: place in `views` -> number of patches of the whole view."""
+        backbone, masking = self.model.backbone, self.model.masking
+        if masking is None or not isinstance(backbone, ViTConfig):
+            return {}
         largest = max(view.size for view in self.views)
-        everything = self.model.masking.views == "all"
-        return tuple(index for index, view in enumerate(self.views) if everything or view.size == largest)
+        return {
+            index: (view.size // backbone.patch_size) ** 2
+            for index, view in enumerate(self.views)
+            if masking.views == "all" or view.size == largest
+        }

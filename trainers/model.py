@@ -23,8 +23,8 @@ from torch.nn import functional
 from trainers import masking
 from trainers.config import MLPConfig, ResNetConfig, TrialConfig, ViTConfig
 from trainers.dist import synchronize_batch_norm
-from trainers.terms import MismatchDetection, Outputs, Patches, TermConfig
-from trainers.vit import build_vit, encode_patches
+from trainers.terms import MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
+from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
 Norm = Literal["batch", "batch_per_rank", "layer"]
 
@@ -66,8 +66,11 @@ class Model(nn.Module):
             branch = OrderedDict(backbone=copy.deepcopy(self.backbone), projector=copy.deepcopy(self.projector))
             self.teacher = nn.Sequential(branch).requires_grad_(False)
         self._backbone_config, self._masking = config.model.backbone, config.model.masking
-        self._masked_views = config.masked_views
-        # Last, so that everything else starts the same with and without it.
+        self._masked_views = config.masked_patch_counts
+        # What only one term reads comes last, so that everything else starts the same with and without it.
+        self.decoder: Decoder | None = None
+        if _has(config, Reconstruction):
+            self.decoder = _build_decoder(config, self.feature_count, view_size)
         self.mismatch_head: nn.Linear | None = None
         if _has(config, MismatchDetection):
             self.mismatch_head = nn.Linear(self.feature_count, 1)
@@ -137,11 +140,19 @@ class Model(nn.Module):
         """The class token [n, p] of view number `view`, and its patch tokens."""
         if self._masking is None or not isinstance(self._backbone_config, ViTConfig):
             raise ValueError("only views of a vision transformer with model.masking can be masked; set both")
-        patch_count = (images.shape[2] // self._backbone_config.patch_size) ** 2
+        patch_size = self._backbone_config.patch_size
+        patch_count = (images.shape[2] // patch_size) ** 2
         mask = masking.draw(self._masking, sample_ids, patch_count=patch_count, seed=seed, step=step, view=view)
         class_token, tokens = encode_patches(self.backbone, images, mask)
-        logits = None if self.mismatch_head is None else self._wide(self.mismatch_head(tokens).squeeze(2))
-        return class_token, Patches(view, self._wide(tokens), mask.kept, mask.told, logits)
+        patches = Patches(view, self._wide(tokens), mask.kept, mask.told, mask.dropped)
+        if self.mismatch_head is not None:
+            patches = patches._replace(mismatch_logits=self._wide(self.mismatch_head(tokens).squeeze(2)))
+        if self.decoder is not None:
+            patches = patches._replace(
+                pixels=gather_places(patch_pixels(images, patch_size), mask.dropped),
+                reconstruction=self._wide(self.decoder(class_token, tokens, mask)),
+            )
+        return class_token, patches
 
     def _wide(self, rows: Tensor) -> Tensor:
         """Leave autocast: losses and probes are computed in the dtype of the parameters."""
@@ -232,6 +243,14 @@ def _torchvision_resnet(config: ResNetConfig, view_size: int, norm: Norm) -> tup
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     return network, feature_count
+
+
+def _build_decoder(config: TrialConfig, feature_count: int, view_size: int) -> Decoder:
+    backbone, decoder = config.model.backbone, config.model.decoder
+    if decoder is None or not isinstance(backbone, ViTConfig):
+        raise ValueError("a decoder needs model.decoder and a vision transformer; set both")
+    side = view_size // backbone.patch_size
+    return Decoder(decoder, inputs=feature_count, patch_size=backbone.patch_size, side=side)
 
 
 # --- heads and norms -------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ d = width.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from trainers.config import ViTConfig
+from trainers.config import DecoderConfig, ViTConfig
 from trainers.masking import Mask
 
 if TYPE_CHECKING:
@@ -64,6 +66,55 @@ def encode_patches(network: nn.Module, images: Tensor, mask: Mask) -> tuple[Tens
     tokens = vit.norm_pre(vit.pos_drop(torch.cat([class_token, tokens], dim=1)))
     tokens = vit.norm(vit.blocks(tokens))
     return tokens[:, 0], tokens[:, 1:]
+
+
+class Decoder(nn.Module):
+    """Pixels of dropped patches from the tokens of kept ones: MAE's decoder (arXiv 2111.06377, section 3).
+
+    Kept tokens go back to their *true* places, whatever the encoder was told; a learned mask token stands at the
+    others; positions are fixed sines and cosines.
+    """
+
+    def __init__(self, config: DecoderConfig, *, inputs: int, patch_size: int, side: int) -> None:
+        """`inputs` = d of the encoder; `side` = patches along a side of the largest view."""
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        width = config.width
+        self.embed = nn.Linear(inputs, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.register_buffer("positions", sine_positions(side, width, 10_000.0), persistent=False)
+        self.positions: Tensor
+        self.blocks = nn.Sequential(
+            *(Block(width, num_heads=width // 32, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(config.depth))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.pixels = nn.Linear(width, 3 * patch_size**2)
+        self._side = side
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, class_token: Tensor, tokens: Tensor, mask: Mask) -> Tensor:
+        """[n, d] and [n, K, d] -> the dropped patches' pixels in the order of `mask.dropped`, [n, L - K, 3 P²]."""
+        count = mask.kept.shape[1] + mask.dropped.shape[1]
+        grid = torch.Size([math.isqrt(count)] * 2)
+        positions = _resampled(self.positions, grid, (self._side, self._side))
+        embedded = self.embed(torch.cat([class_token[:, None], tokens], dim=1))
+        blanks = self.mask_token.to(embedded.dtype).expand(len(tokens), mask.dropped.shape[1], -1)
+        shuffled = torch.cat([embedded[:, 1:], blanks], dim=1)
+        back = torch.argsort(torch.cat([mask.kept, mask.dropped], dim=1), dim=1)
+        whole = torch.cat([embedded[:, :1], gather_places(shuffled, back)], dim=1) + positions
+        decoded = self.norm(self.blocks(whole))
+        predicted: Tensor = self.pixels(gather_places(decoded[:, 1:], mask.dropped))
+        return predicted
+
+
+def patch_pixels(images: Tensor, patch_size: int) -> Tensor:
+    """[n, 3, S, S] -> each patch's pixels, channel by channel, [n, L, 3 P²]; patches row by row."""
+    return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
 
 def gather_places(rows: Tensor, places: Tensor) -> Tensor:

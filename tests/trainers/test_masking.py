@@ -174,7 +174,7 @@ def test_masking_that_can_not_work_is_refused_with_a_remedy() -> None:
         trial({"kind": "resnet_tiny"}, 0.5)
     with pytest.raises(ValueError, match=r"at least one patch.*0\.97 leaves none of the 16 of views\.0; lower it"):
         trial(vit, 0.97)
-    assert trial(vit, 0.93).masked_views == (0, 1)
+    assert trial(vit, 0.93).masked_patch_counts == {0: 16, 1: 16}
 
 
 def test_of_views_of_several_sizes_the_largest_are_masked_unless_all_are_asked_for() -> None:
@@ -183,8 +183,8 @@ def test_of_views_of_several_sizes_the_largest_are_masked_unless_all_are_asked_f
         "model": {"backbone": {"kind": "vit_micro", "patch_size": 4}, "masking": {}},
         "objective": {"alignment": {}},
     }
-    assert TrialConfig.model_validate(values).masked_views == (1, 2)
+    assert TrialConfig.model_validate(values).masked_patch_counts == {1: 16, 2: 16}
     values["model"]["masking"] = {"views": "all"}
-    assert TrialConfig.model_validate(values).masked_views == (0, 1, 2, 3)
+    assert TrialConfig.model_validate(values).masked_patch_counts == {0: 4, 1: 16, 2: 16, 3: 4}
     values["model"]["masking"] = None
-    assert TrialConfig.model_validate(values).masked_views == ()
+    assert TrialConfig.model_validate(values).masked_patch_counts == {}

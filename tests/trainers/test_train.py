@@ -157,13 +157,19 @@ def learned(report: EpochReport) -> dict[str, float]:
 
 
 VIT = {"kind": "vit_micro", "patch_size": 2, "width": 32, "depth": 2}
-MASKED = {
+MASKED: dict[str, Any] = {
     "model": {
         "backbone": VIT,
         "masking": {"drop_ratio": 0.5, "mismatch_probability": 0.3},
         "teacher": {"momentum": 0.9},
     },
     "objective": {"alignment": {}, "mmd": {}, "found": {"kind": "mismatch_detection"}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003},
+}
+AUTOENCODER: dict[str, Any] = {
+    "views": [{"size": SIZE}],
+    "model": {"backbone": VIT, "masking": {"drop_ratio": 0.75}, "decoder": {"width": 32, "depth": 1}},
+    "objective": {"reconstruction": {}},
     "optimizer": {"kind": "adamw", "learning_rate": 0.003},
 }
 VARIANTS = {
@@ -175,6 +181,7 @@ VARIANTS = {
     },
     "adamw, layer norm": {"optimizer": {"kind": "adamw", "learning_rate": 0.01}, "model": {"norm": "layer"}},
     "masked transformer": MASKED,
+    "masked autoencoder": AUTOENCODER,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -370,6 +377,7 @@ WORKER_VARIANTS = {
     },
     "layer norm": {"model": {"norm": "layer"}},
     "masked transformer": MASKED,
+    "masked autoencoder": AUTOENCODER,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 

@@ -8,7 +8,8 @@ from trainers.terms.alignment import Alignment
 from trainers.terms.base import Outputs, Patches, TermConfig
 from trainers.terms.mismatch import MismatchDetection
 from trainers.terms.mmd import KernelMMD
+from trainers.terms.reconstruction import Reconstruction
 
-Term = Annotated[Alignment | KernelMMD | MismatchDetection, Field(discriminator="kind")]
+Term = Annotated[Alignment | KernelMMD | MismatchDetection | Reconstruction, Field(discriminator="kind")]
 
-__all__ = ["Alignment", "KernelMMD", "MismatchDetection", "Outputs", "Patches", "Term", "TermConfig"]
+__all__ = ["Alignment", "KernelMMD", "MismatchDetection", "Outputs", "Patches", "Reconstruction", "Term", "TermConfig"]

@@ -54,8 +54,14 @@ class Patches(NamedTuple):
     """Places in the image of the kept patches, [n, K] int64, from 0, row by row."""
     told: Tensor
     """The places that the network was told, [n, K] int64."""
+    dropped: Tensor
+    """Places of the dropped patches, [n, L - K] int64."""
     mismatch_logits: Tensor | None = None
     """The detection head's answers, [n, K]; None without a term that reads them."""
+    pixels: Tensor | None = None
+    """The dropped patches themselves, [n, L - K, 3 P²], P = patch size; None without a term that reads them."""
+    reconstruction: Tensor | None = None
+    """The decoder's prediction of `pixels`; None without a term that reads it."""
 
     @property
     def mismatched(self) -> Tensor:

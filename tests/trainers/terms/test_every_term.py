@@ -36,16 +36,20 @@ EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: te
 EVERY_TERM = pytest.mark.parametrize("term", TERMS, ids=repr)
 
 IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 5, 3
-KEPT, TOKEN = 4, 3
+KEPT, DROPPED, TOKEN, PIXELS = 4, 2, 3, 5
 MASKED = 2
 """The first views are masked."""
 
 
-def patches_of(view: int, tokens: Tensor, logits: Tensor, sample_ids: Tensor) -> Patches:
-    """A masked view with these tokens [n, KEPT, TOKEN] and logits [n, KEPT], mismatched here and there."""
+def patches_of(view: int, tokens: Tensor, logits: Tensor, drawn: Tensor, sample_ids: Tensor) -> Patches:
+    """A masked view with these tokens [n, KEPT, TOKEN], logits [n, KEPT] and drawn pixels [n, DROPPED, PIXELS],
+    mismatched here and there."""
     kept = (sample_ids[:, None] + torch.arange(KEPT)) % 9
     wrong = (sample_ids[:, None] + view + torch.arange(KEPT)) % 3 == 0
-    return Patches(view, tokens, kept, torch.where(wrong, kept + 1, kept), logits)
+    dropped = (kept[:, -1:] + 1 + torch.arange(DROPPED)) % 9
+    pixels = (sample_ids[:, None, None] + 3 * torch.arange(DROPPED)[:, None] + torch.arange(PIXELS) ** 2).sin()
+    told = torch.where(wrong, kept + 1, kept)
+    return Patches(view, tokens, kept, told, dropped, logits, pixels.to(drawn.dtype), drawn)
 
 
 class Network(nn.Module):
@@ -59,13 +63,21 @@ class Network(nn.Module):
         self.teacher = nn.Linear(INPUTS, WIDTH).requires_grad_(False)
         self.tokens = nn.Linear(INPUTS, KEPT * TOKEN)
         self.mismatch_head = nn.Linear(TOKEN, 1)
+        self.decoder = nn.Linear(KEPT * TOKEN, DROPPED * PIXELS)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor) -> Outputs:
         features = tuple(self.backbone(view) for view in views)
         projections = tuple(self.projector(rows) for rows in features)
         tokens = [self.tokens(view).unflatten(1, (KEPT, TOKEN)) for view in views[:MASKED]]
         patches = tuple(
-            patches_of(view, seen, self.mismatch_head(seen).squeeze(2), sample_ids) for view, seen in enumerate(tokens)
+            patches_of(
+                view,
+                seen,
+                self.mismatch_head(seen).squeeze(2),
+                self.decoder(seen.flatten(1)).view(-1, DROPPED, PIXELS),
+                sample_ids,
+            )
+            for view, seen in enumerate(tokens)
         )
         return Outputs(
             features=features,
@@ -140,7 +152,7 @@ def random_outputs(n: int = 5, q: int = 3, dtype: torch.dtype = torch.float64) -
 
     sample_ids = torch.arange(100, 100 + n)
     features, projections, predictions, targets = rows(3), rows(q), rows(q), rows(q, requires_grad=False)
-    tokens, logits = rows(KEPT * TOKEN), rows(KEPT)
+    tokens, logits, drawn = rows(KEPT * TOKEN), rows(KEPT), rows(DROPPED * PIXELS)
     return Outputs(
         features=features,
         projections=projections,
@@ -150,14 +162,18 @@ def random_outputs(n: int = 5, q: int = 3, dtype: torch.dtype = torch.float64) -
         seed=3,
         step=7,
         patches=tuple(
-            patches_of(view, tokens[view].view(n, KEPT, TOKEN), logits[view], sample_ids) for view in range(MASKED)
+            patches_of(
+                view, tokens[view].view(n, KEPT, TOKEN), logits[view], drawn[view].view(n, DROPPED, PIXELS), sample_ids
+            )
+            for view in range(MASKED)
         ),
     )
 
 
 def leaves(outputs: Outputs) -> list[Tensor]:
     logits = [seen.mismatch_logits for seen in outputs.patches if seen.mismatch_logits is not None]
-    return [*outputs.features, *outputs.projections, *(outputs.predictions or ()), *logits]
+    drawn = [seen.reconstruction for seen in outputs.patches if seen.reconstruction is not None]
+    return [*outputs.features, *outputs.projections, *(outputs.predictions or ()), *logits, *drawn]
 
 
 @EVERY_TERM
@@ -167,8 +183,8 @@ def test_a_terms_gradient_equals_finite_differences(term: TermConfig) -> None:
     def value(*flat: Tensor) -> Tensor:
         features, projections, predictions = (flat[VIEWS * i : VIEWS * i + VIEWS] for i in range(3))
         patches = tuple(
-            seen._replace(mismatch_logits=logits)
-            for seen, logits in zip(outputs.patches, flat[3 * VIEWS :], strict=True)
+            seen._replace(mismatch_logits=flat[3 * VIEWS + i], reconstruction=flat[3 * VIEWS + MASKED + i])
+            for i, seen in enumerate(outputs.patches)
         )
         outputs_here = outputs._replace(
             features=features, projections=projections, predictions=predictions, patches=patches

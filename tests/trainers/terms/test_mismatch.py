@@ -24,7 +24,7 @@ def outputs_of(*views: tuple[Tensor, Tensor]) -> Outputs:
     for view, (logits, wrong) in enumerate(views):
         kept = torch.arange(logits.shape[1]).expand_as(logits)
         told = torch.where(wrong, kept + 1, kept)
-        patches.append(Patches(view, torch.zeros(*logits.shape, 2), kept, told, logits))
+        patches.append(Patches(view, torch.zeros(*logits.shape, 2), kept, told, kept[:, :0], mismatch_logits=logits))
     n = len(views[0][0])
     return Outputs((), (), None, None, torch.arange(n), seed=0, step=0, patches=tuple(patches))
 
