@@ -111,19 +111,23 @@ Backbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
 
 
 class MLPConfig(Config):
-    """(Linear, norm, ReLU) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
+    """(Linear, norm, activation) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
 
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 128), min_length=1)
     final_norm: bool = False
     final_bias: bool = True
     hidden_norm: bool = True
+    activation: Literal["relu", "gelu"] = "relu"
 
 
 class TeacherConfig(Config):
-    """A moving average of backbone and projector; the momentum follows a cosine from `momentum` to `final_momentum`."""
+    """A moving average of backbone, projector and prototypes; the momentum follows a cosine from `momentum` to
+    `final_momentum`. It sees all `views`, or the `largest` alone, which must then be the first (DINO's global crops).
+    """
 
     momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.996
     final_momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    views: Literal["all", "largest"] = "all"
 
 
 class MaskingConfig(Config):
@@ -152,6 +156,20 @@ class MaskingConfig(Config):
         return int(patch_count * (1.0 - self.drop_ratio) + 1e-6)
 
 
+class PrototypesConfig(Config):
+    """DINO's last layer: cosines of projections with `count` learned directions (arXiv 2104.14294: 65,536). It is built
+    where a term of kind `dino` has a weight.
+
+    The teacher's scores are centered by a moving average of their mean over the global batch, which starts at 0 and
+    keeps `center_momentum` each step. Directions do not move in the first `frozen_steps` optimizer steps (one epoch
+    there).
+    """
+
+    count: int = Field(1024, ge=2)
+    center_momentum: Fraction = 0.9
+    frozen_steps: int = Field(0, ge=0)
+
+
 class DecoderConfig(Config):
     """A small transformer that predicts the pixels of dropped patches, 32 a head (He et al., arXiv 2111.06377: 512
     wide, 8 blocks). It is built where a term of kind `reconstruction` has a weight."""
@@ -170,6 +188,7 @@ class ModelConfig(Config):
     teacher: TeacherConfig | None = None
     masking: MaskingConfig | None = None
     decoder: DecoderConfig | None = None
+    prototypes: PrototypesConfig | None = None
     norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
 
 
@@ -272,6 +291,11 @@ class TrialConfig(Config):
                         f"views.{index}.size must be a multiple of model.backbone.patch_size={backbone.patch_size}, "
                         f"but is {view.size}; change one of them"
                     )
+        if self.teacher_views != tuple(range(len(self.teacher_views))):
+            raise ValueError(
+                "with model.teacher.views='largest' the largest views must come first, but they are at places "
+                f"{self.teacher_views} of views; order them, or set model.teacher.views=all"
+            )
         if self.model.masking is not None:
             self._check_masking(self.model.masking)
         if "total" in self.objective:
@@ -299,6 +323,15 @@ class TrialConfig(Config):
                     "model.masking.drop_ratio must leave at least one patch of each view, but "
                     f"{masking.drop_ratio} leaves none of the {patch_count} of views.{index}; lower it"
                 )
+
+    @property
+    def teacher_views(self) -> tuple[int, ...]:
+        """Places in `views` of those that the teacher sees; none without a teacher."""
+        if self.model.teacher is None:
+            return ()
+        largest = max(view.size for view in self.views)
+        everything = self.model.teacher.views == "all"
+        return tuple(index for index, view in enumerate(self.views) if everything or view.size == largest)
 
     @property
     def masked_patch_counts(self) -> dict[int, int]:

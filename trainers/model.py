@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import masking
-from trainers.config import MLPConfig, ResNetConfig, TrialConfig, ViTConfig
+from trainers import dist, masking
+from trainers.config import MLPConfig, PrototypesConfig, ResNetConfig, TrialConfig, ViTConfig
 from trainers.dist import synchronize_batch_norm
-from trainers.terms import MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
+from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
+from trainers.terms.base import full_precision, unit_rows
 from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
 Norm = Literal["batch", "batch_per_rank", "layer"]
@@ -60,11 +61,17 @@ class Model(nn.Module):
         self.predictor: nn.Module | None = None
         if config.model.predictor is not None:
             self.predictor = _build_mlp(self.embedding_count, config.model.predictor, norm)
-        self.teacher: nn.Module | None = None
-        self._teacher_config = config.model.teacher
+        self.prototypes: Prototypes | None = None
+        self._center_momentum = 0.0
+        if _has(config, Dino) and config.model.prototypes is not None:
+            self.prototypes = Prototypes(config.model.prototypes, self.embedding_count)
+            self._center_momentum = config.model.prototypes.center_momentum
+            self.register_buffer("center", torch.zeros(config.model.prototypes.count))
+            self.center: Tensor
+        self.teacher: nn.ModuleDict | None = None
+        self._teacher_config, self._teacher_views = config.model.teacher, config.teacher_views
         if config.model.teacher is not None:
-            branch = OrderedDict(backbone=copy.deepcopy(self.backbone), projector=copy.deepcopy(self.projector))
-            self.teacher = nn.Sequential(branch).requires_grad_(False)
+            self.teacher = nn.ModuleDict(copy.deepcopy(self._branch())).requires_grad_(False)
         self._backbone_config, self._masking = config.model.backbone, config.model.masking
         self._masked_views = config.masked_patch_counts
         # What only one term reads comes last, so that everything else starts the same with and without it.
@@ -91,10 +98,20 @@ class Model(nn.Module):
                 features = (*features, self._encode(view))
         projections = tuple(self.projector(rows) for rows in features)
         predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
-        targets = None
+        targets = target_scores = scores = center = None
         if self.teacher is not None:
             with torch.no_grad():
-                targets = tuple(self._wide(self.teacher(view)) for view in views)
+                seen_views = (views[place] for place in self._teacher_views if place < len(views))
+                rows_of = (self.teacher["projector"](self.teacher["backbone"](view)) for view in seen_views)
+                targets = tuple(self._wide(rows) for rows in rows_of)
+        if self.prototypes is not None and self.teacher is not None and targets is not None:
+            scores = tuple(self.prototypes(rows, step) for rows in projections)
+            with torch.no_grad():
+                target_scores = tuple(self.teacher["prototypes"](rows, step) for rows in targets)
+                center = self.center.clone()
+                if self.training:
+                    mean = dist.mean_over_ranks(torch.stack(target_scores).mean((0, 1)))
+                    self.center.lerp_(mean.to(center.dtype), 1.0 - self._center_momentum)
         return Outputs(
             features=tuple(self._wide(rows) for rows in features),
             projections=tuple(self._wide(rows) for rows in projections),
@@ -104,6 +121,9 @@ class Model(nn.Module):
             seed=seed,
             step=step,
             patches=patches,
+            scores=scores,
+            target_scores=target_scores,
+            center=center,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -124,12 +144,19 @@ class Model(nn.Module):
         """
         if self.teacher is None or self._teacher_config is None:
             return
-        student = nn.ModuleList([self.backbone, self.projector])
+        student = nn.ModuleDict(self._branch())
         start, final = self._teacher_config.momentum, self._teacher_config.final_momentum
         momentum = teacher_momentum(start, final, step, total_steps)
         torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1.0 - momentum)
         for ours, theirs in zip(self.teacher.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
+
+    def _branch(self) -> OrderedDict[str, nn.Module]:
+        """What the teacher is an average of, by name."""
+        branch: OrderedDict[str, nn.Module] = OrderedDict(backbone=self.backbone, projector=self.projector)
+        if self.prototypes is not None:
+            branch["prototypes"] = self.prototypes
+        return branch
 
     def _encode(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.backbone(images))
@@ -264,12 +291,30 @@ def _build_mlp(inputs: int, config: MLPConfig, norm: Norm) -> nn.Sequential:
         layers.append(nn.Linear(inputs, width, bias=not config.hidden_norm or norm == "layer"))
         if config.hidden_norm:
             layers.append(_norm_1d(width, norm))
-        layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True))
         inputs = width
     layers.append(nn.Linear(inputs, last, bias=config.final_bias))
     if config.final_norm:
         layers.append(_norm_1d(last, norm))
     return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Cosines of rows with learned directions: DINO's normalized bottleneck and its last layer, whose weight norm has
+    the fixed gain 1."""
+
+    def __init__(self, config: PrototypesConfig, width: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(nn.Linear(width, config.count, bias=False).weight.detach())
+        self._frozen_steps = config.frozen_steps
+
+    def forward(self, rows: Tensor, step: int) -> Tensor:
+        """[n, q] -> [n, M], in float32 or wider; `step` = optimizer steps done."""
+        directions: Tensor = self.directions
+        if step < self._frozen_steps:  # a gradient of zeros, as DDP waits for one
+            directions = directions.detach() + 0.0 * directions
+        with full_precision(rows.device):
+            return unit_rows(rows) @ unit_rows(directions).T
 
 
 def _norm_1d(width: int, norm: Norm) -> nn.Module:

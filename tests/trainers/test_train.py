@@ -89,7 +89,8 @@ class MemoryLoaders:
 
     def _view(self, dataset: Any, config: TrialConfig, epoch: int, sample: int, view: int) -> Tensor:
         noise = np.random.default_rng((config.seed, epoch, sample, view)).standard_normal((3, SIZE, SIZE))
-        return dataset.images[sample] + 0.5 * torch.from_numpy(noise).float()  # type: ignore[no-any-return]
+        size = config.views[view].size
+        return (dataset.images[sample] + 0.5 * torch.from_numpy(noise).float())[:, :size, :size]  # type: ignore[no-any-return]
 
 
 def config(**changes: Any) -> TrialConfig:
@@ -166,6 +167,19 @@ MASKED: dict[str, Any] = {
     "objective": {"alignment": {}, "mmd": {}, "found": {"kind": "mismatch_detection"}},
     "optimizer": {"kind": "adamw", "learning_rate": 0.003},
 }
+DINO: dict[str, Any] = {
+    "views": [{"size": SIZE}, {"size": SIZE}, {"size": SIZE // 2}],
+    "model": {
+        # timm resamples learned positions for other sizes in float32, whatever their dtype.
+        "backbone": {**VIT, "positions": "fixed"},
+        "projector": {"widths": [16, 8], "hidden_norm": False, "activation": "gelu"},
+        "teacher": {"momentum": 0.9, "views": "largest"},
+        "prototypes": {"count": 24, "frozen_steps": 3},
+        "masking": {"drop_ratio": 0.25, "mismatch_probability": 0.3},
+    },
+    "objective": {"dino": {}, "mismatch_detection": {}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003, "clip_norm": 3.0},
+}
 AUTOENCODER: dict[str, Any] = {
     "views": [{"size": SIZE}],
     "model": {"backbone": VIT, "masking": {"drop_ratio": 0.75}, "decoder": {"width": 32, "depth": 1}},
@@ -182,6 +196,7 @@ VARIANTS = {
     "adamw, layer norm": {"optimizer": {"kind": "adamw", "learning_rate": 0.01}, "model": {"norm": "layer"}},
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
+    "dino, multi-crop": DINO,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -378,6 +393,7 @@ WORKER_VARIANTS = {
     "layer norm": {"model": {"norm": "layer"}},
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
+    "dino, multi-crop": DINO,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 
@@ -415,8 +431,11 @@ def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochRe
     return outcome, recorder.reports, {name: value.detach() for name, value in models[0].state_dict().items()}
 
 
-def test_two_workers_train_the_model_of_one(two_processes: TwoProcesses, tmp_path: Path) -> None:
-    trial = config(**VARIANTS["lars, teacher, predictor"]).model_dump(mode="json")
+@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO], ids=["lars", "dino"])
+def test_two_workers_train_the_model_of_one(
+    two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    trial = config(**changes).model_dump(mode="json")
     outcome, reports, model = whole_run(str(tmp_path / "one"), trial)
     for two_outcome, two_reports, two_model in two_processes.run(whole_run, str(tmp_path / "two"), trial):
         assert two_outcome == outcome

@@ -79,7 +79,8 @@ class Outputs(NamedTuple):
     predictions: tuple[Tensor, ...] | None
     """Predictor outputs per view, each [n, q]; None without a predictor."""
     targets: tuple[Tensor, ...] | None
-    """The teacher's projections per view, each [n, q], without gradient; None without a teacher."""
+    """The teacher's projections of the views that it sees, the first ones or all, each [n, q], without gradient; None
+    without a teacher."""
     sample_ids: Tensor
     """Global sample ids of the rows, [n], int64: what per-sample randomness is keyed by."""
     seed: int
@@ -88,6 +89,12 @@ class Outputs(NamedTuple):
     """Optimizer steps done before this one."""
     patches: tuple[Patches, ...] = ()
     """The patch tokens of each masked view; empty without masking."""
+    scores: tuple[Tensor, ...] | None = None
+    """Cosines of projections with the M prototypes per view, each [n, M]; None without a term that reads them."""
+    target_scores: tuple[Tensor, ...] | None = None
+    """The teacher's, for the views that it sees, without gradient and not centered."""
+    center: Tensor | None = None
+    """Moving average of the mean of `target_scores` over images, as it was before this step, [M]."""
 
 
 class TermConfig(BaseModel, ABC):

@@ -36,6 +36,7 @@ EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: te
 EVERY_TERM = pytest.mark.parametrize("term", TERMS, ids=repr)
 
 IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 5, 3
+PROTOTYPES = 7
 KEPT, DROPPED, TOKEN, PIXELS = 4, 2, 3, 5
 MASKED = 2
 """The first views are masked."""
@@ -63,6 +64,7 @@ class Network(nn.Module):
         self.teacher = nn.Linear(INPUTS, WIDTH).requires_grad_(False)
         self.tokens = nn.Linear(INPUTS, KEPT * TOKEN)
         self.mismatch_head = nn.Linear(TOKEN, 1)
+        self.prototypes = nn.Linear(WIDTH, PROTOTYPES)
         self.decoder = nn.Linear(KEPT * TOKEN, DROPPED * PIXELS)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor) -> Outputs:
@@ -88,6 +90,9 @@ class Network(nn.Module):
             seed=3,
             step=7,
             patches=patches,
+            scores=tuple(self.prototypes(rows) for rows in projections),
+            target_scores=tuple(self.prototypes(self.teacher(view)).detach() for view in views[:MASKED]),
+            center=torch.linspace(-0.1, 0.1, PROTOTYPES).to(projections[0].dtype),
         )
 
 
@@ -167,13 +172,23 @@ def random_outputs(n: int = 5, q: int = 3, dtype: torch.dtype = torch.float64) -
             )
             for view in range(MASKED)
         ),
+        scores=rows(PROTOTYPES),
+        target_scores=rows(PROTOTYPES, requires_grad=False)[:MASKED],
+        center=torch.linspace(-0.1, 0.1, PROTOTYPES).to(dtype),
     )
 
 
 def leaves(outputs: Outputs) -> list[Tensor]:
     logits = [seen.mismatch_logits for seen in outputs.patches if seen.mismatch_logits is not None]
     drawn = [seen.reconstruction for seen in outputs.patches if seen.reconstruction is not None]
-    return [*outputs.features, *outputs.projections, *(outputs.predictions or ()), *logits, *drawn]
+    return [
+        *outputs.features,
+        *outputs.projections,
+        *(outputs.predictions or ()),
+        *logits,
+        *drawn,
+        *(outputs.scores or ()),
+    ]
 
 
 @EVERY_TERM
@@ -187,7 +202,11 @@ def test_a_terms_gradient_equals_finite_differences(term: TermConfig) -> None:
             for i, seen in enumerate(outputs.patches)
         )
         outputs_here = outputs._replace(
-            features=features, projections=projections, predictions=predictions, patches=patches
+            features=features,
+            projections=projections,
+            predictions=predictions,
+            patches=patches,
+            scores=flat[-VIEWS:],
         )
         return term(outputs_here) + 0 * torch.stack([view.sum() for view in flat]).sum()
 
