@@ -11,7 +11,14 @@ from search_spaces.suggest import Space
 from trainers.config import TrialConfig
 
 RECIPES: dict[str, Callable[[], TrialConfig]] = {
-    recipe.__name__: recipe for recipe in (recipes.sfrik_tiny, recipes.sfrik_cifar10, recipes.sfrik_imagenet)
+    recipe.__name__: recipe
+    for recipe in (
+        recipes.sfrik_tiny,
+        recipes.sfrik_cifar10,
+        recipes.sfrik_imagenet,
+        recipes.dilemma_tiny,
+        recipes.mae_tiny,
+    )
 }
 SPACES: dict[str, Space] = {"kernels": kernels.space, "weights": weights.space}
 
