@@ -129,7 +129,7 @@ def test_the_decoder_exists_only_with_its_term_and_changes_nothing_else() -> Non
     [
         ({"decoder": None}, r"objective\.reconstruction .*model\.decoder.*None; set them"),
         ({"masking": None}, r"needs model\.masking and model\.decoder"),
-        ({"masking": {"drop_ratio": 0.05}}, r"drop_ratio=0\.05 drops none of the 16 of views\.0; raise it"),
+        ({"masking": {"drop_ratio": 0.0}}, r"drop_ratio=0\.0 drops none of the 16 of views\.0; raise it"),
     ],
 )
 def test_a_reconstruction_of_nothing_is_refused_with_a_remedy(model: Any, message: str) -> None:
