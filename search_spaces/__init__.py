@@ -30,6 +30,8 @@ RECIPES: dict[str, Callable[[], TrialConfig]] = {
         host_recipes.barlow_cifar10,
         host_recipes.alignment_uniformity_tiny,
         host_recipes.alignment_uniformity_cifar10,
+        recipes.dilemma_tiny,
+        recipes.mae_tiny,
     )
 }
 SPACES: dict[str, Space] = {"kernels": kernels.space, "weights": weights.space}

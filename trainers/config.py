@@ -89,29 +89,93 @@ class ResNetConfig(Config):
 
 
 class ViTConfig(Config):
-    """timm's vision transformer. The view size must be a multiple of `patch_size`."""
+    """timm's vision transformer. The view size must be a multiple of `patch_size`. `vit_micro` is ours, for 16 to 32
+    px on a CPU; the rest are DeiT's.
 
-    kind: Literal["vit_tiny", "vit_small", "vit_base"]
+    `positions`: `learned` embeddings, or `fixed` two-dimensional sines and cosines with none for the class token, as in
+    MoCo v3 and MAE (`position_temperature` is the longest wavelength over 2 pi, in patches; on small grids 10,000 makes
+    neighbors alike). `freeze_patches` leaves the patch projection at its random start (MoCo v3, arXiv 2104.02057,
+    section 5).
+    """
+
+    kind: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base"]
     patch_size: int = Field(16, ge=2, le=32)
+    width: int = Field(64, ge=32, le=384, multiple_of=32, description="of `vit_micro`, 32 a head; the others ignore it")
+    depth: int = Field(4, ge=1, le=12, description="blocks of `vit_micro`; the others ignore it")
+    positions: Literal["learned", "fixed"] = "learned"
+    position_temperature: Positive = 10_000.0
+    freeze_patches: bool = False
 
 
 Backbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
 
 
 class MLPConfig(Config):
-    """(Linear, norm, ReLU) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
+    """(Linear, norm, activation) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
 
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 128), min_length=1)
     final_norm: bool = False
     final_bias: bool = True
     hidden_norm: bool = True
+    activation: Literal["relu", "gelu"] = "relu"
 
 
 class TeacherConfig(Config):
-    """A moving average of backbone and projector; the momentum follows a cosine from `momentum` to `final_momentum`."""
+    """A moving average of backbone, projector and prototypes; the momentum follows a cosine from `momentum` to
+    `final_momentum`. It sees all `views`, or the `largest` alone, which must then be the first (DINO's global crops).
+    """
 
     momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.996
     final_momentum: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    views: Literal["all", "largest"] = "all"
+
+
+class MaskingConfig(Config):
+    """Which patches the student sees, and where it is told they are. Needs a vision transformer. The teacher, and
+    every evaluation, see all patches at their places.
+
+    Of L patches K = floor(L (1 - drop_ratio) + 1e-6) are kept, the same number for each image and step, others for each
+    image, view and step. Each kept patch then has a probability of `mismatch_probability` of being given the position
+    of another one (DILEMMA, arXiv 2204.04788). `donor_rule` says whose:
+
+    `spare_or_cycle`: a dropped patch's; if there are too few, mismatched patches pass theirs on in a circle. No
+    position occurs twice, which would give the answer away. Ours; for drop_ratio >= 0.5 equal in law to `tail`.
+    `tail`: the authors' released code, the end of the shuffled positions: below 0.5 positions may occur twice, at 0
+    nothing is mismatched. `uniform`: any but its own, an ablation in which they often occur twice.
+
+    `views`: of views of several sizes only the `largest` are masked, as local crops are small enough, or `all`.
+    """
+
+    drop_ratio: Fraction = 0.5
+    mismatch_probability: Probability = 0.0
+    donor_rule: Literal["spare_or_cycle", "tail", "uniform"] = "spare_or_cycle"
+    views: Literal["largest", "all"] = "largest"
+
+    def kept_count(self, patch_count: int) -> int:
+        """K of L patches. The 1e-6 is for ratios that floats can not hold: 100 · (1 - 0.9) is 9.999…"""
+        return int(patch_count * (1.0 - self.drop_ratio) + 1e-6)
+
+
+class PrototypesConfig(Config):
+    """DINO's last layer: cosines of projections with `count` learned directions (arXiv 2104.14294: 65,536). It is built
+    where a term of kind `dino` has a weight.
+
+    The teacher's scores are centered by a moving average of their mean over the global batch, which starts at 0 and
+    keeps `center_momentum` each step. Directions do not move in the first `frozen_steps` optimizer steps (one epoch
+    there).
+    """
+
+    count: int = Field(1024, ge=2)
+    center_momentum: Fraction = 0.9
+    frozen_steps: int = Field(0, ge=0)
+
+
+class DecoderConfig(Config):
+    """A small transformer that predicts the pixels of dropped patches, 32 a head (He et al., arXiv 2111.06377: 512
+    wide, 8 blocks). It is built where a term of kind `reconstruction` has a weight."""
+
+    width: int = Field(64, ge=32, le=1024, multiple_of=32)
+    depth: int = Field(2, ge=1, le=12, description="blocks")
 
 
 class ModelConfig(Config):
@@ -122,6 +186,9 @@ class ModelConfig(Config):
     projector: MLPConfig = MLPConfig()
     predictor: MLPConfig | None = None
     teacher: TeacherConfig | None = None
+    masking: MaskingConfig | None = None
+    decoder: DecoderConfig | None = None
+    prototypes: PrototypesConfig | None = None
     norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
 
 
@@ -226,6 +293,13 @@ class TrialConfig(Config):
                         f"views.{index}.size must be a multiple of model.backbone.patch_size={backbone.patch_size}, "
                         f"but is {view.size}; change one of them"
                     )
+        if self.teacher_views != tuple(range(len(self.teacher_views))):
+            raise ValueError(
+                "with model.teacher.views='largest' the largest views must come first, but they are at places "
+                f"{self.teacher_views} of views; order them, or set model.teacher.views=all"
+            )
+        if self.model.masking is not None:
+            self._check_masking(self.model.masking)
         if "total" in self.objective:
             raise ValueError("objective.total: a term may not be named 'total', which is the sum; choose another name")
         if not any(term.weight > 0.0 for term in self.objective.values()):
@@ -237,3 +311,39 @@ class TrialConfig(Config):
             if term.weight > 0.0:  # weight 0 equals the term being absent
                 term.check(name, self)
         return self
+
+    def _check_masking(self, masking: MaskingConfig) -> None:
+        backbone = self.model.backbone
+        if not isinstance(backbone, ViTConfig):
+            raise ValueError(
+                "model.masking drops patches and needs a vision transformer, but model.backbone.kind is "
+                f"{backbone.kind}; set model.backbone.kind=vit_tiny, or model.masking=null"
+            )
+        for index, patch_count in self.masked_patch_counts.items():
+            if masking.kept_count(patch_count) < 1:
+                raise ValueError(
+                    "model.masking.drop_ratio must leave at least one patch of each view, but "
+                    f"{masking.drop_ratio} leaves none of the {patch_count} of views.{index}; lower it"
+                )
+
+    @property
+    def teacher_views(self) -> tuple[int, ...]:
+        """Places in `views` of those that the teacher sees; none without a teacher."""
+        if self.model.teacher is None:
+            return ()
+        largest = max(view.size for view in self.views)
+        everything = self.model.teacher.views == "all"
+        return tuple(index for index, view in enumerate(self.views) if everything or view.size == largest)
+
+    @property
+    def masked_patch_counts(self) -> dict[int, int]:
+        """The views that the student sees masked: place in `views` -> number of patches of the whole view."""
+        backbone, masking = self.model.backbone, self.model.masking
+        if masking is None or not isinstance(backbone, ViTConfig):
+            return {}
+        largest = max(view.size for view in self.views)
+        return {
+            index: (view.size // backbone.patch_size) ** 2
+            for index, view in enumerate(self.views)
+            if masking.views == "all" or view.size == largest
+        }

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.config import MLPConfig, ResNetConfig, TrialConfig, ViTConfig
+from trainers import dist, masking
+from trainers.config import MLPConfig, PrototypesConfig, ResNetConfig, TrialConfig, ViTConfig
 from trainers.dist import synchronize_batch_norm
-from trainers.terms.base import Outputs
+from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
+from trainers.terms.base import full_precision, unit_rows
+from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
 Norm = Literal["batch", "batch_per_rank", "layer"]
 
@@ -58,21 +61,57 @@ class Model(nn.Module):
         self.predictor: nn.Module | None = None
         if config.model.predictor is not None:
             self.predictor = _build_mlp(self.embedding_count, config.model.predictor, norm)
-        self.teacher: nn.Module | None = None
-        self._teacher_config = config.model.teacher
+        self.prototypes: Prototypes | None = None
+        self._center_momentum = 0.0
+        if _has(config, Dino) and config.model.prototypes is not None:
+            self.prototypes = Prototypes(config.model.prototypes, self.embedding_count)
+            self._center_momentum = config.model.prototypes.center_momentum
+            self.register_buffer("center", torch.zeros(config.model.prototypes.count))
+            self.center: Tensor
+        self.teacher: nn.ModuleDict | None = None
+        self._teacher_config, self._teacher_views = config.model.teacher, config.teacher_views
         if config.model.teacher is not None:
-            branch = OrderedDict(backbone=copy.deepcopy(self.backbone), projector=copy.deepcopy(self.projector))
-            self.teacher = nn.Sequential(branch).requires_grad_(False)
+            self.teacher = nn.ModuleDict(copy.deepcopy(self._branch())).requires_grad_(False)
+        self._backbone_config, self._masking = config.model.backbone, config.model.masking
+        self._masked_views = config.masked_patch_counts
+        # What only one term reads comes last, so that everything else starts the same with and without it.
+        self.decoder: Decoder | None = None
+        if _has(config, Reconstruction):
+            self.decoder = _build_decoder(config, self.feature_count, view_size)
+        self.mismatch_head: nn.Linear | None = None
+        if _has(config, MismatchDetection):
+            self.mismatch_head = nn.Linear(self.feature_count, 1)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor, seed: int, step: int) -> Outputs:
-        """One training pass: views each [n, 3, S, S], sample_ids [n] int64. The teacher sees the same views."""
-        features = tuple(self._encode(view) for view in views)
+        """One training pass: views each [n, 3, S, S], sample_ids [n] int64.
+
+        With masking the student sees a part of each masked view, in evaluation mode too. The teacher sees all of it,
+        as `encode` and `embed` do.
+        """
+        features: tuple[Tensor, ...] = ()
+        patches: tuple[Patches, ...] = ()
+        for place, view in enumerate(views):
+            if place in self._masked_views:
+                class_token, seen = self._encode_masked(view, place, sample_ids, seed, step)
+                features, patches = (*features, class_token), (*patches, seen)
+            else:
+                features = (*features, self._encode(view))
         projections = tuple(self.projector(rows) for rows in features)
         predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
-        targets = None
+        targets = target_scores = scores = center = None
         if self.teacher is not None:
             with torch.no_grad():
-                targets = tuple(self._wide(self.teacher(view)) for view in views)
+                seen_views = (views[place] for place in self._teacher_views if place < len(views))
+                rows_of = (self.teacher["projector"](self.teacher["backbone"](view)) for view in seen_views)
+                targets = tuple(self._wide(rows) for rows in rows_of)
+        if self.prototypes is not None and self.teacher is not None and targets is not None:
+            scores = tuple(self.prototypes(rows, step) for rows in projections)
+            with torch.no_grad():
+                target_scores = tuple(self.teacher["prototypes"](rows, step) for rows in targets)
+                center = self.center.clone()
+                if self.training:
+                    mean = dist.mean_over_ranks(torch.stack(target_scores).mean((0, 1)))
+                    self.center.lerp_(mean.to(center.dtype), 1.0 - self._center_momentum)
         return Outputs(
             features=tuple(self._wide(rows) for rows in features),
             projections=tuple(self._wide(rows) for rows in projections),
@@ -81,6 +120,10 @@ class Model(nn.Module):
             sample_ids=sample_ids,
             seed=seed,
             step=step,
+            patches=patches,
+            scores=scores,
+            target_scores=target_scores,
+            center=center,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -101,19 +144,51 @@ class Model(nn.Module):
         """
         if self.teacher is None or self._teacher_config is None:
             return
-        student = nn.ModuleList([self.backbone, self.projector])
+        student = nn.ModuleDict(self._branch())
         start, final = self._teacher_config.momentum, self._teacher_config.final_momentum
         momentum = teacher_momentum(start, final, step, total_steps)
         torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1.0 - momentum)
         for ours, theirs in zip(self.teacher.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
 
+    def _branch(self) -> OrderedDict[str, nn.Module]:
+        """What the teacher is an average of, by name."""
+        branch: OrderedDict[str, nn.Module] = OrderedDict(backbone=self.backbone, projector=self.projector)
+        if self.prototypes is not None:
+            branch["prototypes"] = self.prototypes
+        return branch
+
     def _encode(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.backbone(images))
+
+    def _encode_masked(
+        self, images: Tensor, view: int, sample_ids: Tensor, seed: int, step: int
+    ) -> tuple[Tensor, Patches]:
+        """The class token [n, p] of view number `view`, and its patch tokens."""
+        if self._masking is None or not isinstance(self._backbone_config, ViTConfig):
+            raise ValueError("only views of a vision transformer with model.masking can be masked; set both")
+        patch_size = self._backbone_config.patch_size
+        patch_count = (images.shape[2] // patch_size) ** 2
+        mask = masking.draw(self._masking, sample_ids, patch_count=patch_count, seed=seed, step=step, view=view)
+        class_token, tokens = encode_patches(self.backbone, images, mask)
+        patches = Patches(view, self._wide(tokens), mask.kept, mask.told, mask.dropped)
+        if self.mismatch_head is not None:
+            patches = patches._replace(mismatch_logits=self._wide(self.mismatch_head(tokens).squeeze(2)))
+        if self.decoder is not None:
+            patches = patches._replace(
+                pixels=gather_places(patch_pixels(images, patch_size), mask.dropped),
+                reconstruction=self._wide(self.decoder(class_token, tokens, mask)),
+            )
+        return class_token, patches
 
     def _wide(self, rows: Tensor) -> Tensor:
         """Leave autocast: losses and probes are computed in the dtype of the parameters."""
         return rows.to(next(self.parameters()).dtype)
+
+
+def _has(config: TrialConfig, kind: type[TermConfig]) -> bool:
+    """Whether a term of this kind is on: what only it reads is built only then."""
+    return any(isinstance(term, kind) and term.weight > 0.0 for term in config.objective.values())
 
 
 def teacher_momentum(start: float, final: float, step: int, total_steps: int) -> float:
@@ -127,7 +202,7 @@ def teacher_momentum(start: float, final: float, step: int, total_steps: int) ->
 def _build_backbone(config: ResNetConfig | ViTConfig, view_size: int, norm: Norm) -> tuple[nn.Module, int]:
     """A network [n, 3, S, S] -> [n, p], and p. `view_size` is the largest S in pixels."""
     if isinstance(config, ViTConfig):
-        return _vit(config, view_size)
+        return build_vit(config, view_size)
     if config.kind == "resnet_tiny":
         return TinyResNet(config.width, _norm_2d(norm), zero_init_residual=config.zero_init_residual), 4 * config.width
     return _torchvision_resnet(config, view_size, norm)
@@ -197,25 +272,12 @@ def _torchvision_resnet(config: ResNetConfig, view_size: int, norm: Norm) -> tup
     return network, feature_count
 
 
-_VIT_SIZES = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
-"""Width and heads, both of 12 blocks (Touvron et al. 2021, DeiT, table 1)."""
-
-
-def _vit(config: ViTConfig, view_size: int) -> tuple[nn.Module, int]:
-    """Features are the class token after the last norm. Smaller views resample the position embeddings."""
-    from timm.models.vision_transformer import VisionTransformer  # here: it takes a second to import
-
-    width, heads = _VIT_SIZES[config.kind]
-    network = VisionTransformer(
-        img_size=view_size,
-        patch_size=config.patch_size,
-        embed_dim=width,
-        depth=12,
-        num_heads=heads,
-        num_classes=0,
-        dynamic_img_size=True,
-    )
-    return cast(nn.Module, network), width
+def _build_decoder(config: TrialConfig, feature_count: int, view_size: int) -> Decoder:
+    backbone, decoder = config.model.backbone, config.model.decoder
+    if decoder is None or not isinstance(backbone, ViTConfig):
+        raise ValueError("a decoder needs model.decoder and a vision transformer; set both")
+    side = view_size // backbone.patch_size
+    return Decoder(decoder, inputs=feature_count, patch_size=backbone.patch_size, side=side)
 
 
 # --- heads and norms -------------------------------------------------------------------------------------------------
@@ -229,12 +291,30 @@ def _build_mlp(inputs: int, config: MLPConfig, norm: Norm) -> nn.Sequential:
         layers.append(nn.Linear(inputs, width, bias=not config.hidden_norm or norm == "layer"))
         if config.hidden_norm:
             layers.append(_norm_1d(width, norm))
-        layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True))
         inputs = width
     layers.append(nn.Linear(inputs, last, bias=config.final_bias))
     if config.final_norm:
         layers.append(_norm_1d(last, norm))
     return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Cosines of rows with learned directions: DINO's normalized bottleneck and its last layer, whose weight norm has
+    the fixed gain 1."""
+
+    def __init__(self, config: PrototypesConfig, width: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(nn.Linear(width, config.count, bias=False).weight.detach())
+        self._frozen_steps = config.frozen_steps
+
+    def forward(self, rows: Tensor, step: int) -> Tensor:
+        """[n, q] -> [n, M], in float32 or wider; `step` = optimizer steps done."""
+        directions: Tensor = self.directions
+        if step < self._frozen_steps:  # a gradient of zeros, as DDP waits for one
+            directions = directions.detach() + 0.0 * directions
+        with full_precision(rows.device):
+            return unit_rows(rows) @ unit_rows(directions).T
 
 
 def _norm_1d(width: int, norm: Norm) -> nn.Module:

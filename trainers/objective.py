@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from trainers.terms import Outputs, TermConfig
@@ -34,3 +35,10 @@ class Objective:
         for part in weighted[1:]:
             total = total + part
         return total, {name: value.detach() for name, value in values.items()}
+
+    @torch.no_grad()
+    def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
+        """What terms have to say beyond their values, as `<name>/<key>`: scalars over the global batch."""
+        return {
+            f"{name}/{key}": value for name, term in self.terms.items() for key, value in term.metrics(outputs).items()
+        }

@@ -149,12 +149,14 @@ def _run(
             with autocast():
                 outputs = network(views, sample_ids, config.seed, counters.step)
             loss, parts = objective(outputs)
+            health_parts = objective.metrics(outputs)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             gradient_norm = optim.clip_gradients(trained, config.optimizer.clip_norm)
 
             # Parts are global values and gradients were reduced: every rank sees the same numbers and ends alike.
-            meter.add(counters.step, {**_prefixed(parts), "loss/total": loss, "optim/gradient_norm": gradient_norm})
+            numbers = _prefixed("loss", parts) | {"loss/total": loss, "optim/gradient_norm": gradient_norm}
+            meter.add(counters.step, numbers | _prefixed("health", health_parts))
             last = counters.step + 1 == first_step + epoch_steps
             if device.type == "cpu" or last or (counters.step + 1) % GPU_CHECK_EVERY == 0:
                 bad = meter.first_not_finite()
@@ -341,8 +343,8 @@ def _to_device(view: Tensor, device: torch.device) -> Tensor:
     return view.to(device, torch.get_default_dtype(), non_blocking=True, memory_format=torch.channels_last)
 
 
-def _prefixed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"loss/{name}": value for name, value in parts.items()}
+def _prefixed(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 @torch.no_grad()

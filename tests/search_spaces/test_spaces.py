@@ -17,8 +17,17 @@ NEEDS: dict[str, set[str]] = {"kernels": {"alignment", "mmd"}}
 """Kinds of terms that a space varies; other spaces take any recipe."""
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("space", SPACES)
+NEEDED = {"kernels": {"alignment", "mmd"}}
+"""Terms without which a space refuses a recipe."""
+PAIRS = [
+    (space, name)
+    for space in SPACES
+    for name, recipe in RECIPES.items()
+    if NEEDED.get(space, set()) <= recipe().objective.keys()
+]
+
+
+@pytest.mark.parametrize(("space", "recipe"), PAIRS)
 def test_every_draw_is_a_valid_config_that_can_be_trained_and_replayed(space: str, recipe: str) -> None:
     base = RECIPES[recipe]()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -89,7 +89,8 @@ class MemoryLoaders:
 
     def _view(self, dataset: Any, config: TrialConfig, epoch: int, sample: int, view: int) -> Tensor:
         noise = np.random.default_rng((config.seed, epoch, sample, view)).standard_normal((3, SIZE, SIZE))
-        return dataset.images[sample] + 0.5 * torch.from_numpy(noise).float()  # type: ignore[no-any-return]
+        size = config.views[view].size
+        return (dataset.images[sample] + 0.5 * torch.from_numpy(noise).float())[:, :size, :size]  # type: ignore[no-any-return]
 
 
 def config(**changes: Any) -> TrialConfig:
@@ -156,6 +157,35 @@ def learned(report: EpochReport) -> dict[str, float]:
     return {k: v for k, v in report.metrics.items() if not k.startswith("time/") and k != "budget/seconds"}
 
 
+VIT = {"kind": "vit_micro", "patch_size": 2, "width": 32, "depth": 2}
+MASKED: dict[str, Any] = {
+    "model": {
+        "backbone": VIT,
+        "masking": {"drop_ratio": 0.5, "mismatch_probability": 0.3},
+        "teacher": {"momentum": 0.9},
+    },
+    "objective": {"alignment": {}, "mmd": {}, "found": {"kind": "mismatch_detection"}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003},
+}
+DINO: dict[str, Any] = {
+    "views": [{"size": SIZE}, {"size": SIZE}, {"size": SIZE // 2}],
+    "model": {
+        # timm resamples learned positions for other sizes in float32, whatever their dtype.
+        "backbone": {**VIT, "positions": "fixed"},
+        "projector": {"widths": [16, 8], "hidden_norm": False, "activation": "gelu"},
+        "teacher": {"momentum": 0.9, "views": "largest"},
+        "prototypes": {"count": 24, "frozen_steps": 3},
+        "masking": {"drop_ratio": 0.25, "mismatch_probability": 0.3},
+    },
+    "objective": {"dino": {}, "mismatch_detection": {}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003, "clip_norm": 3.0},
+}
+AUTOENCODER: dict[str, Any] = {
+    "views": [{"size": SIZE}],
+    "model": {"backbone": VIT, "masking": {"drop_ratio": 0.75}, "decoder": {"width": 32, "depth": 1}},
+    "objective": {"reconstruction": {}},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.003},
+}
 VARIANTS = {
     "sgd": {},
     "lars, teacher, predictor": {
@@ -164,6 +194,9 @@ VARIANTS = {
         "schedule": {"kind": "cosine"},
     },
     "adamw, layer norm": {"optimizer": {"kind": "adamw", "learning_rate": 0.01}, "model": {"norm": "layer"}},
+    "masked transformer": MASKED,
+    "masked autoencoder": AUTOENCODER,
+    "dino, multi-crop": DINO,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -194,6 +227,15 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0002.pt", "epoch-0003.pt"]
+
+
+def test_what_terms_have_to_say_beyond_their_values_is_reported_as_health(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(**MASKED))
+    metrics = recorder.reports[-1].metrics
+    assert 0.0 < metrics["health/found/balanced_accuracy"] < 1.0
+    assert metrics["health/found/mismatch_rate"] == pytest.approx(0.3, abs=0.05)
+    assert metrics["health/found/loss_floor"] == pytest.approx(0.61, abs=0.05)
 
 
 def test_training_lowers_the_loss_and_beats_chance(tmp_path: Path) -> None:
@@ -349,6 +391,9 @@ WORKER_VARIANTS = {
         }
     },
     "layer norm": {"model": {"norm": "layer"}},
+    "masked transformer": MASKED,
+    "masked autoencoder": AUTOENCODER,
+    "dino, multi-crop": DINO,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 
@@ -386,8 +431,11 @@ def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochRe
     return outcome, recorder.reports, {name: value.detach() for name, value in models[0].state_dict().items()}
 
 
-def test_two_workers_train_the_model_of_one(two_processes: TwoProcesses, tmp_path: Path) -> None:
-    trial = config(**VARIANTS["lars, teacher, predictor"]).model_dump(mode="json")
+@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO], ids=["lars", "dino"])
+def test_two_workers_train_the_model_of_one(
+    two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    trial = config(**changes).model_dump(mode="json")
     outcome, reports, model = whole_run(str(tmp_path / "one"), trial)
     for two_outcome, two_reports, two_model in two_processes.run(whole_run, str(tmp_path / "two"), trial):
         assert two_outcome == outcome

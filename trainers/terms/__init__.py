@@ -5,15 +5,18 @@ from typing import Annotated
 from pydantic import Field
 
 from trainers.terms.alignment import Alignment
-from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.base import Outputs, Patches, TermConfig
 from trainers.terms.brownian import Brownian
 from trainers.terms.centroid import MultiviewCentroid
 from trainers.terms.covariance import Covariance
 from trainers.terms.cross_correlation import CrossCorrelation
+from trainers.terms.dino import Dino
 from trainers.terms.info_nce import InfoNCE
+from trainers.terms.mismatch import MismatchDetection
 from trainers.terms.mmd import KernelMMD
 from trainers.terms.momentum_contrast import MomentumContrast
 from trainers.terms.prediction import Prediction
+from trainers.terms.reconstruction import Reconstruction
 from trainers.terms.singular_value import SingularValue
 from trainers.terms.spectral import Spectral
 from trainers.terms.variance import Variance
@@ -26,11 +29,14 @@ Term = Annotated[
     | ChannelWhitening
     | Covariance
     | CrossCorrelation
+    | Dino
     | InfoNCE
     | KernelMMD
+    | MismatchDetection
     | MomentumContrast
     | MultiviewCentroid
     | Prediction
+    | Reconstruction
     | SingularValue
     | Spectral
     | Variance,
@@ -44,12 +50,16 @@ __all__ = [
     "ChannelWhitening",
     "Covariance",
     "CrossCorrelation",
+    "Dino",
     "InfoNCE",
     "KernelMMD",
+    "MismatchDetection",
     "MomentumContrast",
     "MultiviewCentroid",
     "Outputs",
+    "Patches",
     "Prediction",
+    "Reconstruction",
     "SingularValue",
     "Spectral",
     "Term",

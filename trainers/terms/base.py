@@ -50,6 +50,32 @@ def full_precision(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = precision
 
 
+class Patches(NamedTuple):
+    """One masked view of the student. n = rows on this rank, L = patches of the view, K = kept ones, d = width."""
+
+    view: int
+    """Its place among the views."""
+    tokens: Tensor
+    """Patch tokens after the backbone's last norm, [n, K, d]."""
+    kept: Tensor
+    """Places in the image of the kept patches, [n, K] int64, from 0, row by row."""
+    told: Tensor
+    """The places that the network was told, [n, K] int64."""
+    dropped: Tensor
+    """Places of the dropped patches, [n, L - K] int64."""
+    mismatch_logits: Tensor | None = None
+    """The detection head's answers, [n, K]; None without a term that reads them."""
+    pixels: Tensor | None = None
+    """The dropped patches themselves, [n, L - K, 3 P²], P = patch size; None without a term that reads them."""
+    reconstruction: Tensor | None = None
+    """The decoder's prediction of `pixels`; None without a term that reads it."""
+
+    @property
+    def mismatched(self) -> Tensor:
+        """Which were told a wrong place, [n, K] bool."""
+        return self.kept != self.told
+
+
 class Outputs(NamedTuple):
     """What a step's forward pass made, on one rank. n = rows on this rank, p = features, q = embedding width."""
 
@@ -60,13 +86,22 @@ class Outputs(NamedTuple):
     predictions: tuple[Tensor, ...] | None
     """Predictor outputs per view, each [n, q]; None without a predictor."""
     targets: tuple[Tensor, ...] | None
-    """The teacher's projections per view, each [n, q], without gradient; None without a teacher."""
+    """The teacher's projections of the views that it sees, the first ones or all, each [n, q], without gradient; None
+    without a teacher."""
     sample_ids: Tensor
     """Global sample ids of the rows, [n], int64: what per-sample randomness is keyed by."""
     seed: int
     """The trial's seed."""
     step: int
     """Optimizer steps done before this one."""
+    patches: tuple[Patches, ...] = ()
+    """The patch tokens of each masked view; empty without masking."""
+    scores: tuple[Tensor, ...] | None = None
+    """Cosines of projections with the M prototypes per view, each [n, M]; None without a term that reads them."""
+    target_scores: tuple[Tensor, ...] | None = None
+    """The teacher's, for the views that it sees, without gradient and not centered."""
+    center: Tensor | None = None
+    """Moving average of the mean of `target_scores` over images, as it was before this step, [M]."""
 
 
 class TermConfig(BaseModel, ABC):
@@ -85,6 +120,13 @@ class TermConfig(BaseModel, ABC):
     @abstractmethod
     def __call__(self, outputs: Outputs) -> Tensor:
         """The unweighted scalar, a tensor of shape []."""
+
+    def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
+        """More to log each step, as `health/<name>/<key>`: scalars over the *global* batch, equal on all ranks, finite.
+
+        Called without gradients, on every rank, after `__call__`.
+        """
+        return {}
 
     def check(self, name: str, config: TrialConfig) -> None:
         """Raise ValueError (what, rule, value, remedy) where this term cannot work with the rest of `config`."""

@@ -32,6 +32,7 @@ from trainers.terms import (
     MomentumContrast,
     MultiviewCentroid,
     Outputs,
+    Patches,
     Prediction,
     SingularValue,
     Spectral,
@@ -106,6 +107,21 @@ EVERY_CLASS = pytest.mark.parametrize("term_class", CLASSES, ids=lambda term: te
 EVERY_TERM = pytest.mark.parametrize("term", TERMS, ids=repr)
 
 IMAGES, INPUTS, FEATURES, WIDTH, VIEWS = 16, 6, 10, 8, 3
+PROTOTYPES = 7
+KEPT, DROPPED, TOKEN, PIXELS = 4, 2, 3, 5
+MASKED = 2
+"""The first views are masked."""
+
+
+def patches_of(view: int, tokens: Tensor, logits: Tensor, drawn: Tensor, sample_ids: Tensor) -> Patches:
+    """A masked view with these tokens [n, KEPT, TOKEN], logits [n, KEPT] and drawn pixels [n, DROPPED, PIXELS],
+    mismatched here and there."""
+    kept = (sample_ids[:, None] + torch.arange(KEPT)) % 9
+    wrong = (sample_ids[:, None] + view + torch.arange(KEPT)) % 3 == 0
+    dropped = (kept[:, -1:] + 1 + torch.arange(DROPPED)) % 9
+    pixels = (sample_ids[:, None, None] + 3 * torch.arange(DROPPED)[:, None] + torch.arange(PIXELS) ** 2).sin()
+    told = torch.where(wrong, kept + 1, kept)
+    return Patches(view, tokens, kept, told, dropped, logits, pixels.to(drawn.dtype), drawn)
 
 
 class Network(nn.Module):
@@ -117,10 +133,25 @@ class Network(nn.Module):
         self.projector = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
         self.predictor = nn.Linear(WIDTH, WIDTH)
         self.teacher = nn.Linear(INPUTS, WIDTH).requires_grad_(False)
+        self.tokens = nn.Linear(INPUTS, KEPT * TOKEN)
+        self.mismatch_head = nn.Linear(TOKEN, 1)
+        self.prototypes = nn.Linear(WIDTH, PROTOTYPES)
+        self.decoder = nn.Linear(KEPT * TOKEN, DROPPED * PIXELS)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor) -> Outputs:
         features = tuple(self.backbone(view) for view in views)
         projections = tuple(self.projector(rows) for rows in features)
+        tokens = [self.tokens(view).unflatten(1, (KEPT, TOKEN)) for view in views[:MASKED]]
+        patches = tuple(
+            patches_of(
+                view,
+                seen,
+                self.mismatch_head(seen).squeeze(2),
+                self.decoder(seen.flatten(1)).view(-1, DROPPED, PIXELS),
+                sample_ids,
+            )
+            for view, seen in enumerate(tokens)
+        )
         return Outputs(
             features=features,
             projections=projections,
@@ -129,6 +160,10 @@ class Network(nn.Module):
             sample_ids=sample_ids,
             seed=3,
             step=7,
+            patches=patches,
+            scores=tuple(self.prototypes(rows) for rows in projections),
+            target_scores=tuple(self.prototypes(self.teacher(view)).detach() for view in views[:MASKED]),
+            center=torch.linspace(-0.1, 0.1, PROTOTYPES).to(projections[0].dtype),
         )
 
 
@@ -149,18 +184,26 @@ def train_step(terms: list[TermConfig], dtype: torch.dtype) -> list[dict[str, Te
         outputs = model(tuple(views[rows, v].to(dtype) for v in range(VIEWS)), torch.arange(IMAGES)[rows])
         total, parts = Objective({"only": term})(outputs)
         total.backward()  # type: ignore[no-untyped-call]
-        gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-        results.append({"total": total.detach(), "part": parts["only"], **gradients})
+        # Where no gradient came, DDP leaves zeros from an earlier term, and one process nothing.
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in network.named_parameters()
+        }
+        results.append({"total": total.detach(), "part": parts["only"], **gradients, **metrics_of(term, outputs)})
     return results
+
+
+def metrics_of(term: TermConfig, outputs: Outputs) -> dict[str, Tensor]:
+    return {f"metric/{name}": value for name, value in Objective({"only": term}).metrics(outputs).items()}
 
 
 def distance(results: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Relative to the whole: the largest of value's and gradient's errors."""
-    gradients = [name for name in expected if name not in ("total", "part")]
+    numbers = [name for name in expected if name == "part" or name.startswith("metric/")]
+    gradients = [name for name in expected if name != "total" and name not in numbers]
     difference = sum(float((results[name] - expected[name]).double().square().sum()) for name in gradients)
     size = sum(float(expected[name].double().square().sum()) for name in gradients)
-    value = abs(float(results["part"] - expected["part"])) / abs(float(expected["part"]))
-    return max(value, math.sqrt(difference / size))
+    values = [abs(float(results[name] - expected[name])) / abs(float(expected[name])) for name in numbers]
+    return max(*values, math.sqrt(difference / size))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"])
@@ -183,19 +226,40 @@ def random_outputs(n: int = 8, q: int = 6, dtype: torch.dtype = torch.float64) -
         drawn = [torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(VIEWS)]
         return tuple(view.requires_grad_(requires_grad) for view in drawn)
 
+    sample_ids = torch.arange(100, 100 + n)
+    features, projections, predictions, targets = rows(3), rows(q), rows(q), rows(q, requires_grad=False)
+    tokens, logits, drawn = rows(KEPT * TOKEN), rows(KEPT), rows(DROPPED * PIXELS)
     return Outputs(
-        features=rows(3),
-        projections=rows(q),
-        predictions=rows(q),
-        targets=rows(q, requires_grad=False),
-        sample_ids=torch.arange(100, 100 + n),
+        features=features,
+        projections=projections,
+        predictions=predictions,
+        targets=targets,
+        sample_ids=sample_ids,
         seed=3,
         step=7,
+        patches=tuple(
+            patches_of(
+                view, tokens[view].view(n, KEPT, TOKEN), logits[view], drawn[view].view(n, DROPPED, PIXELS), sample_ids
+            )
+            for view in range(MASKED)
+        ),
+        scores=rows(PROTOTYPES),
+        target_scores=rows(PROTOTYPES, requires_grad=False)[:MASKED],
+        center=torch.linspace(-0.1, 0.1, PROTOTYPES).to(dtype),
     )
 
 
 def leaves(outputs: Outputs) -> list[Tensor]:
-    return [*outputs.features, *outputs.projections, *(outputs.predictions or ())]
+    logits = [seen.mismatch_logits for seen in outputs.patches if seen.mismatch_logits is not None]
+    drawn = [seen.reconstruction for seen in outputs.patches if seen.reconstruction is not None]
+    return [
+        *outputs.features,
+        *outputs.projections,
+        *(outputs.predictions or ()),
+        *logits,
+        *drawn,
+        *(outputs.scores or ()),
+    ]
 
 
 @EVERY_TERM
@@ -204,7 +268,17 @@ def test_a_terms_gradient_equals_finite_differences(term: TermConfig) -> None:
 
     def value(*flat: Tensor) -> Tensor:
         features, projections, predictions = (flat[VIEWS * i : VIEWS * i + VIEWS] for i in range(3))
-        outputs_here = outputs._replace(features=features, projections=projections, predictions=predictions)
+        patches = tuple(
+            seen._replace(mismatch_logits=flat[3 * VIEWS + i], reconstruction=flat[3 * VIEWS + MASKED + i])
+            for i, seen in enumerate(outputs.patches)
+        )
+        outputs_here = outputs._replace(
+            features=features,
+            projections=projections,
+            predictions=predictions,
+            patches=patches,
+            scores=flat[-VIEWS:],
+        )
         return term(outputs_here) + 0 * torch.stack([view.sum() for view in flat]).sum()
 
     assert torch.autograd.gradcheck(value, leaves(outputs), eps=1e-6, atol=1e-8, rtol=1e-6)
@@ -223,6 +297,17 @@ def test_a_value_is_one_finite_number_of_float32_at_least(term: TermConfig, dtyp
     ]
     assert found, "a term that moves nothing"
     assert all(gradient.isfinite().all() for gradient in found)
+
+
+@EVERY_TERM
+def test_a_terms_metrics_are_single_finite_numbers_under_its_name(term: TermConfig) -> None:
+    objective = Objective({"mine": term, "off": term.model_copy(update={"weight": 0.0})})
+    metrics = objective.metrics(random_outputs())
+    assert all(name.startswith("mine/") for name in metrics)
+    for value in metrics.values():
+        assert value.shape == ()
+        assert value.isfinite()
+        assert not value.requires_grad
 
 
 @EVERY_TERM
