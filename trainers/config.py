@@ -100,7 +100,7 @@ class ViTConfig(Config):
 
     kind: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base"]
     patch_size: int = Field(16, ge=2, le=32)
-    width: int = Field(64, ge=32, le=384, multiple_of=32, description="of `vit_micro`, 32 a head; the others ignore it")
+    embed_dim: int = Field(64, ge=32, le=384, multiple_of=32, description="of `vit_micro`, 32 a head; others ignore it")
     depth: int = Field(4, ge=1, le=12, description="blocks of `vit_micro`; the others ignore it")
     positions: Literal["learned", "fixed"] = "learned"
     position_temperature: Positive = 10_000.0

@@ -32,7 +32,7 @@ def build_vit(config: ViTConfig, view_size: int) -> tuple[VisionTransformer, int
     """
     from timm.models.vision_transformer import VisionTransformer  # here: it takes a second to import
 
-    micro = (config.width, config.depth, config.width // 32)
+    micro = (config.embed_dim, config.depth, config.embed_dim // 32)
     width, depth, heads = _SIZES.get(config.kind, micro)
     network = VisionTransformer(
         img_size=view_size,

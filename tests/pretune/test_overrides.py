@@ -9,7 +9,7 @@ import pytest
 from pretune import overrides
 from pretune.messages import RequestError
 from trainers.changes import value_at
-from trainers.config import TrialConfig
+from trainers.config import TrialConfig, ViTConfig
 
 BASE = TrialConfig.model_validate({"objective": {"alignment": {"weight": 2.0}, "mmd": {"weight": 1.0}}})
 
@@ -55,7 +55,7 @@ def test_the_name_of_a_term_is_its_kind_where_none_is_given() -> None:
 
 def test_a_new_kind_drops_inherited_settings_that_it_does_not_know() -> None:
     config = changed("model.backbone.kind=vit_tiny", "model.backbone.patch_size=8")
-    assert config.model.backbone.model_dump() == {"kind": "vit_tiny", "patch_size": 8}
+    assert config.model.backbone == ViTConfig(kind="vit_tiny", patch_size=8)
 
 
 def test_a_setting_that_was_asked_for_is_never_dropped() -> None:

@@ -157,7 +157,7 @@ def learned(report: EpochReport) -> dict[str, float]:
     return {k: v for k, v in report.metrics.items() if not k.startswith("time/") and k != "budget/seconds"}
 
 
-VIT = {"kind": "vit_micro", "patch_size": 2, "width": 32, "depth": 2}
+VIT = {"kind": "vit_micro", "patch_size": 2, "embed_dim": 32, "depth": 2}
 MASKED: dict[str, Any] = {
     "model": {
         "backbone": VIT,

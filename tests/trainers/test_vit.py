@@ -25,7 +25,7 @@ def trial(masking: Any, *, sizes: tuple[int, ...] = (SIDE, SIDE), model: Any = N
     values: dict[str, Any] = {
         "views": [{"size": size} for size in sizes],
         "model": {
-            "backbone": {"kind": "vit_micro", "patch_size": 4, "width": 32, "depth": 2, **(model or {})},
+            "backbone": {"kind": "vit_micro", "patch_size": 4, "embed_dim": 32, "depth": 2, **(model or {})},
             "projector": {"widths": [16, 8]},
             "teacher": {},
             "masking": masking,
@@ -183,7 +183,7 @@ def test_fixed_positions_are_the_published_sines_and_never_move() -> None:
     omega = 10_000.0 ** (-7 / 48)
     expected = [math.sin(5 * omega), math.cos(5 * omega), math.sin(3 * omega), math.cos(3 * omega)]
     assert table[1 + 3 * 8 + 5, [7, 48 + 7, 96 + 7, 144 + 7]].tolist() == pytest.approx(expected, abs=1e-6)
-    model = build_model(trial(None, model={"positions": "fixed", "width": 192}, sizes=(32, 32)))
+    model = build_model(trial(None, model={"positions": "fixed", "embed_dim": 192}, sizes=(32, 32)))
     backbone: Any = model.backbone
     torch.testing.assert_close(backbone.pos_embed[0], table, rtol=0, atol=0)
     assert not backbone.pos_embed.requires_grad

@@ -68,7 +68,7 @@ def trial(**model: Any) -> TrialConfig:
     values = {
         "views": [{"size": 16}, {"size": 16}, {"size": 8}, {"size": 8}],
         "model": {
-            "backbone": {"kind": "vit_micro", "patch_size": 4, "width": 32, "depth": 1},
+            "backbone": {"kind": "vit_micro", "patch_size": 4, "embed_dim": 32, "depth": 1},
             "projector": {"widths": [16, 8], "hidden_norm": False, "activation": "gelu"},
             "teacher": {"views": "largest", "momentum": 0.9},
             "prototypes": {"count": 24},

@@ -94,7 +94,7 @@ def trial(**masking: Any) -> TrialConfig:
                 "backbone": {
                     "kind": "vit_micro",
                     "patch_size": 4,
-                    "width": 32,
+                    "embed_dim": 32,
                     "depth": 2,
                     "positions": "fixed",
                     "position_temperature": 100.0,

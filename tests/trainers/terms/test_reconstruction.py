@@ -53,7 +53,7 @@ def test_predicting_nothing_costs_nearly_one_on_normalized_patches(patch_size: i
 
 def trial(**changes: Any) -> TrialConfig:
     model = {
-        "backbone": {"kind": "vit_micro", "patch_size": 4, "width": 32, "depth": 1},
+        "backbone": {"kind": "vit_micro", "patch_size": 4, "embed_dim": 32, "depth": 1},
         "projector": {"widths": [4]},
         "masking": {"drop_ratio": 0.75, "mismatch_probability": 0.5},
         "decoder": {"width": 32, "depth": 1},
