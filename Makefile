@@ -17,7 +17,7 @@ help:
 	make sweep        set up, then sweep SFRIK's kernels on the built-in digits (a few minutes on 2 cores)
 	make sweep-seeds  the same for seeds 0, 1 and 2
 	make test         set up, then ruff, mypy and all quick tests (what continuous integration runs)
-	make test-fast    tests without Ray and FFCV, about a minute
+	make test-fast    tests without Ray and FFCV, two or three minutes
 	make benchmarks   every script in benchmarks/, printing ratios
 	make env          only the set-up: system packages, .venv, pinned versions, this package
 	make clean        remove .venv and caches (never data/, sweeps/ or runs/)
