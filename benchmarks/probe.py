@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_spaces.recipes import sfrik_cifar10
+from search_spaces.recipes.sfrik import sfrik_cifar10
 from trainers import health, probe
 from trainers.changes import with_changes
 from trainers.config import TrialConfig

@@ -8,12 +8,13 @@ know. A path through something absent (`model.teacher.momentum` without a teache
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from trainers.config import TrialConfig
+from trainers.config import Config, TrialConfig
 
+Settings = TypeVar("Settings", bound=Config)
 Keys = tuple[str, ...]
 
 
@@ -39,6 +40,11 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
         if not _drop_foreign_keys(values, error, rekinded, chosen):
             raise
     return TrialConfig.model_validate(values)
+
+
+def with_fields(config: Settings, **fields: Any) -> Settings:
+    """A checked copy of a config, or of a part of one, with these fields replaced by values or configs."""
+    return type(config)(**{**dict(config), **fields})
 
 
 def value_at(config: TrialConfig, path: str) -> Any:

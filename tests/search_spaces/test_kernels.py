@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import FixedTrial
 
 from search_spaces.kernels import KERNELS, space
-from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_tiny
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment, KernelMMD

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_tiny
 from search_spaces.suggest import weight
 from search_spaces.weights import space
 from trainers.changes import with_changes

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from search_spaces import RECIPES
-from search_spaces.host_recipes import (
+from search_spaces.recipes.hosts import (
     alignment_uniformity_cifar10,
     barlow_cifar10,
     byol_cifar10,
@@ -15,7 +15,7 @@ from search_spaces.host_recipes import (
     simsiam_cifar10,
     vicreg_cifar10,
 )
-from search_spaces.recipes import sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_tiny
 from trainers.config import TrialConfig
 from trainers.objective import Objective
 from trainers.terms import InfoNCE, Outputs

@@ -1,31 +1,14 @@
-"""Recipes: whole, replayable, and the published one in the numbers of its source."""
+"""SFRIK's recipes: the published one in the numbers of its source."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from search_spaces import RECIPES
-from search_spaces.recipes import sfrik_imagenet, sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_tiny
 from trainers.changes import with_changes
-from trainers.config import TrialConfig
 from trainers.objective import Objective
 from trainers.terms import Outputs
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_survives_json(name: str) -> None:
-    config = RECIPES[name]()
-    assert TrialConfig.model_validate_json(config.model_dump_json()) == config
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_docstring_says_command_cost_and_what_to_expect(name: str) -> None:
-    text = RECIPES[name].__doc__ or ""
-    assert "Command:" in text
-    assert name in text
-    assert "Cost:" in text
-    assert "Expect:" in text
 
 
 def test_the_published_recipe_has_the_gradient_of_the_official_loss() -> None:

@@ -7,11 +7,12 @@ to expect of them has the same baselines. Those for CIFAR-10 follow solo-learn's
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
-from search_spaces.recipes import sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_tiny
+from search_spaces.recipes.views import cifar_view, cifar_views
+from trainers.changes import with_fields
 from trainers.config import (
-    Config,
     DataConfig,
     MLPConfig,
     ModelConfig,
@@ -34,8 +35,6 @@ from trainers.terms import (
     Variance,
 )
 from trainers.terms.kernels import LogRBF
-
-Settings = TypeVar("Settings", bound=Config)
 
 # --- tiny ones on digits ----------------------------------------------------------------------------------------------
 
@@ -85,7 +84,7 @@ def simsiam_tiny() -> TrialConfig:
 
     Above the untrained encoder with each seed, but not above raw pixels: it learns slowest of the methods here.
     """
-    model = _changed(
+    model = with_fields(
         sfrik_tiny().model,
         projector=MLPConfig(widths=(128, 64), final_bias=False, final_norm=True),
         predictor=MLPConfig(widths=(32, 64)),
@@ -142,17 +141,12 @@ def alignment_uniformity_tiny() -> TrialConfig:
 
 def _tiny(objective: dict[str, TermConfig], **changes: Any) -> TrialConfig:
     """`sfrik_tiny` with another objective, and what that needs."""
-    return _changed(sfrik_tiny(), objective=objective, **changes)
-
-
-def _changed(config: Settings, **changes: Any) -> Settings:
-    """A checked copy with these fields replaced."""
-    return type(config)(**{**dict(config), **changes})
+    return with_fields(sfrik_tiny(), objective=objective, **changes)
 
 
 def _teacher_and_predictor() -> ModelConfig:
     """Without the projector's last norm, BYOL had 0.520 after 8 epochs with seed 0: worse than untrained."""
-    return _changed(
+    return with_fields(
         sfrik_tiny().model,
         projector=MLPConfig(widths=(128, 64), final_bias=False, final_norm=True),
         predictor=MLPConfig(widths=(128, 64)),
@@ -179,7 +173,7 @@ def simclr_cifar10() -> TrialConfig:
     From their simclr.yaml: temperature 0.2, projector 2048-256 without batch norm, their symmetric views, LARS at 0.4
     with weight decay 1e-4. Theirs differs in the padding of the first convolution and trains in float16.
     """
-    view = _cifar_view(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+    view = cifar_view(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
     return _cifar10(
         {"info_nce": InfoNCE(temperature=0.2)},
         views=(view, view),
@@ -202,7 +196,7 @@ def mocov3_cifar10() -> TrialConfig:
     """
     return _cifar10(
         {"momentum_contrast": MomentumContrast(temperature=0.2)},
-        views=_asymmetric_views(),
+        views=cifar_views(),
         projector=MLPConfig(widths=(4096, 256), final_bias=False, final_norm=True),
         predictor=MLPConfig(widths=(4096, 256), final_bias=False),
         teacher=TeacherConfig(momentum=0.99, final_momentum=1.0),
@@ -224,7 +218,7 @@ def byol_cifar10() -> TrialConfig:
     """
     return _cifar10(
         {"prediction": Prediction(weight=2.0)},
-        views=_asymmetric_views(),
+        views=cifar_views(),
         projector=MLPConfig(widths=(4096, 256)),
         predictor=MLPConfig(widths=(4096, 256)),
         teacher=TeacherConfig(momentum=0.99, final_momentum=1.0),
@@ -244,7 +238,7 @@ def simsiam_cifar10() -> TrialConfig:
     weight decay 1e-5. Theirs keeps the predictor's rate constant, decays vectors too, has no scale and shift in the
     projector's last batch norm, pads the first convolution otherwise and trains in float16.
     """
-    view = _cifar_view(saturation=0.4, blur=0.5)
+    view = cifar_view(saturation=0.4, blur=0.5)
     return _cifar10(
         {"prediction": Prediction(distance="negative_cosine")},
         views=(view, view),
@@ -266,7 +260,7 @@ def vicreg_cifar10() -> TrialConfig:
     that here. Projector 2048-2048-2048, crops from 0.2, solarize 0.1, LARS at 0.3 with weight decay 1e-4. Theirs pads
     the first convolution otherwise and trains in float16.
     """
-    view = _cifar_view(crop_scale=(0.2, 1.0), solarize=0.1)
+    view = cifar_view(crop_scale=(0.2, 1.0), solarize=0.1)
     return _cifar10(
         {
             "invariance": Alignment(weight=25.0, normalize=False),
@@ -293,7 +287,7 @@ def barlow_cifar10() -> TrialConfig:
     """
     return _cifar10(
         {"cross_correlation": CrossCorrelation(weight=0.1, off_diagonal=0.0051)},
-        views=_asymmetric_views(),
+        views=cifar_views(),
         projector=MLPConfig(widths=(2048, 2048, 2048)),
         optimizer=_solo_lars(0.3, weight_decay=1e-4),
     )
@@ -310,7 +304,7 @@ def alignment_uniformity_cifar10() -> TrialConfig:
     and uniformity (sharpness 2), the defaults of Wang and Isola's code (ssnl/align_uniform).
     """
     base = simclr_cifar10()
-    return _changed(base, objective={"alignment": Alignment(weight=1.0), "uniformity": _uniformity()})
+    return with_fields(base, objective={"alignment": Alignment(weight=1.0), "uniformity": _uniformity()})
 
 
 def _cifar10(
@@ -341,16 +335,6 @@ def _cifar10(
     )
 
 
-def _cifar_view(**changes: Any) -> ViewConfig:
-    """solo-learn's view for CIFAR: 32 px, jitter 0.4, 0.4, 0.2, 0.1 at 0.8, grayscale 0.2, no blur, no solarize."""
-    return ViewConfig(**{"size": 32, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, **changes})
-
-
-def _asymmetric_views() -> tuple[ViewConfig, ...]:
-    """The second view is solarized in one of five cases."""
-    return _cifar_view(), _cifar_view(solarize=0.2)
-
-
 def _solo_lars(learning_rate: float, *, weight_decay: float) -> OptimizerConfig:
     """solo-learn's LARS: trust coefficient 0.02, clipped; batch 256, so that its rate is the base rate."""
     return OptimizerConfig(
@@ -361,3 +345,21 @@ def _solo_lars(learning_rate: float, *, weight_decay: float) -> OptimizerConfig:
         trust_coefficient=0.02,
         clip_trust=True,
     )
+
+
+RECIPES = (
+    simclr_tiny,
+    mocov3_tiny,
+    byol_tiny,
+    simsiam_tiny,
+    vicreg_tiny,
+    barlow_tiny,
+    alignment_uniformity_tiny,
+    simclr_cifar10,
+    mocov3_cifar10,
+    byol_cifar10,
+    simsiam_cifar10,
+    vicreg_cifar10,
+    barlow_cifar10,
+    alignment_uniformity_cifar10,
+)
