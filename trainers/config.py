@@ -83,7 +83,11 @@ class ResNetConfig(Config):
 
     kind: Literal["resnet_tiny", "resnet18", "resnet34", "resnet50"] = "resnet_tiny"
     width: int = Field(
-        16, ge=4, le=256, description="channels of the first stage of `resnet_tiny`; the others ignore it"
+        # With fewer than 7 channels in channels-last memory, torch 2.14.1's oneDNN corrupts the heap on AVX2 machines.
+        16,
+        ge=8,
+        le=256,
+        description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
 
