@@ -9,6 +9,7 @@ its lease (lease.py) is thereby ignored. The local journal comes first; one that
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from pretune import journal, lease
 from pretune.journal import Journal
 from pretune.messages import RequestError
 from trainers import storage
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "journal"
 READERS = 16
@@ -91,6 +94,7 @@ def fetch(remote: str, folder: Path) -> Longer:
     if ours == theirs:
         return "equal"
     if ours.startswith(theirs):
+        logger.warning("the journal in %s is longer than the one in %s: the local one counts", folder, remote)
         return "local"
     if not theirs.startswith(ours):
         here, there = len(ours.splitlines()), len(theirs.splitlines())
@@ -99,6 +103,8 @@ def fetch(remote: str, folder: Path) -> Longer:
             f"{path} and the journal in {remote} must tell the same story, but differ (longer: {longer}; {here} lines "
             f"here, {there} there); move the wrong one away, then resume"
         )
+    if ours:
+        logger.warning("the journal in %s is longer than the one in %s: the remote one counts", remote, folder)
     journal.replace(folder, theirs)
     return "remote"
 
