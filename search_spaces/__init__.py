@@ -4,10 +4,17 @@
 name. Your own need no entry here: give the command line `module:function` or `file.py:function`.
 """
 
-from search_spaces import kernels, weights
+from search_spaces import groups, kernels, masking, msbreg, regularizers, weights
 from search_spaces.recipes import RECIPES
 from search_spaces.suggest import Space
 
-SPACES: dict[str, Space] = {"kernels": kernels.space, "weights": weights.space}
+SPACES: dict[str, Space] = {
+    "regularizers": regularizers.space,
+    "kernels": kernels.space,
+    "groups": groups.space,
+    "masking": masking.space,
+    "msbreg": msbreg.space,
+    "weights": weights.space,
+}
 
 __all__ = ["RECIPES", "SPACES", "Space"]

@@ -9,7 +9,7 @@ understands. One name always has one range within a sweep.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from trainers.config import TrialConfig
 from trainers.terms import TermConfig
@@ -26,11 +26,13 @@ Term = TypeVar("Term", bound=TermConfig)
 ON, OFF = "on", "off"
 
 
-def made_for(recipe: str) -> Callable[[Space], Space]:
-    """Decorator: the recipe that a sweep of this space starts from unless `--recipe` names another."""
+def made_for(recipe: str, *, budget: Literal["epochs", "views", "seconds"] = "epochs") -> Callable[[Space], Space]:
+    """Decorator: the recipe that a sweep of this space starts from unless `--recipe` names another, and what its weak
+    trials are stopped by unless `--budget` says so: "views" where an epoch does not cost the same in all trials."""
 
     def name_it(space: Space) -> Space:
         vars(space)["default_recipe"] = recipe
+        vars(space)["default_budget"] = budget
         return space
 
     return name_it

@@ -83,7 +83,11 @@ class ResNetConfig(Config):
 
     kind: Literal["resnet_tiny", "resnet18", "resnet34", "resnet50"] = "resnet_tiny"
     width: int = Field(
-        16, ge=4, le=256, description="channels of the first stage of `resnet_tiny`; the others ignore it"
+        # With fewer than 7 channels in channels-last memory, torch 2.14.1's oneDNN corrupts the heap on AVX2 machines.
+        16,
+        ge=8,
+        le=256,
+        description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
 
@@ -197,12 +201,12 @@ class OptimizerConfig(Config):
     themselves).
 
     With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust
-    ratio; with `sgd` and `adamw` from weight decay. `clip_trust` bounds LARS' step for a weight tensor, rate times
-    trust ratio, by the rate itself, as solo-learn's `clip_lr` does. `momentum` is beta1 for `adamw`. `clip_norm` bounds
-    the global gradient norm.
+    ratio; with the others from weight decay. `adam` adds its decay to the gradient, `adamw` shrinks weights by it.
+    `clip_trust` bounds LARS' step for a weight tensor, rate times trust ratio, by the rate itself, as solo-learn's
+    `clip_lr` does. `momentum` is beta1 for `adam` and `adamw`. `clip_norm` bounds the global gradient norm.
     """
 
-    kind: Literal["sgd", "adamw", "lars"] = "sgd"
+    kind: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     learning_rate: Positive = 0.05
     momentum: Fraction = 0.9
     beta2: Fraction = 0.999
@@ -217,13 +221,17 @@ class ScheduleConfig(Config):
 
     `constant`: linear warm-up, constant, then a short cosine decay over the last `decay_share` of the run; trials
     stopped early then compare like with like, so sweeps default to it. `cosine`: linear warm-up, then a cosine over
-    the rest. Both end at `final_factor` times the peak. `warmup_share` is a share of the run's steps.
+    the rest. Both end at `final_factor` times the peak. `step`: linear warm-up, constant, and times `drop_factor` from
+    each of `drops` on (W-MSE and CW-RGP: 50 and 25 epochs before the end). `warmup_share` and `drops` are shares of the
+    run's steps.
     """
 
-    kind: Literal["constant", "cosine"] = "constant"
+    kind: Literal["constant", "cosine", "step"] = "constant"
     warmup_share: Fraction = 0.05
     decay_share: Fraction = 0.2
     final_factor: Probability = 0.001
+    drops: tuple[Fraction, ...] = (0.95, 0.975)
+    drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
 
     @model_validator(mode="after")
     def _shares_fit(self) -> ScheduleConfig:
@@ -231,6 +239,13 @@ class ScheduleConfig(Config):
             raise ValueError(
                 "warmup_share + decay_share must be at most 1, "
                 f"but is {self.warmup_share} + {self.decay_share}; lower one of them"
+            )
+        if list(self.drops) != sorted(self.drops) or (
+            self.kind == "step" and not all(drop > self.warmup_share for drop in self.drops)
+        ):
+            raise ValueError(
+                f"drops must rise and come after the warm-up (warmup_share={self.warmup_share}), but are {self.drops}; "
+                "order them, or shorten the warm-up"
             )
         return self
 
@@ -252,6 +267,20 @@ class ProbeConfig(Config):
     temperature: Positive = 0.07
 
 
+class SentinelConfig(Config):
+    """When a trial counts as collapsed, so that it ends within an epoch: a look at a batch's embeddings each `every`
+    optimizer steps, and the end after `patience` looks in a row that find fault (see `trainers.sentinel`).
+
+    The thresholds lie far below what healthy runs show from their first step on (benchmarks/README.md, "Sentinel").
+    """
+
+    every: int = Field(20, ge=1)
+    patience: int = Field(3, ge=1)
+    min_spread: NonNegative = 0.1
+    min_scale: NonNegative = 0.02
+    min_rank_share: Fraction = 0.1
+
+
 class TrialConfig(Config):
     """One pretraining run. `batch_size` is global: W workers divide it. `seed` keys every random draw of the run."""
 
@@ -262,6 +291,7 @@ class TrialConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     probe: ProbeConfig = ProbeConfig()
+    sentinel: SentinelConfig | None = SentinelConfig()
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2)
     seed: int = Field(0, ge=0, lt=2**31)

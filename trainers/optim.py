@@ -31,7 +31,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         return LARS(groups, lr=config.learning_rate, momentum=config.momentum, clip_trust=config.clip_trust)
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), foreach=True)
+    adam = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return adam(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), foreach=True)
 
 
 class LARS(torch.optim.Optimizer):
@@ -106,11 +107,14 @@ def learning_rate(peak: float, schedule: ScheduleConfig, step: int, total_steps:
     """The rate of optimizer step `step`, counted from 0, of `total_steps`. A pure function: there is no state to save.
 
     With w warm-up steps the rate is peak (step + 1) / w during warm-up: no step is wasted at rate 0, and step w - 1
-    has the peak. The last step of the run has exactly `final_factor` times the peak (but where nothing decays).
+    has the peak. The last step of the run has exactly `final_factor` times the peak (but where nothing decays, and
+    with "step", whose rate changes at the given shares only).
     """
     warmup = round(schedule.warmup_share * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule.kind == "step":
+        return peak * schedule.drop_factor ** sum(step >= round(drop * total_steps) for drop in schedule.drops)
     final = schedule.final_factor * peak
     if schedule.kind == "cosine":
         first, last = warmup, total_steps - 1

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import checkpoint, dist, health, optim, probe, storage
+from trainers import checkpoint, dist, health, optim, probe, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data import steps_per_epoch
 from trainers.model import Model, build_model
@@ -50,6 +50,8 @@ class Counters:
     """Augmented views seen, over all ranks: images x views per image."""
     seconds: float = 0.0
     """Spent in training, without probes and checkpoints, on rank 0, over all resumes."""
+    complaints: int = 0
+    """Looks of the sentinel in a row that found fault."""
 
 
 def _ignore(epoch: int, step: int) -> None:
@@ -134,6 +136,7 @@ def _run(
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
     network = _data_parallel(model, objective, config, device, autocast)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    watched = config.sentinel if any(term.reads_embeddings for term in objective.terms.values()) else None
 
     start_step = counters.step
     while counters.epoch < config.epochs:
@@ -165,6 +168,13 @@ def _run(
                 if bad is not None:
                     reason = f"{bad[0]} was not finite at step {bad[1]}, in epoch {counters.epoch + 1}"
                     return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
+
+            if watched is not None and (counters.step + 1) % watched.every == 0:
+                complaint = sentinel.complaint(outputs, gradient_norm, watched)
+                counters.complaints = counters.complaints + 1 if complaint else 0
+                if counters.complaints == watched.patience:
+                    reason = f"{complaint}, {watched.patience} times in a row until step {counters.step}"
+                    return Outcome(state="collapsed", reason=reason, epochs=counters.epoch)
 
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -248,7 +248,10 @@ def sweep_command(
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
     epochs: Epochs = None,
-    budget: Annotated[Budget, typer.Option("--budget", help="what weak trials are stopped by")] = "epochs",
+    budget: Annotated[
+        Budget | None,
+        typer.Option("--budget", help="what weak trials are stopped by; default: the space's own, or epochs"),
+    ] = None,
     slots: Annotated[
         int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")
     ] = None,
@@ -288,7 +291,7 @@ def sweep_command(
         options = {
             "data": data if data is not None else base.data.path,
             "trials": trials,
-            "budget": budget,
+            "budget": budget or found_space.budget,
             "slots": slots,
             "workers_per_trial": workers_per_trial,
             "cpus_per_worker": cpus_per_worker,
@@ -421,10 +424,13 @@ def _close(console: Console, result: Any) -> NoReturn:
 
 
 def screen(result: Any, compared: Any, *, limit: int | None = None) -> list[RenderableType]:
-    """What is shown of a sweep: a line on the whole, the trials, the comparison."""
+    """What is shown of a sweep: a line on the whole, the trials, the families, the comparison."""
     from pretune import tables
 
     parts: list[RenderableType] = [tables.summary(result), tables.trials(result, limit=limit)]
+    families = tables.families(result)
+    if families is not None:
+        parts.append(families)
     if compared is not None:
         parts.append(tables.comparison(compared))
     return parts

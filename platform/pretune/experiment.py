@@ -114,11 +114,12 @@ def decay_epoch(schedule: ScheduleConfig, epochs: int) -> int:
     """The last epoch none of whose steps belongs to the final decay, at most `epochs` - 1 (at the end nothing is left
     to save).
 
-    With `constant` that is (1 - decay_share) of the run. A `cosine` falls from the warm-up on, so nothing lies before
-    its decay; trials of equal length still compare like with like at equal epochs, which is all that is claimed for
-    it.
+    With `constant` that is (1 - decay_share) of the run, with `step` the share of the first drop. A `cosine` falls from
+    the warm-up on, so nothing lies before its decay; trials of equal length still compare like with like at equal
+    epochs, which is all that is claimed for it.
     """
     if schedule.kind == "cosine":
         return epochs - 1
+    share = 1.0 - schedule.decay_share if schedule.kind == "constant" else min(schedule.drops, default=1.0)
     # The tolerance keeps (1 - 0.2) x 10, which is 8.0 on paper, from becoming 7.
-    return min(epochs - 1, math.floor((1.0 - schedule.decay_share) * epochs + 1e-9))
+    return min(epochs - 1, math.floor(share * epochs + 1e-9))

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pretune import overrides, usercode
+from pretune.experiment import Budget
 from pretune.messages import RequestError, did_you_mean
 from search_spaces import RECIPES, SPACES
 from trainers.config import TrialConfig
@@ -29,12 +30,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FoundSpace:
-    """A search space. `recipe` is the one it is made for, where it says so. `name` and `label` as for `Recipe`."""
+    """A search space. `recipe` and `budget` are those it is made for, where it says so. `name` and `label` as for
+    `Recipe`.
+    """
 
     name: str
     label: str
     function: Space
     recipe: str | None
+    budget: Budget | None
 
 
 def recipe(text: str, *, folder: Path | None = None) -> Recipe:
@@ -68,17 +72,24 @@ def space(text: str, *, folder: Path | None = None) -> FoundSpace:
     if usercode.is_reference(text):
         function = usercode.load(text, what="SPACE", folder=here)
         _check_signature(function, text)
-        return FoundSpace(usercode.absolute(text, here), text.rpartition(":")[2], function, default_recipe(function))
+        name, label = usercode.absolute(text, here), text.rpartition(":")[2]
+        return FoundSpace(name, label, function, default_recipe(function), default_budget(function))
     if text not in SPACES:
         raise _unknown("space", text, list(SPACES), forms="module:function or file.py:function")
     function = SPACES[text]
-    return FoundSpace(text, text, function, default_recipe(function))
+    return FoundSpace(text, text, function, default_recipe(function), default_budget(function))
 
 
 def default_recipe(function: Callable[..., Any]) -> str | None:
     """The recipe that a space names for itself: its module's or its own `default_recipe`."""
     own = getattr(function, "default_recipe", None)
     return own if isinstance(own, str) else None
+
+
+def default_budget(function: Callable[..., Any]) -> Budget | None:
+    """What a space wants its weak trials stopped by: its own `default_budget`."""
+    own = getattr(function, "default_budget", None)
+    return own if own in get_args(Budget) else None
 
 
 def _check_signature(function: Callable[..., Any], text: str) -> None:

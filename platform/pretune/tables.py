@@ -37,6 +37,10 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("epochs", justify="right", no_wrap=True)
+    # Where epochs do not cost the same, they say little.
+    seconds = result.experiment.budget != "epochs"
+    if seconds:
+        table.add_column("trained", justify="right", no_wrap=True)
     table.add_column(result.metric, justify="right", no_wrap=True)
     table.add_column("settings, and why it ended early", overflow="fold")
     ranked = result.ranked()
@@ -47,11 +51,32 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
         if trial.reason:
             settings.append(f"\n{_short_reason(trial.reason, result.metric)}", style="dim")
         state = "unfinished" if trial.state == "RUNNING" and status(result) != "running" else trial.state
-        table.add_row(str(trial.id), state, str(trial.epochs), _score(result, trial), settings, style=style)
+        trained = [figures.duration(trial.last_metrics.get("budget/seconds", 0.0))] if seconds else []
+        table.add_row(str(trial.id), state, str(trial.epochs), *trained, _score(result, trial), settings, style=style)
     left_out = len(ranked) - len(ranked[:limit])
     if not left_out:
         return table
     return Group(table, Text(f"and {left_out} more: pretune show {_name(result)}", style="dim"))
+
+
+def families(result: SweepResult) -> RenderableType | None:
+    """The best completed trial of each family, where the space has a parameter called `family`; best family first."""
+    named: dict[str, list[TrialResult]] = {}
+    for trial in result.ranked():
+        if "family" in trial.params:
+            named.setdefault(str(trial.params["family"]), []).append(trial)
+    if not named:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("completed", justify="right", no_wrap=True)
+    table.add_column(f"best {result.metric}", justify="right", no_wrap=True)
+    for family, members in named.items():
+        complete = [trial for trial in members if trial.state == "COMPLETE"]
+        best = _score(result, complete[0]) if complete else "–"
+        table.add_row(family, str(len(members)), str(len(complete)), best)
+    return table
 
 
 def summary(result: SweepResult) -> Text:

@@ -7,11 +7,11 @@ function and a line in its file's own `RECIPES`.
 
 from collections.abc import Callable
 
-from search_spaces.recipes import hosts, sfrik, transformers
+from search_spaces.recipes import dilemma, hosts, msbreg, sfrik, whitening
 from trainers.config import TrialConfig
 
 RECIPES: dict[str, Callable[[], TrialConfig]] = {
-    recipe.__name__: recipe for family in (sfrik, hosts, transformers) for recipe in family.RECIPES
+    recipe.__name__: recipe for family in (sfrik, msbreg, whitening, dilemma, hosts) for recipe in family.RECIPES
 }
 
 __all__ = ["RECIPES"]

@@ -23,3 +23,16 @@ def cifar_view(**changes: Any) -> ViewConfig:
 def cifar_views() -> tuple[ViewConfig, ...]:
     """Two of them; the second view is solarized in one of five cases."""
     return cifar_view(), cifar_view(solarize=0.2)
+
+
+def w_mse_view(**changes: Any) -> ViewConfig:
+    """W-MSE's view for small data (htdt/self-supervised), which CW-RGP's code shares: crops from 0.2, jitter 0.4, 0.4,
+    0.4, 0.1 at 0.8, grayscale 0.1, no blur, no solarize. Theirs jitters before it crops."""
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.1}
+    return ViewConfig(**{"crop_scale": (0.2, 1.0), **strengths, **changes})
+
+
+def byol_views(size: int) -> tuple[ViewConfig, ViewConfig]:
+    """BYOL's two views for ImageNet (arXiv 2006.07733, appendix B): one always blurred, one sometimes blurred or
+    solarized."""
+    return ViewConfig(size=size, blur=1.0), ViewConfig(size=size, blur=0.1, solarize=0.2)

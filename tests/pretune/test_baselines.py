@@ -89,7 +89,7 @@ def test_one_command_sweeps_and_its_best_config_replays_to_the_same_accuracy(tmp
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    settings = ["model.backbone.width=4", "views.*.size=8"]
+    settings = ["model.backbone.width=8", "views.*.size=8"]
     options = [part for setting in settings for part in ("--set", setting)]
     text = pretune("sweep", "kernels", "--trials", "2", "--epochs", "1", "--slots", "1", "--name", "small", *options)
     folder = tmp_path / "sweeps" / "small"

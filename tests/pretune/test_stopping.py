@@ -139,6 +139,7 @@ def test_the_last_rung_lies_before_the_decay_of_the_schedule() -> None:
     assert [decay_epoch(constant, epochs) for epochs in (1, 3, 5, 10, 100)] == [0, 2, 4, 8, 80]
     assert decay_epoch(constant.model_copy(update={"decay_share": 0.0}), 10) == 9
     assert decay_epoch(ScheduleConfig(kind="cosine"), 10) == 9
+    assert decay_epoch(ScheduleConfig(kind="step", drops=(0.5, 0.75)), 10) == 5
     # Exact on paper, inexact in floating point: 1 - 0.9 is a little less than a tenth.
     assert decay_epoch(constant.model_copy(update={"decay_share": 0.9}), 10) == 1
 

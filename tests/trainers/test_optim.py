@@ -110,7 +110,7 @@ def test_sgd_and_adamw_equal_torchs_per_tensor_loops_and_spare_vectors_from_deca
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lars"])
 def test_frozen_parameters_are_not_optimized(kind: Any) -> None:
     network = small_network()
     network[0].requires_grad_(False)
@@ -119,7 +119,7 @@ def test_frozen_parameters_are_not_optimized(kind: Any) -> None:
     assert held == {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lars"])
 def test_an_optimizer_goes_on_from_its_saved_state_bit_for_bit(kind: Any) -> None:
     config = OptimizerConfig(kind=kind, momentum=0.8)
     straight = small_network()
@@ -162,6 +162,32 @@ def test_constant_holds_the_peak_until_a_short_decay() -> None:
     assert values[80] < 2.0
     assert values[89] == pytest.approx((2.0 + 0.002) / 2)  # halfway between steps 79 and 99
     assert values[99] == pytest.approx(0.002)
+
+
+def test_step_falls_by_its_factor_at_each_drop_and_nowhere_else() -> None:
+    schedule = ScheduleConfig(kind="step", warmup_share=0.1, drops=(0.5, 0.75), drop_factor=0.2)
+    rates = [learning_rate(2.0, schedule, step, 40) for step in range(40)]
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[4:20] == [2.0] * 16
+    assert rates[20:30] == pytest.approx([0.4] * 10)
+    assert rates[30:] == pytest.approx([0.08] * 10)
+
+
+@pytest.mark.parametrize("changes", [{"drops": (0.9, 0.5)}, {"drops": (0.05,), "warmup_share": 0.1}])
+def test_drops_out_of_order_or_within_the_warmup_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="drops must rise and come after the warm-up"):
+        ScheduleConfig(kind="step", **changes)
+
+
+def test_adam_adds_its_decay_to_the_gradient_and_adamw_does_not() -> None:
+    """At a gradient of zero Adam still takes a whole step, adamw shrinks by rate x decay."""
+    for kind, expected in (("adam", 1.0 - 0.1), ("adamw", 1.0 - 0.1 * 0.5)):
+        model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.ones_(model.weight)
+        model.weight.grad = torch.zeros_like(model.weight)
+        config = OptimizerConfig.model_validate({"kind": kind, "learning_rate": 0.1, "weight_decay": 0.5})
+        build_optimizer(model, config).step()
+        assert model.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_runs_of_different_length_share_the_constant_part() -> None:

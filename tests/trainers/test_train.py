@@ -96,7 +96,7 @@ class MemoryLoaders:
 def config(**changes: Any) -> TrialConfig:
     values: dict[str, Any] = {
         "views": [{"size": SIZE}, {"size": SIZE}],
-        "model": {"backbone": {"kind": "resnet_tiny", "width": 4}, "projector": {"widths": [12, 8]}},
+        "model": {"backbone": {"kind": "resnet_tiny", "width": 8}, "projector": {"widths": [12, 8]}},
         "objective": {"alignment": {"weight": 0.5}, "mmd": {"weight": 2.0}},
         "optimizer": {"learning_rate": 0.05},
         "epochs": 3,
@@ -387,7 +387,7 @@ WORKER_VARIANTS = {
             "projector": {"widths": [12, 8], "final_bias": False},
             "predictor": {"widths": [16, 8], "final_norm": True, "final_bias": False},
             "teacher": {},
-            "backbone": {"kind": "resnet_tiny", "width": 4, "zero_init_residual": False},
+            "backbone": {"kind": "resnet_tiny", "width": 8, "zero_init_residual": False},
         }
     },
     "layer norm": {"model": {"norm": "layer"}},
@@ -399,7 +399,7 @@ WORKER_VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", WORKER_VARIANTS.values(), ids=WORKER_VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-10)])
 def test_two_workers_have_the_loss_and_gradients_of_one(
     two_processes: TwoProcesses, changes: dict[str, Any], dtype: torch.dtype, tolerance: float
 ) -> None:

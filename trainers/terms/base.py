@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -114,6 +114,9 @@ class TermConfig(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    reads_embeddings: ClassVar[bool] = True
+    """Whether the value depends on projections: where no term's does, nothing keeps them apart, and none should."""
 
     weight: Annotated[float, Field(ge=0.0)] = 1.0
 

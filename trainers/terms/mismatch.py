@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainers.terms.base import Outputs, TermConfig
 
@@ -27,6 +27,8 @@ class MismatchDetection(TermConfig):
     Source: Sameni, Jenni, Favaro, "Representation learning by detecting incorrect location embeddings", AAAI 2023
     (arXiv 2204.04788), and the authors' code, whose weight is 1 beside MoCo v3.
     """
+
+    reads_embeddings: ClassVar[bool] = False
 
     kind: Literal["mismatch_detection"] = "mismatch_detection"
 

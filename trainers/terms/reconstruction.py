@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainers.terms.base import Outputs, TermConfig
 
@@ -20,6 +20,8 @@ class Reconstruction(TermConfig):
 
     Source: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022 (arXiv 2111.06377), section 3.
     """
+
+    reads_embeddings: ClassVar[bool] = False
 
     kind: Literal["reconstruction"] = "reconstruction"
     normalize: bool = True
