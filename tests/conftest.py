@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import object_store
 from tests.two_processes import TwoProcesses
 
 
@@ -15,3 +16,18 @@ def two_processes() -> Iterator[TwoProcesses]:
     pool = TwoProcesses()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def object_store_address() -> Iterator[str]:
+    with object_store.server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(object_store_address: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URI of the test's own on an S3 server."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return object_store.uri(object_store_address, request.node.name.replace("[", "-").replace("]", ""))

@@ -1,16 +1,21 @@
-"""A run's whole state in one file: written aside, hashed, renamed; verified before it is believed."""
+"""A run's whole state in one file: written aside, hashed, renamed; verified before it is believed.
+
+Where the folder is a URI the file is uploaded, and a manifest with its hash after it: data first, manifest last.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from trainers import storage
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 
@@ -21,13 +26,21 @@ FREE = ("epochs", "probe", "threads", "deterministic", "checkpoint_every", "data
 """Settings that may change when a run goes on: length, judging and place. The manifest is checked apart."""
 
 
-def save(folder: Path, state: Mapping[str, Any], *, epoch: int) -> Checkpoint:
+def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
 
     `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
     name appears only once all bytes are on disk: a crash or a full disk (OSError) leaves no half-written checkpoint
-    behind.
+    behind. A `folder` that is text is a URI: OSError where the storage fails for longer than its bound.
     """
+    if isinstance(folder, str):
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
+            written = save(Path(local), state, epoch=epoch)
+            uri = storage.join(folder, Path(written.path).name)
+            storage.upload(Path(written.path), uri)
+        saved = written.model_copy(update={"path": uri})
+        storage.write(_manifest(uri), saved.model_dump_json().encode())
+        return saved
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:04d}.pt"
     aside = folder / f".{path.name}.{os.getpid()}.part"
@@ -49,11 +62,14 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     ValueError naming the file if it is missing, if its bytes are not those that were written, or if its layout is
     unknown.
     """
-    path = Path(checkpoint.path)
-    if not path.is_file():
+    path = checkpoint.path
+    if not storage.exists(path):
         raise ValueError(f"checkpoint {path} must be a file, but is missing; go on from another one or start again")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    with tempfile.TemporaryFile() if storage.is_uri(path) else Path(path).open("rb") as file:
+        if storage.is_uri(path):
+            found = storage.download(path, file)
+        else:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != checkpoint.sha256:
             raise ValueError(
                 f"checkpoint {path} must have sha256 {checkpoint.sha256}, but has {found}: "
@@ -92,18 +108,29 @@ def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash
         )
 
 
-def keep_newest(folder: Path, *, epoch: int, count: int = 2) -> None:
+def keep_newest(folder: Path | str, *, epoch: int, count: int = 2) -> None:
     """Remove checkpoints of `folder` but the newest `count` up to `epoch`; what lies after `epoch` is left alone.
 
     The last but one stays, so that whoever has not yet heard of the newest can still go on.
     """
+    names = storage.names(folder) if isinstance(folder, str) else [path.name for path in folder.glob("epoch-*.pt")]
     found = []
-    for path in folder.glob("epoch-*.pt"):
-        match = re.fullmatch(r"epoch-(\d+)\.pt", path.name)
+    for name in names:
+        match = re.fullmatch(r"epoch-(\d+)\.pt", name)
         if match is not None and int(match[1]) <= epoch:
-            found.append((int(match[1]), path))
-    for _, path in sorted(found)[:-count]:
-        path.unlink(missing_ok=True)
+            found.append((int(match[1]), name))
+    for _, name in sorted(found)[:-count]:
+        if isinstance(folder, str):
+            uri = storage.join(folder, name)
+            storage.remove(_manifest(uri))
+            storage.remove(uri)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _manifest(uri: str) -> str:
+    """Beside a checkpoint on a storage: the `Checkpoint` as JSON, there once all of its bytes are."""
+    return storage.join(storage.parent_of(uri), f"{storage.name_of(uri)}.json")
 
 
 class _HashingFile:

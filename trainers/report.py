@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Checkpoint(BaseModel):
-    """Where a run's whole state lies. `path` is a file on storage that every worker sees; `sha256` is of its bytes."""
+    """Where a run's whole state lies: `path` is a file that every worker sees, or a URI; `sha256` is of its bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import checkpoint, dist, health, optim, probe, sentinel
+from trainers import checkpoint, dist, health, optim, probe, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data import steps_per_epoch
 from trainers.model import Model, build_model
@@ -63,7 +63,7 @@ def train(
     *,
     dataset: Dataset,
     loaders: Loaders,
-    folder: Path,
+    folder: Path | str,
     report: Callable[[EpochReport], bool],
     resume: Checkpoint | None = None,
     progress: Callable[[int, int], None] = _ignore,
@@ -72,8 +72,9 @@ def train(
     """Run `config` on this process, or on all ranks of the process group, which must all call this with equal values.
 
     `folder` gets `checkpoints/epoch-0003.pt`, written by rank 0, before the `report` that carries it; the two newest
-    are kept. `report` is called on all ranks with the same report after each epoch, and must give all ranks the same
-    answer: True to go on. `progress` is called after each optimizer step with the epochs finished and the steps done.
+    are kept. A `folder` that is text is a URI (storage.py). `report` is called on all ranks with the same report after
+    each epoch, and must give all ranks the same answer: True to go on. `progress` is called after each optimizer step
+    with the epochs finished and the steps done.
     `device` defaults to the current GPU, else the CPU.
 
     ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
@@ -104,7 +105,7 @@ def _run(
     config: TrialConfig,
     dataset: Dataset,
     loaders: Loaders,
-    folder: Path,
+    folder: Path | str,
     report: Callable[[EpochReport], bool],
     resume: Checkpoint | None,
     progress: Callable[[int, int], None],
@@ -113,6 +114,7 @@ def _run(
 ) -> Outcome:
     # --- set-up -------------------------------------------------------------------------------------------------------
     called = time.perf_counter()
+    checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     first_step_s: float | None = None
     _configure_torch(config, device)
     rank, world_size = dist.rank(), dist.world_size()
@@ -222,10 +224,10 @@ def _run(
             return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
         saved = None
         if done or counters.epoch % config.checkpoint_every == 0:
-            saved = _save(folder / "checkpoints", model, optimizer, counters, config, dataset)
+            saved = _save(checkpoints, model, optimizer, counters, config, dataset)
         going_on = report(EpochReport(epoch=counters.epoch, metrics=metrics, checkpoint=saved))
         if saved is not None and rank == 0:
-            checkpoint.keep_newest(folder / "checkpoints", epoch=saved.epoch)
+            checkpoint.keep_newest(checkpoints, epoch=saved.epoch)
         if not going_on and not done:
             return Outcome(state="stopped", reason="report asked for it", epochs=counters.epoch)
 
@@ -366,7 +368,7 @@ def _average_buffers(model: Model) -> None:
 
 
 def _save(
-    folder: Path,
+    folder: Path | str,
     model: Model,
     optimizer: torch.optim.Optimizer,
     counters: Counters,

@@ -48,7 +48,7 @@ Recipe = Annotated[
 Space = Annotated[
     str, typer.Argument(metavar="SPACE", help="a shipped name (`pretune list`), module:function or file.py:function")
 ]
-Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name below --storage, or its folder")]
+Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name below --storage, its folder or its URI")]
 Data = Annotated[
     str | None,
     typer.Option("--data", help="a folder that `pretune data` wrote, or 'digits'; default: what the recipe says"),
@@ -59,7 +59,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=value", help="change a setting of the recipe; may be given again"),
 ]
-Storage = Annotated[str, typer.Option("--storage", help="the folder that holds sweeps")]
+Storage = Annotated[str, typer.Option("--storage", help="the folder or URI (s3://, gs://, file:///) that holds sweeps")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")
@@ -307,6 +307,7 @@ def sweep_command(
         if address is None:
             request.check_local_slots(slots, workers_per_trial, cpus_per_worker)
         request.check_folder_is_new(experiment)
+        request.check_storage(experiment)
         sweep.check(experiment, found_space.function)
         base, _ = request.with_data(base, data)
         experiment = request.experiment(found_space, found_recipe, base, name=experiment.name, options=options)
@@ -332,7 +333,7 @@ def resume_command(
         from pretune import journal, lookup, request
         from pretune import sweep as sweeps
 
-        result = request.read_sweep(sweep, Path(storage))
+        result = request.read_sweep(sweep, storage, fresh=True)
         experiment = result.experiment
         space = lookup.space(experiment.space)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
@@ -350,7 +351,14 @@ def resume_command(
         earlier = journal.read(result.folder)
 
     def run(listener: Any) -> Any:
-        return sweeps.resume(result.folder, space=space.function, trials=trials, listener=listener, address=address)
+        return sweeps.resume(
+            result.folder,
+            space=space.function,
+            remote=result.remote,
+            trials=trials,
+            listener=listener,
+            address=address,
+        )
 
     _run_sweep(console, experiment.model_copy(update={"storage": str(result.folder.parent)}), run, earlier=earlier)
 
@@ -442,12 +450,15 @@ def show_command(
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
     from pretune import baselines, request, results, tables
+    from trainers.storage import is_uri
 
     console = Console()
     with _checking():
         if sweep is None:
             if svg is not None:
                 raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
+            if is_uri(storage):
+                raise RequestError(f"show lists the sweeps of a folder, not of {storage}; name one: pretune show URI")
             found = results.sweeps(Path(storage))
             if as_json:
                 _print_json([_sweep_json(result) for result in found])
@@ -456,7 +467,7 @@ def show_command(
             else:
                 console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False)
             return
-        result = request.read_sweep(sweep, Path(storage))
+        result = request.read_sweep(sweep, storage)
         compared = baselines.read(result)
         parts = screen(result, compared)
         if svg is not None:
@@ -517,7 +528,7 @@ def finalize_command(
 
     console = Console()
     with _checking():
-        result = request.read_sweep(sweep, Path(storage))
+        result = request.read_sweep(sweep, storage, fresh=True)
         winner = finalize.check(result, again=again)
     try:
         with nullcontext() if as_json else console.status("probing the winner"):

@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from trainers import storage as storages
 from trainers.config import Config, ScheduleConfig, TrialConfig
 
 Budget = Literal["epochs", "views", "seconds"]
+LOCAL_ROOT = "./sweeps"
 SamplerName = Literal["tpe", "random", "grid", "cmaes"]
 
 
@@ -58,15 +60,12 @@ class Experiment(Config):
     hang_timeout_s: float = Field(600.0, gt=0.0, description="a worker group that says nothing for so long is replaced")
     metric: str = Field("probe/linear", min_length=1)
     maximize: bool = True
-    storage: str = "./sweeps"
+    storage: str = LOCAL_ROOT
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Experiment:
-        if "://" in self.storage:
-            raise ValueError(
-                f"storage must be a folder that every node sees, but is {self.storage!r}; "
-                f"mount the bucket or use a shared folder"
-            )
+        if storages.is_uri(self.storage):
+            storages.check_form(self.storage)
         if self.workers_per_trial > 1 and 0.0 < self.gpus_per_worker < 1.0:
             raise ValueError(
                 f"gpus_per_worker must be 0 or at least 1 with workers_per_trial={self.workers_per_trial} (NCCL "
@@ -92,13 +91,23 @@ class Experiment(Config):
 
     @property
     def folder(self) -> Path:
-        """Everything of this sweep lies in here."""
-        return Path(self.storage).expanduser().absolute() / self.name
+        """Everything of this sweep lies in here; with a storage URI, the working copy: journal, logs, curves."""
+        return local_root(self.storage) / self.name
+
+    @property
+    def remote(self) -> str | None:
+        """With a storage URI, where the journal's segments, the checkpoints and the best config go."""
+        return storages.join(self.storage, self.name) if storages.is_uri(self.storage) else None
 
     @property
     def random_trials(self) -> int:
         """TPE's random start. A third of the trials, 4 to 10; it does not move when trials are added later."""
         return self.startup_trials or min(10, max(4, self.trials // 3))
+
+
+def local_root(storage: str) -> Path:
+    """The folder on this machine that holds the sweeps of `storage`: itself, or for a URI ./sweeps."""
+    return Path(LOCAL_ROOT if storages.is_uri(storage) else storage).expanduser().absolute()
 
 
 def decay_epoch(schedule: ScheduleConfig, epochs: int) -> int:

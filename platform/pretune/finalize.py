@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from pretune import figures
 from pretune.messages import RequestError
 from pretune.results import SweepResult
+from trainers import storage
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 
@@ -75,13 +77,13 @@ def check(result: SweepResult, *, again: bool) -> Winner:
     best = result.best_trial
     if best is None or best.value is None or best.config is None:
         raise RequestError(f"sweep {result.name!r} has no complete trial; go on with `pretune resume {result.folder}`")
-    if best.checkpoint is None or not Path(best.checkpoint.path).is_file():
+    if best.checkpoint is None or not storage.exists(best.checkpoint.path):
         place = "was never written" if best.checkpoint is None else f"{best.checkpoint.path} is gone"
         raise RequestError(
             f"the checkpoint of trial {best.id} {place}; "
             f"train it again with `pretune train {result.folder / 'best.json'}`"
         )
-    earlier = _read(path(result))
+    earlier = _read(result)
     if earlier and not again:
         raise RequestError(
             f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
@@ -145,15 +147,18 @@ def table(record: Record) -> Group:
     return Group(grid, Text(note, style="dim"))
 
 
-def _read(path: Path) -> tuple[Read, ...]:
-    if not path.is_file():
-        return ()
+def _read(result: SweepResult) -> tuple[Read, ...]:
+    """What was read before, here or, with a storage URI, anywhere: the longer of the two counts."""
+    found = [path(result).read_bytes()] if path(result).is_file() else []
+    if result.remote is not None:
+        with suppress(FileNotFoundError):
+            found.append(storage.read(storage.join(result.remote, FILE)))
     try:
-        return Record.model_validate_json(path.read_text()).reads
+        return max((Record.model_validate_json(text).reads for text in found), key=len, default=())
     except ValidationError as error:
         raise RequestError(
-            f"{path} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore it: it "
-            "says how often the report split was read"
+            f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
+            "it: it says how often the report split was read"
         ) from error
 
 
@@ -171,4 +176,6 @@ def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> Reco
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path(result))
+    if result.remote is not None:
+        storage.write(storage.join(result.remote, FILE), path(result).read_bytes())
     return record

@@ -63,6 +63,7 @@ class SlotSettings(BaseModel):
     recycle_after_trials: int | None = Field(
         None, ge=1, description="replace the group after so many trials, if memory drifts"
     )
+    remote: str | None = Field(None, description="the sweep's URI, if checkpoints go to an object store")
     storage: str | None = Field(None, description="where Ray Train keeps its bookkeeping; default <sweep_folder>/slots")
 
     @model_validator(mode="after")

@@ -4,6 +4,10 @@ One JSON object per line: `{"crc32":"xxxxxxxx","record":{...}}`. The checksum co
 checksum of the line before, so a line that is changed, missing or out of place is noticed. Each line is flushed to
 the disk (fsync) before `append` returns. A crash can only tear the last line: reading drops it, opening for append
 cuts it off.
+
+Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
+`attempt` (a failure that is retried or given up), `ended`; and of drivers `resumed` and `closed`. Each class below says
+what its fields mean. With a storage URI the same lines are uploaded as segments (segments.py).
 """
 
 from __future__ import annotations
@@ -146,10 +150,21 @@ class Journal:
     `records` is all that is in it; `dropped_bytes` is the length of a torn last line that was cut off.
     """
 
-    def __init__(self, folder: Path, *, new: bool, clock: Callable[[], float] = time.time) -> None:
-        """RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        new: bool,
+        clock: Callable[[], float] = time.time,
+        publish: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """`publish` is given each line once it is on the disk, before `append` returns.
+
+        RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none.
+        """
         self.path = folder / FILE
         self._clock = clock
+        self._publish = publish
         if not new and not self.path.exists():
             raise RequestError(f"no sweep in {folder}: {FILE} is missing; `pretune show` lists the sweeps there are")
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +190,10 @@ class Journal:
             raise
 
     def append(self, record: Record) -> Record:
-        """Stamps `record` with the time and returns it once the disk has it. OSError where the disk refuses."""
+        """Stamps `record` with the time and returns it once the disk, and the storage if there is one, has it.
+
+        OSError where one of them refuses.
+        """
         record = record.model_copy(update={"time": self._clock()})
         line, checksum = _line(record, self._checksum)
         end = self._file.seek(0, os.SEEK_END)
@@ -190,6 +208,9 @@ class Journal:
             raise
         self._checksum = checksum
         self.records.append(record)
+        if self._publish is not None:
+            # Where it raises, the line stays: the next driver finds the local journal longer, and goes on from it.
+            self._publish(line)
         return record
 
     def close(self) -> None:
@@ -207,6 +228,40 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def verified(content: bytes, previous: int) -> tuple[int, int]:
+    """How many bytes of `content` are good lines that follow a line with checksum `previous`; the checksum then."""
+    checksum, size = previous, 0
+    for line in content.splitlines(keepends=True):
+        body = _body(line, checksum)
+        if body is None:
+            break
+        checksum = zlib.crc32(body, checksum)
+        size += len(line)
+    return size, checksum
+
+
+def whole_lines(path: Path) -> bytes:
+    """The journal's bytes without a torn last line. RequestError as for `read`."""
+    _, _, size = _parse(path)
+    return path.read_bytes()[:size]
+
+
+def replace(folder: Path, content: bytes) -> None:
+    """Puts `content` in the place of the journal in `folder`, aside and renamed. RequestError: a process runs it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder / LOCK)
+    try:
+        aside = folder / f".{FILE}.part"
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(folder / FILE)
+        _sync_folder(folder)
+    finally:
+        os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:

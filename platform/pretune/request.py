@@ -10,15 +10,17 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pretune import journal, lookup, overrides, results
-from pretune.experiment import Experiment, StoppingConfig
+from pretune import journal, lease, lookup, overrides, results, segments
+from pretune.experiment import Experiment, StoppingConfig, local_root
 from pretune.messages import RequestError, describe, did_you_mean
 from trainers import datasets
+from trainers import storage as storages
 from trainers.changes import value_at
 from trainers.config import TrialConfig
 from trainers.datasets import Dataset
@@ -126,7 +128,7 @@ def experiment(
     """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
     given = {key: value for key, value in options.items() if value is not None}
     stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
-    storage = Path(given.get("storage", Experiment.model_fields["storage"].default))
+    storage = local_root(given.get("storage", Experiment.model_fields["storage"].default))
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RequestError(
             f"--name must be a folder name of letters, digits, '.', '_' and '-', but is {name!r}; change it"
@@ -152,6 +154,12 @@ def check_folder_is_new(asked: Experiment) -> None:
             f"a sweep named {asked.name!r} exists in {asked.folder.parent}; choose another --name, or go on with "
             f"`pretune resume {asked.name}`"
         )
+
+
+def check_storage(asked: Experiment) -> None:
+    """With a storage URI: whether the bucket is there and lets us write, before anything is built or started."""
+    if asked.remote is not None:
+        storages.check_usable(asked.storage)
 
 
 def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[str], *, draws: int = 8) -> list[str]:
@@ -192,6 +200,27 @@ def sweep_folder(text: str, storage: Path) -> Path:
     raise RequestError(f"there is no sweep {text!r} in {storage}; {did_you_mean(text, known)}")
 
 
-def read_sweep(text: str, storage: Path) -> results.SweepResult:
-    """The sweep called `text`, from its journal alone."""
-    return results.read(sweep_folder(text, storage))
+def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.SweepResult:
+    """The sweep called `text`, from its journal alone.
+
+    A sweep named by a URI is first brought into its working copy under ./sweeps; one with a storage URI that is named
+    by its local folder only if `fresh`: reading what is here needs no network. RequestError also where the two differ.
+    """
+    remote: str | None
+    if storages.is_uri(text) or storages.is_uri(storage):
+        remote = text if storages.is_uri(text) else storages.join(storage, text)
+        storages.check_form(remote)
+        folder = local_root(remote) / storages.name_of(remote)
+    else:
+        folder = sweep_folder(text, Path(storage))
+        remote = results.read(folder).remote if fresh else None
+    if remote is None:
+        return results.read(folder)
+    try:
+        if not journal.is_locked(folder):
+            segments.fetch(remote, folder)
+        live = lease.is_live(storages.join(remote, lease.FILE))
+    except storages.StorageError as error:
+        raise RequestError(str(error)) from error
+    result = results.read(folder, remote=remote)
+    return replace(result, live=result.live or live)

@@ -18,6 +18,7 @@ from pretune import journal
 from pretune.experiment import Experiment
 from pretune.history import History, State, TrialHistory
 from pretune.messages import RequestError
+from trainers import storage
 from trainers.report import Checkpoint
 
 BEST = "best.json"
@@ -51,6 +52,8 @@ class SweepResult:
     """
 
     folder: Path
+    remote: str | None
+    """Where its segments and checkpoints lie, if that is a storage URI."""
     experiment: Experiment
     trials: tuple[TrialResult, ...]
     best: int | None
@@ -130,8 +133,10 @@ class SweepResult:
         ]
 
 
-def read(folder: Path) -> SweepResult:
-    """The sweep in `folder`, running or not. RequestError where there is none, or its journal is corrupt (the line is
+def read(folder: Path, *, remote: str | None = None) -> SweepResult:
+    """The sweep in `folder`, running or not; `remote`, if it was found elsewhere than its journal says.
+
+    RequestError where there is none, or its journal is corrupt (the line is
     named).
     """
     # Asked before the journal is read: a driver that ends in between has then written its last line.
@@ -143,6 +148,7 @@ def read(folder: Path) -> SweepResult:
     trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
     return SweepResult(
         folder=folder,
+        remote=remote or experiment.remote,
         experiment=experiment,
         trials=trials,
         best=best_of(trials, maximize=experiment.maximize),
@@ -185,6 +191,8 @@ def write_best(result: SweepResult) -> Path | None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+    if result.remote is not None:
+        storage.write(storage.join(result.remote, BEST), path.read_bytes())
     return path
 
 

@@ -9,14 +9,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretune import results
+from pretune import journal as journals
+from pretune import results, segments
 from pretune.conductor import Conductor, Listener, SweepFailedError
 from pretune.experiment import Experiment
 from pretune.history import History
-from pretune.journal import Journal, Opened, Resumed
+from pretune.journal import Opened, Resumed
 from pretune.messages import RequestError
 from pretune.results import SweepResult
 from pretune.search import Search, Space
@@ -53,19 +55,21 @@ def run(
         SweepFailedError: trials ran, but no trial can go on; the journal is closed as failed, and `resume` goes on.
     """
     check(experiment, space)
-    with Journal(experiment.folder, new=True) as journal, _cluster(experiment.folder, address, cpus):
+    folder, remote = experiment.folder, experiment.remote
+    with segments.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
         slots = _slots(experiment, address)
         opened = journal.append(Opened(experiment=experiment, versions=versions(), host=host()))
         if listener is not None:
             listener.on_event(opened)
         conductor = Conductor(journal, space, listener=listener)
-        return _conduct(conductor, experiment.folder, slots, trainable)
+        return _conduct(conductor, folder, remote, slots, trainable)
 
 
 def resume(
     folder: Path,
     *,
     space: Space,
+    remote: str | None = None,
     trials: int | None = None,
     listener: Listener | None = None,
     address: str | None = None,
@@ -76,10 +80,12 @@ def resume(
     kept.
 
     `trials` is the number of trials asked for in all from now on (None: as before). `space` is that of
-    `results.read(folder).experiment.space`. The rest is as for `run`.
+    `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its journal. The rest
+    is as for `run`.
     """
     folder = folder.expanduser().absolute()
-    with Journal(folder, new=False) as journal:
+    remote = remote or _remote(folder)
+    with segments.opened(folder, remote, new=False) as journal:
         history = History(journal.records)
         if history.opened is None:
             raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
@@ -88,13 +94,13 @@ def resume(
         if target < asked:
             raise RequestError(f"--trials must be at least {asked}, the number of trials asked so far, but is {trials}")
         if target == asked and all(trial.ended for trial in history.trials):
-            return results.read(folder)
+            return results.read(folder, remote=remote)
         check(experiment, space)
         with _cluster(folder, address, cpus):
             slots = _slots(experiment.model_copy(update={"trials": target}), address)
             conductor = Conductor(journal, space, listener=listener)
             conductor.record(Resumed(trials=target, versions=versions(), host=host()))
-            return _conduct(conductor, folder, slots, trainable)
+            return _conduct(conductor, folder, remote, slots, trainable)
 
 
 def check(experiment: Experiment, space: Space) -> None:
@@ -102,12 +108,19 @@ def check(experiment: Experiment, space: Space) -> None:
     Search(experiment, space).check()
 
 
-def _conduct(conductor: Conductor, folder: Path, slots: int, trainable: MakeTrainable | None) -> SweepResult:
+def _remote(folder: Path) -> str | None:
+    first = next(iter(journals.read(folder)), None)
+    return first.experiment.remote if isinstance(first, Opened) else None
+
+
+def _conduct(
+    conductor: Conductor, folder: Path, remote: str | None, slots: int, trainable: MakeTrainable | None
+) -> SweepResult:
     from pretune.tuning import execute
 
     try:
         conductor.settle()
-        served_by = (trainable or _warm_slot)(conductor.experiment, folder)
+        served_by = (trainable or partial(_warm_slot, remote=remote))(conductor.experiment, folder)
         with _signals():
             execute(conductor, served_by, slots=slots, folder=folder / "tune")
     except KeyboardInterrupt:
@@ -126,18 +139,19 @@ def _conduct(conductor: Conductor, folder: Path, slots: int, trainable: MakeTrai
             conductor.close("interrupted")
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
-    result = results.read(folder)
+    result = results.read(folder, remote=remote)
     results.write_best(result)
     return result
 
 
-def _warm_slot(experiment: Experiment, folder: Path) -> type[tune.Trainable]:
+def _warm_slot(experiment: Experiment, folder: Path, *, remote: str | None) -> type[tune.Trainable]:
     from ray import tune
 
     from pretune.slot import Slot, SlotSettings
 
     settings = SlotSettings(
         sweep_folder=str(folder),
+        remote=remote,
         workers=experiment.workers_per_trial,
         cpus_per_worker=experiment.cpus_per_worker,
         gpus_per_worker=experiment.gpus_per_worker,

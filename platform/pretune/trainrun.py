@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from pretune import worker
+from trainers import storage
 
 if TYPE_CHECKING:
     from pretune.group import SlotSettings
@@ -48,10 +50,15 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
         }
     )
     on_gpu = settings.gpus_per_worker > 0
+    # Every node must see this folder: with a bucket, nothing else is shared.
+    files, place = None, settings.storage or str(Path(settings.sweep_folder) / "slots")
+    if settings.remote is not None and settings.storage is None:
+        files, place = storage.locate(storage.join(settings.remote, "slots"))
     run_config: Any = (
         RunConfig(  # TorchTrainer is annotated with the class of the same name of Ray Train's first version
             name=name,
-            storage_path=settings.storage or str(Path(settings.sweep_folder) / "slots"),
+            storage_path=place,
+            storage_filesystem=files,
             failure_config=FailureConfig(max_failures=-1),  # the slot counts failures, per trial
             logging_config=LoggingConfig(log_level="CRITICAL"),
         )
@@ -62,7 +69,7 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
         train_loop_config={
             "mailbox": mailbox,
             "settings": settings,
-            "make_train": make_train or worker.WarmTrainer,
+            "make_train": make_train or partial(worker.WarmTrainer, settings.remote),
         },
         torch_config=TorchConfig(
             # Objects and NumPy arrays travel over gloo even where gradients travel over NCCL.

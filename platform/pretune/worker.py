@@ -59,12 +59,14 @@ class Train(Protocol):
 class WarmTrainer:
     """`trainers.train` with what outlives a trial: compiled FFCV pipelines, mapped files, opened data sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, remote: str | None = None) -> None:
+        """`remote` is the sweep's URI, if it has one: checkpoints go to `<remote>/trials/<id>/`."""
         from trainers.data import Loaders
         from trainers.datasets import Dataset
         from trainers.train import train
 
         self._train = train
+        self._remote = remote
         self._loaders = Loaders()
         self._datasets: dict[tuple[str, str | None], Dataset] = {}
 
@@ -78,6 +80,7 @@ class WarmTrainer:
         progress: Callable[[int, int], None],
         device: torch.device,
     ) -> Outcome:
+        from trainers import storage
         from trainers.datasets import SEARCH_FILE, SEARCH_LABELS, open_dataset, verify
 
         key = (config.data.path, config.data.manifest)
@@ -89,7 +92,7 @@ class WarmTrainer:
             config,
             dataset=self._datasets[key],
             loaders=self._loaders,
-            folder=folder,
+            folder=folder if self._remote is None else storage.join(self._remote, "trials", folder.name),
             report=report,
             resume=resume,
             progress=progress,

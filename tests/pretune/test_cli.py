@@ -15,7 +15,7 @@ from pretune.cli import app
 from pretune.experiment import Experiment
 from pretune.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
 from search_spaces import RECIPES, SPACES
-from trainers import datasets
+from trainers import datasets, storage
 
 DIGITS_TRAIN = 997
 
@@ -105,7 +105,9 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
         ("sweep kernels --grace 1000", "stopping.grace must be at most"),
         ("sweep kernels --name a/b", "--name must be a folder name"),
         ("sweep kernels --name known", "choose another --name"),
-        ("sweep kernels --storage s3://bucket", "storage must be a folder"),
+        ("sweep kernels --storage ftp://host/x", "begins with s3://, gs://, file://"),
+        ("sweep kernels --storage s3:///x", "must name a bucket"),
+        ("show --storage s3://somewhere/x", "show lists the sweeps of a folder"),
         ("sweep mine.py:returns_nothing", "TrialConfig"),
         ("sweep mine.py:raises --recipe sfrik_tiny", "no luck today"),
         ("sweep mine.py:nameless", "names no recipe of its own"),
@@ -148,6 +150,30 @@ def test_a_wrong_request_is_refused_with_code_2_and_a_remedy(here: Path, argumen
     assert "Traceback" not in result.stderr
     after = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     assert after == before, "a refused request leaves nothing behind"
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_anything_starts(here: Path, bucket: str) -> None:
+    missing = bucket.replace("s3://bucket", "s3://nobody-has-this")
+    result = pretune("sweep", "kernels", "--storage", missing)
+    assert result.exit_code == 2, result.output
+    assert "NO_SUCH_BUCKET" in result.stderr
+    assert not (here / "sweeps").exists()
+
+
+def test_a_sweep_in_a_bucket_is_shown_where_its_folder_never_was(here: Path, bucket: str) -> None:
+    synthetic_sweep(here / "elsewhere" / "known")
+    lines = (here / "elsewhere" / "known" / "journal.jsonl").read_bytes()
+    remote = storage.join(bucket, "known")
+    storage.write(storage.join(remote, "journal", "00000001-00000000.jsonl"), lines)
+    result = pretune("show", remote, "--json")
+    assert result.exit_code == 0, result.output
+    assert [trial["id"] for trial in json.loads(result.stdout)["trials"]] == [0, 1, 2]
+    assert (here / "sweeps" / "known" / "journal.jsonl").read_bytes() == lines
+    by_name = pretune("show", "known", "--storage", bucket, "--json")
+    assert by_name.stdout == result.stdout
+    missing = pretune("show", "nothing", "--storage", bucket)
+    assert missing.exit_code == 2
+    assert "it has no journal" in missing.stderr
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def test_it_travels_as_json() -> None:
     [
         ({"workers_per_trial": 3}, "batch_size must be a multiple of workers_per_trial=3, but is 256"),
         ({"workers_per_trial": 2, "gpus_per_worker": 0.5}, "NCCL refuses two ranks on one GPU"),
-        ({"storage": "s3://bucket/sweeps"}, "must be a folder that every node sees"),
+        ({"storage": "ftp://host/sweeps"}, "begins with s3://, gs://, file://"),
+        ({"storage": "s3:///sweeps"}, "must name a bucket"),
+        ({"storage": "file://relative/sweeps"}, "write file:///folder"),
         ({"stopping": StoppingConfig(grace=9.0)}, "stopping.grace must be at most 8, the last epoch before"),
         ({"name": "../up"}, "String should match pattern"),
         ({"trials": 0}, "greater than or equal to 1"),
