@@ -60,6 +60,16 @@ Settings = Annotated[
     typer.Option("--set", metavar="a.b=value", help="change a setting of the recipe; may be given again"),
 ]
 Storage = Annotated[str, typer.Option("--storage", help="the folder or URI (s3://, gs://, file:///) that holds sweeps")]
+Slots = Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")]
+WorkersPerTrial = Annotated[int, typer.Option("--workers-per-trial", min=1, help="DDP workers of each trial")]
+GpusPerWorker = Annotated[
+    float, typer.Option("--gpus-per-worker", min=0.0, help="a share below 1 packs several trials on a GPU")
+]
+CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
+]
+Metric = Annotated[str | None, typer.Option("--metric", help="what is maximized; default: probe/linear")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")
@@ -252,28 +262,20 @@ def sweep_command(
         Budget | None,
         typer.Option("--budget", help="what weak trials are stopped by; default: the space's own, or epochs"),
     ] = None,
-    slots: Annotated[
-        int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")
-    ] = None,
-    workers_per_trial: Annotated[int, typer.Option("--workers-per-trial", min=1, help="DDP workers of each trial")] = 1,
-    gpus_per_worker: Annotated[
-        float, typer.Option("--gpus-per-worker", min=0.0, help="a share below 1 packs several trials on a GPU")
-    ] = 0.0,
-    cpus_per_worker: Annotated[
-        float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")
-    ] = 1.0,
+    slots: Slots = None,
+    workers_per_trial: WorkersPerTrial = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="of the sampler and of every trial; default: 0")
     ] = None,
     storage: Storage = STORAGE,
-    name: Annotated[
-        str | None, typer.Option("--name", help="the sweep's folder below --storage; default: space and time")
-    ] = None,
+    name: Name = None,
     settings: Settings = None,
     stopping: Annotated[bool, typer.Option("--stopping/--no-stopping", help="end weak trials early")] = True,
     grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="what is maximized; default: probe/linear")] = None,
+    metric: Metric = None,
     address: Address = None,
 ) -> None:
     """Try settings of a recipe and show what works best."""
@@ -320,6 +322,70 @@ def sweep_command(
     _run_sweep(console, experiment, run)
 
 
+@app.command("ablate")
+def ablate_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE|SWEEP", help="what to vary: a recipe as of `train`, or a sweep's best")
+    ],
+    factors: Annotated[
+        list[str] | None,
+        typer.Option("--factor", metavar="a.b=v1,v2", help="a setting and its levels; may be given again"),
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="all combinations, instead of one factor at a time")] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each level, with the same seeds")] = 3,
+    data: Data = None,
+    subset: Subset = None,
+    epochs: Epochs = None,
+    slots: Slots = None,
+    workers_per_trial: WorkersPerTrial = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    cpus_per_worker: CpusPerWorker = 1.0,
+    storage: Storage = STORAGE,
+    name: Name = None,
+    settings: Settings = None,
+    metric: Metric = None,
+    address: Address = None,
+) -> None:
+    """Change one factor at a time, or all on a grid, and compare under equal seeds."""
+    console = Console()
+    with _checking():
+        from pretune import ablation, lookup, overrides, request, sweep
+
+        found = request.recipe_or_best(recipe, storage)
+        base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or ())
+        request.check_workers(base, workers_per_trial)
+        points = ablation.points(base, ablation.parse(factors or ()), grid=grid, seeds=seeds)
+        space = lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", ablation.unvaried, None, None)
+        options = {
+            "data": data if data is not None else base.data.path,
+            "trials": len(points),
+            "points": points,
+            "slots": slots,
+            "workers_per_trial": workers_per_trial,
+            "cpus_per_worker": cpus_per_worker,
+            "gpus_per_worker": gpus_per_worker,
+            "seed": base.seed,
+            "storage": storage,
+            "metric": metric,
+            "stopping_enabled": False,
+        }
+        experiment = request.experiment(space, found, base, name=name, options=options)
+        if address is None:
+            request.check_local_slots(slots, workers_per_trial, cpus_per_worker)
+        request.check_folder_is_new(experiment)
+        request.check_storage(experiment)
+        sweep.check(experiment, ablation.unvaried)
+        base, dataset = request.with_data(base, data)
+        for point in points:
+            request.check_data(overrides.apply(base, point), dataset)
+        experiment = request.experiment(space, found, base, name=experiment.name, options=options)
+
+    def run(listener: Any) -> Any:
+        return sweep.run(experiment, space=ablation.unvaried, listener=listener, address=address)
+
+    _run_sweep(console, experiment, run)
+
+
 @app.command("resume")
 def resume_command(
     sweep: Sweep,
@@ -330,12 +396,17 @@ def resume_command(
     """Go on with a sweep after any interruption, or add trials to it."""
     console = Console()
     with _checking():
-        from pretune import journal, lookup, request
+        from pretune import ablation, journal, lookup, request
         from pretune import sweep as sweeps
 
         result = request.read_sweep(sweep, storage, fresh=True)
         experiment = result.experiment
-        space = lookup.space(experiment.space)
+        space = ablation.unvaried if experiment.points else lookup.space(experiment.space).function
+        if experiment.points and trials is not None:
+            raise RequestError(
+                f"sweep {result.name!r} is an ablation of {result.asked} trials, each a level and a seed; "
+                "leave --trials out, or run a new `pretune ablate` with more --seeds"
+            )
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
         if target < len(result.trials):
@@ -343,17 +414,17 @@ def resume_command(
                 f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
             )
         if target == result.asked and result.closed in ("finished", "exhausted"):
+            more = "" if experiment.points else f"add some with --trials {result.asked + 8}, or "
             raise RequestError(
-                f"sweep {result.name!r} has all its {result.asked} trials; add some with --trials {result.asked + 8}, "
-                f"or look at it with `pretune show {sweep}`"
+                f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"
             )
-        sweeps.check(experiment, space.function)
+        sweeps.check(experiment, space)
         earlier = journal.read(result.folder)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
             result.folder,
-            space=space.function,
+            space=space,
             remote=result.remote,
             trials=trials,
             listener=listener,
@@ -403,17 +474,17 @@ def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: S
 
 def _close(console: Console, result: Any) -> NoReturn:
     """The closing screen of a sweep."""
-    from pretune import baselines, results, tables
+    from pretune import ablation, baselines, results, tables
 
     compared = None
-    if result.closed in ("finished", "exhausted") and result.best is not None:
+    if result.closed in ("finished", "exhausted") and result.best is not None and not result.experiment.points:
         with console.status("comparing with the untrained encoder and raw pixels"):
             compared = baselines.compare(result)
     for part in screen(result, compared, limit=30):
         console.print(part)
-    best = results.best_config_path(result.folder)
-    if best.is_file():
-        console.print(Text(f"best config: {best}", style="dim"), soft_wrap=True)
+    files = ablation.files(result) if result.experiment.points else [results.best_config_path(result.folder)]
+    for path in filter(Path.is_file, files):
+        console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
     console.print(tables.next_commands(result), soft_wrap=True)
     if result.closed == "interrupted":
         print("interrupted; nothing that was done is lost", file=sys.stderr)
@@ -424,9 +495,11 @@ def _close(console: Console, result: Any) -> NoReturn:
 
 
 def screen(result: Any, compared: Any, *, limit: int | None = None) -> list[RenderableType]:
-    """What is shown of a sweep: a line on the whole, the trials, the families, the comparison."""
-    from pretune import tables
+    """What is shown of a sweep: a line on the whole, the trials, the families, the comparison; or the ablation."""
+    from pretune import ablation, tables
 
+    if result.experiment.points:
+        return [tables.summary(result), ablation.table(ablation.collect(result))]
     parts: list[RenderableType] = [tables.summary(result), tables.trials(result, limit=limit)]
     families = tables.families(result)
     if families is not None:
@@ -449,7 +522,7 @@ def show_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune import baselines, request, results, tables
+    from pretune import ablation, baselines, request, results, tables
     from trainers.storage import is_uri
 
     console = Console()
@@ -476,7 +549,8 @@ def show_command(
             except OSError as error:
                 raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
     if as_json:
-        _print_json(result.to_json())
+        table = {"ablation": ablation.collect(result).model_dump(mode="json")} if result.experiment.points else {}
+        _print_json(result.to_json() | table)
         return
     for part in parts:
         console.print(part)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,9 @@ class Experiment(Config):
     gpus_per_worker: float = Field(0.0, ge=0.0)
     sampler: SamplerName = "tpe"
     startup_trials: int | None = Field(None, ge=1)
+    points: tuple[dict[str, Any], ...] = Field(
+        (), description="an ablation's: the changes of `base` for each trial, in order; then nothing is sampled"
+    )
     seed: int = Field(0, ge=0)
     stopping: StoppingConfig = StoppingConfig()
     max_failures: int = Field(2, ge=0)

@@ -1,6 +1,6 @@
 """`--set a.b=value`: what was typed as changes of a config, and what is wrong with them in words.
 
-A value is JSON where it parses as JSON and a plain string otherwise; `trainers.changes` says what a path may be.
+`trainers.changes` says what a path may be.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
             )
         if path in overrides:
             raise RequestError(f"--set {path} is given twice ({overrides[path]!r} and {text!r}); keep one")
-        try:
-            overrides[path] = json.loads(text)
-        except json.JSONDecodeError:
-            overrides[path] = text
+        overrides[path] = value(text)
     return overrides
+
+
+def value(text: str) -> Any:
+    """What was typed as a value: JSON where it parses as JSON, and the text itself otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def apply(config: TrialConfig, overrides: Overrides) -> TrialConfig:

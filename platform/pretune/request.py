@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pretune import journal, lease, lookup, overrides, results, segments
+from pretune import journal, lease, lookup, overrides, results, segments, usercode
 from pretune.experiment import Experiment, StoppingConfig, local_root
 from pretune.messages import RequestError, describe, did_you_mean
+from search_spaces import RECIPES
 from trainers import datasets
 from trainers import storage as storages
 from trainers.changes import value_at
@@ -145,6 +146,25 @@ def experiment(
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise RequestError(describe(error, Experiment)) from error
+
+
+def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
+    """A RECIPE, or the best config of the sweep of that name. RequestError where there is neither."""
+    if text.endswith(".json") or (usercode.is_reference(text) and not storages.is_uri(text)) or text in RECIPES:
+        return lookup.recipe(text)
+    try:
+        result = read_sweep(text, storage)
+    except RequestError as error:
+        try:
+            return lookup.recipe(text)
+        except RequestError as unknown:
+            raise RequestError(f"{unknown}; nor is it a sweep: {error}") from error
+    best = results.best_config_path(result.folder)
+    if not best.is_file():
+        raise RequestError(
+            f"sweep {text!r} has no best config yet ({best.name} is missing); let a trial complete first"
+        )
+    return lookup.recipe(str(best))
 
 
 def check_folder_is_new(asked: Experiment) -> None:

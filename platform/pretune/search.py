@@ -34,6 +34,7 @@ from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, Random
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
+from pretune import overrides
 from pretune.experiment import Experiment
 from pretune.history import TrialHistory
 from pretune.messages import RequestError, describe
@@ -85,6 +86,10 @@ class Search:
         Raises:
             RequestError: the space raises on every draw, does not return a TrialConfig, or does not suit the sampler.
         """
+        if self.experiment.points:
+            for number in range(len(self.experiment.points)):
+                self._point(number)
+            return
         rng = RandomSampler(seed=_seed(self.experiment.seed, 2**31))
         study = _study(rng, self.experiment.maximize)
         draws: list[dict[str, BaseDistribution]] = []
@@ -110,13 +115,15 @@ class Search:
                 pass
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
-        """The next proposal after `trials`, or None where the grid has no more points.
+        """The next proposal after `trials`, or None where the grid, or an ablation, has no more points.
 
         Raises:
             RequestError: the space raises something else than `optuna.TrialPruned` or ValueError, does not return a
                 TrialConfig, or has a parameter that the sampler cannot take (named).
         """
         number = len(trials)
+        if self.experiment.points:
+            return self._point(number) if number < len(self.experiment.points) else None
         trial = self._ask_optuna(trials)
         config, refusal = self._config(trial)
         params = trial.params
@@ -140,6 +147,23 @@ class Search:
     def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
         """The study as Optuna sees it after `trials`, for tests and for optuna-dashboard."""
         return self._build(trials, RandomSampler(), at=None)
+
+    def _point(self, number: int) -> Proposal:
+        """An ablation's trial; RequestError where it is no valid config, or cannot run with this sweep's workers."""
+        point = self.experiment.points[number]
+        config = overrides.apply(self.experiment.base, point)
+        try:
+            self.experiment.check_trial(config)
+        except ValueError as error:
+            raise RequestError(f"{point}: {error}") from error
+        distributions: dict[str, str] = {}
+        for path in point:
+            levels: list[Any] = []
+            for other in self.experiment.points:
+                if path in other and other[path] not in levels:
+                    levels.append(other[path])
+            distributions[path] = distribution_to_json(CategoricalDistribution(levels))
+        return Proposal(number=number, params=point, distributions=distributions, config=config)
 
     def _config(self, trial: optuna.Trial) -> tuple[TrialConfig | None, str]:
         """The space's config for `trial`, or None and why it was refused."""

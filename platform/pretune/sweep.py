@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretune import ablation, results, segments
 from pretune import journal as journals
-from pretune import results, segments
 from pretune.conductor import Conductor, Listener, SweepFailedError
 from pretune.experiment import Experiment
 from pretune.history import History
@@ -140,7 +140,11 @@ def _conduct(
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
     result = results.read(folder, remote=remote)
-    results.write_best(result)
+    if result.experiment.points:
+        # Its best trial is the luckiest seed of a level.
+        ablation.write(result)
+    else:
+        results.write_best(result)
     return result
 
 

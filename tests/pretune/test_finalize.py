@@ -41,7 +41,7 @@ def finished_sweep(folder: Path, config: TrialConfig, checkpoint: Checkpoint | N
 def on(dataset: datasets.Dataset) -> TrialConfig:
     values: dict[str, Any] = RECIPES["sfrik_tiny"]().model_dump(mode="json")
     values["data"] = {"path": str(dataset.folder), "manifest": dataset.manifest_hash}
-    values["model"]["backbone"]["width"] = 4
+    values["model"]["backbone"]["width"] = 8
     values["views"] = [{**view, "size": 8} for view in values["views"]]
     return TrialConfig.model_validate(values)
 
