@@ -37,8 +37,8 @@ SPACE = "ablation"
 SEED = "seed"
 FILES = ("ablation.md", "ablation.json")
 LEGEND = (
-    "spread: standard deviation over seeds. difference: mean over pairs of equal seeds (same order, views and initial "
-    "weights) ± its standard error. No trial is stopped early."
+    "spread: standard deviation over seeds. to base: mean difference over pairs of equal seeds (same order, views and "
+    "initial weights) ± its standard error. No trial is stopped early."
 )
 
 Factors = Mapping[str, Sequence[Any]]
@@ -177,7 +177,7 @@ def table(ablation: Ablation) -> RenderableType:
     head, rows = _cells(ablation)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in head:
-        shown.add_column(name, justify="right", overflow="fold")
+        shown.add_column(name, justify="left" if name == "level" else "right", overflow="fold", no_wrap=name != "level")
     for position, row in enumerate(rows):
         shown.add_row(*row, style="bold" if position == 0 else "")
     parts: list[RenderableType] = [shown, Text(LEGEND, style="dim")]
@@ -189,7 +189,7 @@ def markdown(ablation: Ablation) -> str:
     """The same table in Markdown, for a paper's draft or an issue."""
     head, rows = _cells(ablation)
     lines = [f"# {ablation.name}", "", f"Recipe: {ablation.recipe}", ""]
-    lines += [_markdown_row(head), _markdown_row(["---:"] * len(head)), *map(_markdown_row, rows)]
+    lines += [_markdown_row(head), _markdown_row([":--", *["--:"] * (len(head) - 1)]), *map(_markdown_row, rows)]
     lines += ["", LEGEND]
     lines += ["", *(f"* {line}" for line in _remarks(ablation))] if _remarks(ablation) else []
     return "\n".join(lines) + "\n"
@@ -248,35 +248,43 @@ def _stderr(values: Sequence[float]) -> float | None:
 
 
 def _cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
-    names = figures.short_names(ablation.levels[0].settings)
-    head = [*names.values(), "seeds", f"mean {ablation.metric}", "spread", "difference to base", "pairs"]
+    head = ["level", "seeds", ablation.metric, "spread", "to base", "pairs"]
     rows: list[list[str]] = []
     for position, level in enumerate(ablation.levels):
         done = str(level.seeds) if len(level.values) == level.seeds else f"{len(level.values)} of {level.seeds}"
         rows.append(
             [
-                *(figures.number(value) for value in level.settings.values()),
+                _name(ablation, level),
                 done,
-                "–" if level.mean is None else f"{level.mean:.4f}",
-                "–" if level.spread is None else f"{level.spread:.4f}",
-                "base" if position == 0 else _difference(level),
+                "–" if level.mean is None else f"{level.mean:.3f}",
+                "–" if level.spread is None else f"{level.spread:.3f}",
+                "" if position == 0 else _difference(level),
                 "" if position == 0 else str(level.pairs),
             ]
         )
     return head, rows
 
 
+def _name(ablation: Ablation, level: Level) -> str:
+    """`brownian.weight=0`: what differs from the base; of the base, its values of all factors."""
+    base = ablation.levels[0]
+    names = figures.short_names(base.settings)
+    if level is base:
+        return f"base: {figures.parameters(base.settings, names)}"
+    changed = {path: value for path, value in level.settings.items() if value != base.settings[path]}
+    return " ".join(f"{names[path]}={figures.number(value)}" for path, value in changed.items())
+
+
 def _difference(level: Level) -> str:
     if level.difference is None:
         return "–"
-    error = "" if level.difference_stderr is None else f" ± {level.difference_stderr:.4f}"
-    return f"{level.difference:+.4f}{error}"
+    error = "" if level.difference_stderr is None else f" ± {level.difference_stderr:.3f}"
+    return f"{level.difference:+.3f}{error}"
 
 
 def _remarks(ablation: Ablation) -> list[str]:
-    names = figures.short_names(ablation.levels[0].settings)
     return [
-        f"{figures.parameters(level.settings, names)} seed={seed} is not counted: {reason}"
+        f"{_name(ablation, level)}, seed {seed}, is not counted: {reason}"
         for level in ablation.levels
         for seed, reason in level.reasons.items()
     ]

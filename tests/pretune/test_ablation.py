@@ -195,9 +195,10 @@ def test_a_seed_that_diverged_is_left_out_of_its_pair_and_named(tmp_path: Path) 
     assert double.difference_stderr is None
     assert without.reasons == {0: "INFEASIBLE: diverged: loss/total"}
     text = ablation.markdown(ablation.collect(result))
-    assert "| variance.weight | seeds | mean probe/linear | spread | difference to base | pairs |" in text
-    assert "| 25 | 1 of 2 | 0.5000 | – | base |  |" in text
-    assert "variance.weight=0 seed=0 is not counted: INFEASIBLE: diverged: loss/total" in text
+    assert "| level | seeds | probe/linear | spread | to base | pairs |" in text
+    assert "| base: variance.weight=25 | 1 of 2 | 0.500 | – |  |  |" in text
+    assert "| variance.weight=50 | 2 | 0.650 | 0.071 | +0.100 | 1 |" in text
+    assert "variance.weight=0, seed 0, is not counted: INFEASIBLE: diverged: loss/total" in text
 
 
 def test_a_part_of_an_ablation_has_a_table_already(tmp_path: Path) -> None:

@@ -399,19 +399,25 @@ WORKER_VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", WORKER_VARIANTS.values(), ids=WORKER_VARIANTS)
-# Float32 rounds: 1.04e-5 was seen for one norm's scale on one machine. Float64 shows that nothing but rounding is left.
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_two_workers_have_the_loss_and_gradients_of_one(
-    two_processes: TwoProcesses, changes: dict[str, Any], dtype: torch.dtype, tolerance: float
+    two_processes: TwoProcesses, changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
     trial = config(**changes).model_dump(mode="json")
     alone = one_step(trial, dtype)
     assert len(alone) > 10
     for together in two_processes.run(one_step, trial, dtype):
         assert together.keys() == alone.keys()
-        for name, value in alone.items():
-            error = float((together[name] - value).norm() / value.norm())
-            assert error < tolerance, f"{name}: {error}"
+        if dtype == torch.float64:
+            for name, value in alone.items():
+                error = float((together[name] - value).norm() / value.norm())
+                assert error < 1e-10, f"{name}: {error}"
+            continue
+        # In float32 the gradient as a whole: on one worker, too, a single small tensor of it, a norm's scale over 12
+        # rows, is 0.85e-5 from float64.
+        assert float(together["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-5)
+        whole, other = (torch.cat([step[name].flatten() for name in alone]) for step in (alone, together))
+        assert float((other - whole).norm() / whole.norm()) < 1e-5
 
 
 def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochReport], dict[str, Tensor]]:
