@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # FFCV is compiled when it is installed: against OpenCV and TurboJPEG, with a C++ compiler and Python's headers.
 SYSTEM_PACKAGES := pkg-config g++ libopencv-dev libturbojpeg0-dev python3.11 python3.11-venv python3.11-dev
 
-.PHONY: help env system sweep sweep-seeds test test-fast lint benchmarks clean
+.PHONY: help env sweep sweep-seeds test test-fast test-slow lint benchmarks clean
 
 help:
 	@cat <<-'END'
@@ -18,6 +18,7 @@ help:
 	make sweep-seeds  the same for seeds 0, 1 and 2
 	make test         set up, then ruff, mypy and all quick tests (what continuous integration runs)
 	make test-fast    tests without Ray and FFCV, two or three minutes
+	make test-slow    trainings that tests need minutes for: tiny recipes, and collapses that are provoked
 	make benchmarks   every script in benchmarks/, printing ratios
 	make env          only the set-up: system packages, .venv, pinned versions, this package
 	make clean        remove .venv and caches (never data/, sweeps/ or runs/)
@@ -67,10 +68,13 @@ lint: env
 	$(BIN)/mypy
 
 test: lint
-	@$(BIN)/pytest -m "not gpu"
+	@$(BIN)/pytest -m "not gpu and not slow"
 
 test-fast: env
-	@$(BIN)/pytest -m "not gpu and not ray and not ffcv"
+	@$(BIN)/pytest -m "not gpu and not ray and not ffcv and not slow"
+
+test-slow: env
+	@$(BIN)/pytest -m slow
 
 benchmarks: env
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

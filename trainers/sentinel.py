@@ -28,6 +28,11 @@ def complaint(outputs: Outputs, gradient_norm: Tensor, config: SentinelConfig) -
     `min_scale`); no gradient at all.
     """
     rows = dist.gather_rows_detached(outputs.projections[0][:ROWS].detach().contiguous())
+    # One rank judges: a decomposition may round differently on another machine, and all ranks must end alike.
+    return dist.broadcast_object(_judged(rows, float(gradient_norm), config) if dist.rank() == 0 else "")
+
+
+def _judged(rows: Tensor, gradient_norm: float, config: SentinelConfig) -> str:
     metrics = health.measure(rows, rows)
     spread, rank = metrics["health/embedding/std"], metrics["health/embedding/effective_rank"]
     scale = metrics["health/features/std"]
@@ -41,6 +46,6 @@ def complaint(outputs: Outputs, gradient_norm: Tensor, config: SentinelConfig) -
         )
     if scale < config.min_scale:
         return f"embeddings shrink to a point: standard deviation {scale:.2g}, below {config.min_scale:g}"
-    if float(gradient_norm) <= STILL:
-        return f"nothing moves: the gradient's norm is {float(gradient_norm):.2g}"
+    if gradient_norm <= STILL:
+        return f"nothing moves: the gradient's norm is {gradient_norm:.2g}"
     return ""

@@ -60,7 +60,10 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
 
 
 def families(result: SweepResult) -> RenderableType | None:
-    """The best completed trial of each family, where the space has a parameter called `family`; best family first."""
+    """The best trial of each family, where the space has a parameter called `family`; best family first.
+
+    Of a family without a completed trial, in brackets, what its best one had when it was stopped.
+    """
     named: dict[str, list[TrialResult]] = {}
     for trial in result.ranked():
         if "family" in trial.params:
@@ -74,8 +77,9 @@ def families(result: SweepResult) -> RenderableType | None:
     table.add_column(f"best {result.metric}", justify="right", no_wrap=True)
     for family, members in named.items():
         complete = [trial for trial in members if trial.state == "COMPLETE"]
-        best = _score(result, complete[0]) if complete else "–"
-        table.add_row(family, str(len(members)), str(len(complete)), best)
+        best = _score(result, (complete or members)[0])
+        stopped = f"({best} at {_epochs(members[0].epochs)})"
+        table.add_row(family, str(len(members)), str(len(complete)), best if complete else stopped)
     return table
 
 
@@ -190,6 +194,10 @@ def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, wid
         for part in parts:
             console.print(part)
     path.write_text(console.export_svg(title=title))
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def _short_reason(reason: str, metric: str) -> str:

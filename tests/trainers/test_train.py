@@ -260,6 +260,34 @@ def test_a_report_that_answers_false_stops_the_run(tmp_path: Path) -> None:
     assert recorder.checkpoint.epoch == 2
 
 
+COLLAPSING: dict[str, Any] = {
+    "objective": {"alignment": {}, "mmd": {"weight": 0.0}},
+    "optimizer": {"learning_rate": 1.0},
+    "sentinel": {"every": 5},
+    "epochs": 20,
+}
+
+
+def test_without_its_dispersive_term_a_run_ends_inside_an_epoch_and_says_why(tmp_path: Path) -> None:
+    recorder = Recorder()
+    outcome = run(tmp_path, recorder, config(**COLLAPSING))
+    assert outcome.state == "collapsed"
+    assert "embeddings of different images are alike: spread" in outcome.reason
+    assert "3 times in a row until step 19" in outcome.reason
+    assert outcome.epochs == len(recorder.reports) == 6  # step 19 is the second of the seventh epoch's three
+    assert run(tmp_path / "off", Recorder(), config(**{**COLLAPSING, "sentinel": None})).state == "complete"
+
+
+def collapsing_run(folder: str) -> Outcome:
+    return run(Path(folder) / f"rank-{dist.rank()}", Recorder(), config(**COLLAPSING))
+
+
+def test_both_workers_end_a_collapsed_run_alike(two_processes: TwoProcesses, tmp_path: Path) -> None:
+    first, second = two_processes.run(collapsing_run, str(tmp_path))
+    assert first == second
+    assert first.state == "collapsed"
+
+
 def test_a_run_stopped_at_its_last_epoch_is_complete(tmp_path: Path) -> None:
     assert run(tmp_path, Recorder(stop_at=3), config()).state == "complete"
 
