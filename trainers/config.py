@@ -344,6 +344,17 @@ class TrialConfig(Config):
                 term.check(name, self)
         return self
 
+    def check_workers(self, workers: int) -> None:
+        """ValueError where so many workers cannot share the global batch, or cannot compute a term."""
+        if self.batch_size % workers:
+            raise ValueError(
+                f"batch_size must be a multiple of the {workers} workers, but is {self.batch_size}; change one of "
+                f"them, for example --set batch_size={self.batch_size // workers * workers or workers}"
+            )
+        for name, term in self.objective.items():
+            if term.weight > 0.0:
+                term.check_workers(name, self, workers)
+
     def _check_masking(self, masking: MaskingConfig) -> None:
         backbone = self.model.backbone
         if not isinstance(backbone, ViTConfig):

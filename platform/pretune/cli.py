@@ -190,7 +190,7 @@ def train_command(
 
         found = lookup.recipe(recipe)
         config = request.configure(found, subset=subset, epochs=epochs, assignments=settings or ())
-        request.check_workers(config, workers)
+        config.check_workers(workers)
         if resume and out is None:
             raise RequestError("--resume must know the run to go on with; name its folder with --out")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
@@ -289,7 +289,7 @@ def sweep_command(
             raise RequestError(f"space {space!r} names no recipe of its own; give one with --recipe (`pretune list`)")
         found_recipe = lookup.recipe(wanted)
         base = request.configure(found_recipe, subset=subset, epochs=epochs, seed=seed, assignments=settings or ())
-        request.check_workers(base, workers_per_trial)
+        base.check_workers(workers_per_trial)
         options = {
             "data": data if data is not None else base.data.path,
             "trials": trials,
@@ -353,7 +353,7 @@ def ablate_command(
 
         found = request.recipe_or_best(recipe, storage)
         base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or ())
-        request.check_workers(base, workers_per_trial)
+        base.check_workers(workers_per_trial)
         points = ablation.points(base, ablation.parse(factors or ()), grid=grid, seeds=seeds)
         space = lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", ablation.unvaried, None, None)
         options = {

@@ -74,7 +74,7 @@ class Experiment(Config):
                 f"gpus_per_worker must be 0 or at least 1 with workers_per_trial={self.workers_per_trial} (NCCL "
                 f"refuses two ranks on one GPU), but is {self.gpus_per_worker}; use one worker per trial, or whole GPUs"
             )
-        self.check_trial(self.base)
+        self.base.check_workers(self.workers_per_trial)
         grace, limit = self.stopping.grace, decay_epoch(self.base.schedule, self.base.epochs)
         if self.stopping.enabled and self.budget == "epochs" and grace is not None and grace > limit:
             raise ValueError(
@@ -83,14 +83,6 @@ class Experiment(Config):
                 f"lower it or turn stopping off"
             )
         return self
-
-    def check_trial(self, config: TrialConfig) -> None:
-        """ValueError where `config` cannot run with this sweep's workers."""
-        if config.batch_size % self.workers_per_trial:
-            raise ValueError(
-                f"batch_size must be a multiple of workers_per_trial={self.workers_per_trial}, "
-                f"but is {config.batch_size}; change one of them"
-            )
 
     @property
     def folder(self) -> Path:

@@ -95,11 +95,7 @@ def run(
     Raises ValueError where workers and batch size do not fit, TrainingFailedError if a process dies, hangs or raises.
     With one worker everything runs in this process, and what the training raises is passed on as it is.
     """
-    if workers < 1 or config.batch_size % workers:
-        raise ValueError(
-            f"the global batch_size must be a multiple of workers, but is {config.batch_size} with workers={workers}; "
-            "change one of them (--workers, --set batch_size=...)"
-        )
+    config.check_workers(workers)
     order = Order(run=0, number=0, config=config.model_dump(mode="json"), folder=str(folder.resolve()), resume=resume)
     if workers > 1:
         with _Family(order, workers, device, make_train, process_group_timeout_s) as family:

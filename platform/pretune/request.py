@@ -103,15 +103,6 @@ def check_data(config: TrialConfig, dataset: Dataset) -> None:
         )
 
 
-def check_workers(config: TrialConfig, workers: int) -> None:
-    """Whether the global batch can be divided among the workers."""
-    if config.batch_size % workers:
-        raise RequestError(
-            f"batch_size must be a multiple of the {workers} workers, but is {config.batch_size}; "
-            f"change one of them, for example --set batch_size={config.batch_size // workers * workers or workers}"
-        )
-
-
 def check_local_slots(slots: int | None, workers: int, cpus_per_worker: float = 1.0) -> None:
     """Refuse what this machine's CPUs can never hold, before Ray looks more closely."""
     cpus = os.cpu_count() or 1

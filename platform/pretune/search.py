@@ -153,7 +153,7 @@ class Search:
         point = self.experiment.points[number]
         config = overrides.apply(self.experiment.base, point)
         try:
-            self.experiment.check_trial(config)
+            config.check_workers(self.experiment.workers_per_trial)
         except ValueError as error:
             raise RequestError(f"{point}: {error}") from error
         distributions: dict[str, str] = {}
@@ -177,7 +177,7 @@ class Search:
                 )
             # model_copy checks nothing: whatever the space did, what leaves here is valid.
             config = TrialConfig.model_validate(config.model_dump(mode="json"))
-            self.experiment.check_trial(config)
+            config.check_workers(self.experiment.workers_per_trial)
         except RequestError:
             raise
         except (optuna.TrialPruned, ValueError) as error:

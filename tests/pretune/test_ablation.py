@@ -158,7 +158,7 @@ def test_points_are_proposed_in_order_and_then_no_more(tmp_path: Path) -> None:
 def test_a_level_that_does_not_fit_the_workers_is_refused() -> None:
     points = ablation.points(BASE, {"batch_size": [63]}, grid=False, seeds=1)
     asked = experiment(Path("/x/s"), points, workers_per_trial=2)
-    with pytest.raises(RequestError, match=r"'batch_size': 63.*must be a multiple of workers_per_trial=2"):
+    with pytest.raises(RequestError, match=r"'batch_size': 63.*must be a multiple of the 2 workers"):
         Search(asked, ablation.unvaried).check()
 
 

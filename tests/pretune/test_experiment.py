@@ -34,7 +34,7 @@ def test_it_travels_as_json() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workers_per_trial": 3}, "batch_size must be a multiple of workers_per_trial=3, but is 256"),
+        ({"workers_per_trial": 3}, "batch_size must be a multiple of the 3 workers, but is 256"),
         ({"workers_per_trial": 2, "gpus_per_worker": 0.5}, "NCCL refuses two ranks on one GPU"),
         ({"storage": "ftp://host/sweeps"}, "begins with s3://, gs://, file://"),
         ({"storage": "s3:///sweeps"}, "must name a bucket"),

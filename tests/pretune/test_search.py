@@ -211,7 +211,7 @@ def test_a_config_that_does_not_fit_the_workers_is_refused() -> None:
     proposal = search(odd, workers_per_trial=2).ask([])
     assert proposal is not None
     assert proposal.config is None
-    assert "batch_size must be a multiple of workers_per_trial=2" in proposal.refusal
+    assert "batch_size must be a multiple of the 2 workers" in proposal.refusal
 
 
 def test_a_copy_that_skipped_the_checks_is_checked() -> None:

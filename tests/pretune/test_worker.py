@@ -362,7 +362,7 @@ def test_one_worker_trains_in_this_process(tmp_path: Path) -> None:
 
 
 def test_workers_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size must be a multiple of workers, but is 8 with workers=3"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 workers, but is 8"):
         launch.run(config(), folder=tmp_path, workers=3)
 
 

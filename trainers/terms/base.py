@@ -133,3 +133,6 @@ class TermConfig(BaseModel, ABC):
 
     def check(self, name: str, config: TrialConfig) -> None:
         """Raise ValueError (what, rule, value, remedy) where this term cannot work with the rest of `config`."""
+
+    def check_workers(self, name: str, config: TrialConfig, workers: int) -> None:
+        """Raise ValueError (what, rule, value, remedy) where this term cannot be computed by so many workers."""

@@ -93,8 +93,8 @@ class Whitening(TermConfig):
     def whitened(self, outputs: Outputs) -> Tensor:
         """The whitened projections of this rank, float64, [repeats, views, runs, m, d], images in the order of repeats.
 
-        ValueError where views, workers, groups and sub-batches do not fit (which `check` finds before a run, but for
-        the number of workers).
+        ValueError where views, workers, groups and sub-batches do not fit (which `check` and `check_workers` find
+        before a run).
         """
         import torch
 
@@ -162,7 +162,13 @@ class Whitening(TermConfig):
         return (1 - self.shrinkage) * moment + self.shrinkage * level * identity
 
     def check(self, name: str, config: TrialConfig) -> None:
-        problem = self._problem(config.model.projector.widths[-1], config.batch_size, None)
+        self._check(name, config, None)
+
+    def check_workers(self, name: str, config: TrialConfig, workers: int) -> None:
+        self._check(name, config, workers)
+
+    def _check(self, name: str, config: TrialConfig, workers: int | None) -> None:
+        problem = self._problem(config.model.projector.widths[-1], config.batch_size, workers)
         if len(config.views) < 2:
             problem = f"compares views of one image and needs at least 2, but views has {len(config.views)}; add a view"
         if problem is not None:
