@@ -10,7 +10,8 @@ process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg
 
 Whitening needs settings that fit the batch and the dimension: channel whitening takes sub-batches of 64 (the published
 size; less where a group would be narrower) in 4 groups, batch whitening as many groups as keep half as many channels as
-images in each. Both include their alignment of the two views, which the others do without.
+images in each. Both include their alignment of the two views, as do cross-correlation, InfoNCE and spectral; the others
+do without.
 
 The reference is the official form (facebookresearch/vicreg): per view, hinge of the standard deviation and squared
 off-diagonal covariance. Both are one process: nothing is gathered.
@@ -30,7 +31,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainers.terms import BatchWhitening, Brownian, ChannelWhitening, KernelMMD, Outputs, SingularValue, TermConfig
+from trainers.terms import (
+    BatchWhitening,
+    Brownian,
+    ChannelWhitening,
+    Covariance,
+    CrossCorrelation,
+    InfoNCE,
+    KernelMMD,
+    Outputs,
+    SingularValue,
+    Spectral,
+    TermConfig,
+)
 from trainers.terms.kernels import RBF, Truncated
 
 
@@ -55,6 +68,10 @@ TERMS: dict[str, Callable[[int, int], TermConfig]] = {
     "channel whitening, cholesky": channel_whitening("cholesky"),
     "batch whitening, zca": batch_whitening("zca"),
     "batch whitening, cholesky": batch_whitening("cholesky"),
+    "covariance": lambda _, __: Covariance(),
+    "cross-correlation": lambda _, __: CrossCorrelation(),
+    "info-nce": lambda _, __: InfoNCE(),
+    "spectral": lambda _, __: Spectral(),
 }
 """By name: the term's settings for a batch size and a dimension."""
 

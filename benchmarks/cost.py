@@ -1,0 +1,139 @@
+"""What a training step costs at a recipe's own sizes, and each term's share of it.
+
+    python benchmarks/cost.py [--repeats 20] [--threads 1] [--set a.b=v] [--vary a.b=v1,v2] [RECIPE …]
+
+Views of noise through the recipe's model, loss, gradients, clipping and optimizer step: the loop of `trainers.train`
+without its loader, whose work a worker does ahead in other threads; with it a share would be smaller. A term alone is
+its forward pass on the outputs of that step, and its backward pass down to them. Medians over `--repeats` after three
+to warm up; term and step take turns, so that both see the same machine. Without RECIPE: those called *_tiny.
+
+With `--vary`, the step at each value of one setting instead, in turns, over that at the first value: does dropping
+tokens really shorten the sequence?
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretune import ablation, overrides
+from search_spaces import RECIPES
+from trainers import optim
+from trainers.config import TrialConfig
+from trainers.model import build_model
+from trainers.objective import Objective
+from trainers.terms import Outputs, TermConfig
+
+TARGET = 0.25
+
+
+def main() -> None:
+    """Print one row per recipe and term."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--vary", metavar="a.b=v1,v2")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    changes = overrides.parse(arguments.settings)
+    if arguments.vary:
+        ((path, values),) = ablation.parse([arguments.vary]).items()
+        print(f"| recipe | {path} | step, ms | over the first |")
+        print("|:--|--:|--:|--:|")
+        for name in arguments.recipes:
+            steps = {
+                str(value): Work(overrides.apply(RECIPES[name](), {**changes, path: value})).step for value in values
+            }
+            taken = in_turns(steps, arguments.repeats)
+            for value, seconds in taken.items():
+                print(f"| `{name}` | {value} | {1e3 * seconds:.0f} | {seconds / taken[str(values[0])]:.2f} |")
+        return
+    print("| recipe | step, ms | term | term, ms | share |")
+    print("|:--|--:|:--|--:|--:|")
+    for name in arguments.recipes or [name for name in RECIPES if name.endswith("_tiny")]:
+        work = Work(overrides.apply(RECIPES[name](), changes))
+        terms = in_turns({"": work.step, **work.terms()}, arguments.repeats)
+        step_s = terms.pop("")
+        for term, seconds in terms.items():
+            share = seconds / step_s
+            mark = " (above the aim)" if share > TARGET else ""
+            print(
+                f"| `{name}` | {1e3 * step_s:.1f} | {term} | {1e3 * seconds:.2f} | {100 * share:.1f} %{mark} |",
+                flush=True,
+            )
+
+
+class Work:
+    """A recipe's step, ready to be run again and again, and its terms one by one."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        self._config = config
+        self._model = build_model(config).to(memory_format=torch.channels_last).train()
+        self._objective = Objective(config.objective)
+        self._optimizer = optim.build_optimizer(self._model, config.optimizer)
+        self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        noise = [torch.randn(config.batch_size, 3, view.size, view.size, generator=generator) for view in config.views]
+        self._views = tuple(view.to(memory_format=torch.channels_last) for view in noise)
+        self._sample_ids = torch.arange(config.batch_size)
+
+    def _outputs(self) -> Outputs:
+        outputs: Outputs = self._model(self._views, self._sample_ids, self._config.seed, 0)
+        return outputs
+
+    def step(self) -> None:
+        """Everything that the loop does with a batch."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss, _ = self._objective(self._outputs())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optim.clip_gradients(self._parameters, self._config.optimizer.clip_norm)
+        self._optimizer.step()
+        self._model.update_teacher(0, 1000)
+
+    def terms(self) -> dict[str, Callable[[], None]]:
+        """Each term alone, forward and backward, on the outputs of one forward pass."""
+        outputs = self._outputs()
+
+        def alone(term: TermConfig) -> Callable[[], None]:
+            return lambda: term(_leaves(outputs)).backward()  # type: ignore[no-untyped-call]
+
+        return {name: alone(term) for name, term in self._objective.terms.items()}
+
+
+def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """The median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 3):
+        for name, run in work.items():
+            started = time.perf_counter()
+            run()
+            if repeat >= 3:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _leaves(outputs: Outputs) -> Outputs:
+    """The same outputs, cut off from the model: what asked for a gradient is a leaf."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().requires_grad_(value.requires_grad)
+        if isinstance(value, tuple):
+            items = map(cut, value)
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    cutoff: Outputs = cut(outputs)
+    return cutoff
+
+
+if __name__ == "__main__":
+    main()
