@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_tiny
+from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_imagenet20, sfrik_stl10, sfrik_tiny
 from trainers.changes import with_changes
 from trainers.objective import Objective
 from trainers.terms import Outputs
@@ -43,6 +43,15 @@ def test_the_published_recipe_has_the_published_settings() -> None:
     assert config.model.projector.widths == (8192, 8192, 32768)
     assert not config.model.projector.final_bias
     assert not config.model.projector.final_norm
+
+
+def test_the_smaller_published_settings_have_their_own_weight_rate_and_length() -> None:
+    for config, size in ((sfrik_stl10(), 64), (sfrik_imagenet20(), 224)):
+        assert config.objective["alignment"].weight == pytest.approx(4000 / 8192)
+        assert config.optimizer.learning_rate == pytest.approx(9.6)
+        assert config.model.projector.widths == (8192, 8192, 8192)
+        assert config.schedule.warmup_share * config.epochs == pytest.approx(10)
+        assert (config.epochs, config.batch_size, config.views[0].size) == (100, 2048, size)
 
 
 def test_the_small_recipe_leaves_room_above_the_untrained_encoder() -> None:
