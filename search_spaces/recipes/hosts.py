@@ -17,6 +17,7 @@ from trainers.config import (
     MLPConfig,
     ModelConfig,
     OptimizerConfig,
+    PrototypesConfig,
     ResNetConfig,
     ScheduleConfig,
     TeacherConfig,
@@ -27,6 +28,7 @@ from trainers.terms import (
     Alignment,
     Covariance,
     CrossCorrelation,
+    Dino,
     InfoNCE,
     KernelMMD,
     MomentumContrast,
@@ -90,6 +92,32 @@ def simsiam_tiny() -> TrialConfig:
         predictor=MLPConfig(widths=(32, 64)),
     )
     return _tiny({"prediction": Prediction(distance="negative_cosine")}, model=model, epochs=16)
+
+
+def dino_tiny() -> TrialConfig:
+    """DINO on scikit-learn's digits with a tiny ResNet and 256 prototypes, which do not move in the first epoch.
+
+    Command: `pretune train dino_tiny`.
+    Cost: 8 epochs of 997 images of 16 px; 25 to 29 s of one CPU core in training, with other work beside it.
+    Expect: a linear probe on 5 labels per class of 0.760, 0.826, 0.796 for seeds 0, 1, 2 (each ± 0.019); untrained and
+    raw pixels as in `sfrik_tiny`: above the untrained encoder, not above raw pixels in every draw, so 120 steps are few
+    for prototypes. Ours, one run a seed, on a machine of 2 cores shared with other work.
+
+    Clipping, decay and temperatures are DINO's; the teacher's momentum starts at 0.9, as in `mocov3_tiny`. Two views
+    without crops of another size: `dilemma_dino_cifar10` has multi-crop.
+    """
+    base = sfrik_tiny()
+    epoch_steps = 997 // base.batch_size
+    return _tiny(
+        {"dino": Dino(teacher_temperature=0.04)},
+        model=with_fields(
+            base.model,
+            projector=MLPConfig(widths=(128, 64), activation="gelu"),
+            teacher=TeacherConfig(momentum=0.9),
+            prototypes=PrototypesConfig(count=256, frozen_steps=epoch_steps),
+        ),
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=2e-3, weight_decay=4e-2, clip_norm=3.0),
+    )
 
 
 def vicreg_tiny() -> TrialConfig:
@@ -352,6 +380,7 @@ RECIPES = (
     mocov3_tiny,
     byol_tiny,
     simsiam_tiny,
+    dino_tiny,
     vicreg_tiny,
     barlow_tiny,
     alignment_uniformity_tiny,
