@@ -95,7 +95,7 @@ def simsiam_tiny() -> TrialConfig:
 
 
 def dino_tiny() -> TrialConfig:
-    """DINO on scikit-learn's digits with a tiny ResNet and 256 prototypes, which do not move in the first epoch.
+    """DINO on scikit-learn's digits with a tiny ResNet and 256 prototypes.
 
     Command: `pretune train dino_tiny`.
     Cost: 8 epochs of 997 images of 16 px; 25 to 29 s of one CPU core in training, with other work beside it.
@@ -103,8 +103,8 @@ def dino_tiny() -> TrialConfig:
     raw pixels as in `sfrik_tiny`: above the untrained encoder, not above raw pixels in every draw, so 120 steps are few
     for prototypes. Ours, one run a seed, on a machine of 2 cores shared with other work.
 
-    Clipping, decay and temperatures are DINO's; the teacher's momentum starts at 0.9, as in `mocov3_tiny`. Two views
-    without crops of another size: `dilemma_dino_cifar10` has multi-crop.
+    Clipping, decay, temperatures and prototypes that stay for an epoch are DINO's; the teacher's momentum starts at
+    0.9, as in `mocov3_tiny`. Two views without crops of another size: `dilemma_dino_cifar10` has multi-crop.
     """
     base = sfrik_tiny()
     epoch_steps = 997 // base.batch_size

@@ -102,7 +102,7 @@ def sfrik_stl10() -> TrialConfig:
 
 
 def sfrik_imagenet20() -> TrialConfig:
-    """SFRIK on a fifth of ImageNet, 260 images of each of its 1000 classes, with a ResNet-18, as published.
+    """SFRIK on a fifth of ImageNet, 260 images of each class, with a ResNet-18, as published.
 
     Command: `pretune data images --source … --out data/imagenet20` with those images, then `pretune train
     sfrik_imagenet20`.
