@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -22,12 +23,24 @@ from trainers.report import Checkpoint
 FORMAT = 1
 """Version of the file's layout, raised when older files can no longer be read."""
 
-FREE = ("epochs", "probe", "threads", "deterministic", "checkpoint_every", "data.path", "data.manifest")
+FREE = (
+    "epochs",
+    "probe",
+    "threads",
+    "deterministic",
+    "checkpoint_every",
+    "checkpoint_every_steps",
+    "data.path",
+    "data.manifest",
+)
 """Settings that may change when a run goes on: length, judging and place. The manifest is checked apart."""
 
 
-def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int) -> Checkpoint:
+def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
+
+    With `step`, the optimizer steps done, it is of the epoch after these, to `epoch-0003-step-0000047.pt`, and a
+    manifest lies beside it: nobody else hears of it (see `newest_within`).
 
     `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
     name appears only once all bytes are on disk: a crash or a full disk (OSError) leaves no half-written checkpoint
@@ -35,25 +48,22 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int) -> Checkpo
     """
     if isinstance(folder, str):
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
-            written = save(Path(local), state, epoch=epoch)
+            written = save(Path(local), state, epoch=epoch, step=step)
             uri = storage.join(folder, Path(written.path).name)
             storage.upload(Path(written.path), uri)
         saved = written.model_copy(update={"path": uri})
-        storage.write(_manifest(uri), saved.model_dump_json().encode())
+        storage.write(f"{uri}{_MANIFEST}", saved.model_dump_json().encode())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{epoch:04d}.pt"
-    aside = folder / f".{path.name}.{os.getpid()}.part"
-    try:
-        with aside.open("wb") as file:
-            hashing = _HashingFile(file)
-            torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
+    path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")
+    with _whole(path) as file:
+        hashing = _HashingFile(file)
+        torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
+    saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
+    if step is not None:
+        with _whole(path.with_name(f"{path.name}{_MANIFEST}")) as file:
+            file.write(saved.model_dump_json().encode())
+    return saved
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -113,24 +123,79 @@ def keep_newest(folder: Path | str, *, epoch: int, count: int = 2) -> None:
 
     The last but one stays, so that whoever has not yet heard of the newest can still go on.
     """
-    names = storage.names(folder) if isinstance(folder, str) else [path.name for path in folder.glob("epoch-*.pt")]
     found = []
-    for name in names:
+    for name in _names(folder):
         match = re.fullmatch(r"epoch-(\d+)\.pt", name)
         if match is not None and int(match[1]) <= epoch:
             found.append((int(match[1]), name))
     for _, name in sorted(found)[:-count]:
+        _remove(folder, name)
+
+
+def newest_within(folder: Path | str, *, epoch: int) -> Checkpoint | None:
+    """The newest checkpoint that was written within the epoch after `epoch` finished ones; None where there is none.
+
+    A run is a function of its config, so going on from here or from the end of `epoch` comes to the same: this only
+    saves work, and what cannot be read may be passed over.
+    """
+    found = [
+        (int(match[2]), name)
+        for name in _names(folder)
+        if (match := _WITHIN.fullmatch(name.removesuffix(_MANIFEST))) and name.endswith(_MANIFEST)
+        if int(match[1]) == epoch
+    ]
+    if not found:
+        return None
+    _, name = max(found)
+    text = storage.read(storage.join(folder, name)) if isinstance(folder, str) else (folder / name).read_bytes()
+    written = Checkpoint.model_validate_json(text)
+    # The folder may have been moved since.
+    name = name.removesuffix(_MANIFEST)
+    place = storage.join(folder, name) if isinstance(folder, str) else str(folder / name)
+    return written.model_copy(update={"path": place})
+
+
+def remove_within(folder: Path | str, *, but: Checkpoint | None = None) -> None:
+    """Remove the checkpoints that were written within epochs, except `but`."""
+    kept = None if but is None else Path(but.path).name
+    for name in _names(folder):
+        if _WITHIN.fullmatch(name) and name != kept:
+            _remove(folder, name)
+
+
+_WITHIN = re.compile(r"epoch-(\d+)-step-(\d+)\.pt")
+_MANIFEST = ".json"
+"""Ending of what lies beside a checkpoint on a storage, or within an epoch: the `Checkpoint`, there once all of its
+bytes are.
+"""
+
+
+def _names(folder: Path | str) -> list[str]:
+    if isinstance(folder, str):
+        return storage.names(folder)
+    return [path.name for path in folder.glob("epoch-*")]
+
+
+def _remove(folder: Path | str, name: str) -> None:
+    for each in (f"{name}{_MANIFEST}", name):
         if isinstance(folder, str):
-            uri = storage.join(folder, name)
-            storage.remove(_manifest(uri))
-            storage.remove(uri)
+            storage.remove(storage.join(folder, each))
         else:
-            (folder / name).unlink(missing_ok=True)
+            (folder / each).unlink(missing_ok=True)
 
 
-def _manifest(uri: str) -> str:
-    """Beside a checkpoint on a storage: the `Checkpoint` as JSON, there once all of its bytes are."""
-    return storage.join(storage.parent_of(uri), f"{storage.name_of(uri)}.json")
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that has its name only once all of its bytes are on disk."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class _HashingFile:

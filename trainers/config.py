@@ -301,6 +301,7 @@ class TrialConfig(Config):
     deterministic: bool = Field(False, description="on a GPU: deterministic kernels, at some cost; a CPU run always is")
     threads: int = Field(1, ge=1, description="torch and loader threads of each worker; float sums depend on it")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
+    checkpoint_every_steps: int | None = Field(None, ge=1, description="optimizer steps; within epochs as well")
 
     @model_validator(mode="before")
     @classmethod
@@ -332,6 +333,11 @@ class TrialConfig(Config):
             )
         if self.model.masking is not None:
             self._check_masking(self.model.masking)
+        if self.checkpoint_every_steps is not None and self.checkpoint_every != 1:
+            raise ValueError(
+                "checkpoint_every_steps needs a checkpoint at the end of each epoch, but checkpoint_every is "
+                f"{self.checkpoint_every}; set it to 1, or checkpoint_every_steps to null"
+            )
         if "total" in self.objective:
             raise ValueError("objective.total: a term may not be named 'total', which is the sum; choose another name")
         if not any(term.weight > 0.0 for term in self.objective.values()):

@@ -2,13 +2,14 @@
 
 It knows neither who started it nor who watches: `report` gets each finished epoch and answers whether to go on,
 `progress` hears of each step. There is no hidden state: what a step does depends on the config, the step number, the
-sample ids and the tensors that a checkpoint holds. A run that is resumed at an epoch boundary, or that follows others
-in the same process, is therefore the same, bit for bit (one CPU type, one number of threads; on a GPU with
-`config.deterministic`).
+sample ids and the tensors that a checkpoint holds. A run that is resumed, at the end of an epoch or within one, or that
+follows others in the same process, is therefore the same, bit for bit (one CPU type, one number of threads; on a GPU
+with `config.deterministic`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from trainers.data import Loaders
     from trainers.datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 GPU_CHECK_EVERY = 20
 """Optimizer steps between looks at a GPU's numbers: each look waits for the device. On a CPU each step is looked at."""
 
@@ -49,7 +52,9 @@ class Counters:
     views: int = 0
     """Augmented views seen, over all ranks: images x views per image."""
     seconds: float = 0.0
-    """Spent in training, without probes and checkpoints, on rank 0, over all resumes."""
+    """Spent in training, without probes and checkpoints, on rank 0, over all resumes, in finished epochs."""
+    epoch_seconds: float = 0.0
+    """The same of the epoch that is not finished."""
     complaints: int = 0
     """Looks of the sentinel in a row that found fault."""
 
@@ -72,7 +77,9 @@ def train(
     """Run `config` on this process, or on all ranks of the process group, which must all call this with equal values.
 
     `folder` gets `checkpoints/epoch-0003.pt`, written by rank 0, before the `report` that carries it; the two newest
-    are kept. A `folder` that is text is a URI (storage.py). `report` is called on all ranks with the same report after
+    are kept. With `config.checkpoint_every_steps` the newest one within an epoch lies there too, until the epoch's own
+    does; a run that begins or goes on with this epoch finds it by itself. A `folder` that is text is a URI
+    (storage.py). `report` is called on all ranks with the same report after
     each epoch, and must give all ranks the same answer: True to go on. `progress` is called after each optimizer step
     with the epochs finished and the steps done.
     `device` defaults to the current GPU, else the CPU.
@@ -126,26 +133,38 @@ def _run(
     model = build_model(config).to(device).to(memory_format=torch.channels_last)
     objective = Objective(config.objective)
     optimizer = optim.build_optimizer(model, config.optimizer)
-    if resume is not None:
-        state = checkpoint.load(resume)
-        checkpoint.check_resumable(state, config, dataset.manifest_hash)
+    state = _state_to_go_on_from(checkpoints, resume, config, dataset)
+    meter = StepMeter()
+    if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for name, value in state["counters"].items():
             setattr(counters, name, value)
+        if "meter" in state:
+            meter.load_state(state["meter"], device)
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
     network = _data_parallel(model, objective, config, device, autocast)
+    if state is not None and "rank_buffers" in state:
+        # Only now: when it is made, DDP gives all ranks the buffers of one.
+        for name, value in state["rank_buffers"][rank].items():
+            model.get_buffer(name).copy_(value)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watched = config.sentinel if any(term.reads_embeddings for term in objective.terms.values()) else None
 
-    start_step = counters.step
+    start_epoch = counters.epoch
     while counters.epoch < config.epochs:
         # --- one epoch of steps ---------------------------------------------------------------------------------------
-        started = time.perf_counter()
+        started = time.perf_counter() - counters.epoch_seconds
         model.train()
-        meter = StepMeter()
-        first_step = counters.step
-        for batch in loaders.epoch(dataset, config, epoch=counters.epoch, rank=rank, world_size=world_size):
+        first_step = counters.epoch * epoch_steps
+        for batch in loaders.epoch(
+            dataset,
+            config,
+            epoch=counters.epoch,
+            rank=rank,
+            world_size=world_size,
+            first_step=counters.step - first_step,
+        ):
             _keep_threads(config)
             views = tuple(_to_device(view, device) for view in batch.views)
             sample_ids = batch.sample_ids.to(device, non_blocking=True)
@@ -185,17 +204,25 @@ def _run(
             progress(counters.epoch, counters.step)
             if first_step_s is None:
                 first_step_s = time.perf_counter() - called
+            every = config.checkpoint_every_steps
+            if every is not None and counters.step % every == 0 and not last:
+                counters.epoch_seconds = time.perf_counter() - started
+                newest = _save(checkpoints, model, optimizer, counters, config, dataset, meter=meter)
+                if rank == 0:
+                    checkpoint.remove_within(checkpoints, but=newest)
         batch_count = counters.step - first_step
         if batch_count != epoch_steps:
             raise RuntimeError(f"an epoch must have {epoch_steps} steps, but the loader gave {batch_count} batches")
         if config.model.norm == "batch_per_rank":
             _average_buffers(model)
         metrics = meter.means()
-        if first_step == start_step and first_step_s is not None:
+        meter = StepMeter()
+        if counters.epoch == start_epoch and first_step_s is not None:
             metrics["time/first_step_s"] = first_step_s
         seconds = time.perf_counter() - started
         counters.epoch += 1
         counters.seconds += seconds
+        counters.epoch_seconds = 0.0
 
         # --- probe and health -----------------------------------------------------------------------------------------
         done = counters.epoch == config.epochs
@@ -228,6 +255,8 @@ def _run(
         going_on = report(EpochReport(epoch=counters.epoch, metrics=metrics, checkpoint=saved))
         if saved is not None and rank == 0:
             checkpoint.keep_newest(checkpoints, epoch=saved.epoch)
+            if config.checkpoint_every_steps is not None:
+                checkpoint.remove_within(checkpoints)
         if not going_on and not done:
             return Outcome(state="stopped", reason="report asked for it", epochs=counters.epoch)
 
@@ -266,6 +295,43 @@ class StepMeter:
     def means(self) -> dict[str, float]:
         """Each number's mean over the steps."""
         return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"names": self._names, "sums": self._sums, "bad_steps": self._bad_steps, "count": self._count}
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what `state` returned."""
+        self._names, self._count = state["names"], state["count"]
+        self._sums, self._bad_steps = state["sums"].to(device), state["bad_steps"].to(device)
+
+
+def _state_to_go_on_from(
+    checkpoints: Path | str, resume: Checkpoint | None, config: TrialConfig, dataset: Dataset
+) -> dict[str, Any] | None:
+    """The state within the epoch after `resume`, where there is one that fits, else that of `resume`; None for none.
+
+    ValueError where `resume` is damaged or does not belong to this config and data.
+    """
+    epoch = 0 if resume is None else resume.epoch
+    # All ranks go on from what one of them found.
+    within = dist.broadcast_object(checkpoint.newest_within(checkpoints, epoch=epoch) if dist.rank() == 0 else None)
+    if within is not None:
+        try:
+            state = checkpoint.load(within)
+            checkpoint.check_resumable(state, config, dataset.manifest_hash)
+        except ValueError as error:
+            logger.warning("going on from the end of epoch %d instead: %s", epoch, error)
+        else:
+            ranks = len(state.get("rank_buffers", ()))
+            if ranks in (0, dist.world_size()):
+                return state
+            logger.warning("going on from the end of epoch %d: %s is of %d workers", epoch, within.path, ranks)
+    if resume is None:
+        return None
+    state = checkpoint.load(resume)
+    checkpoint.check_resumable(state, config, dataset.manifest_hash)
+    return state
 
 
 def _configure_torch(config: TrialConfig, device: torch.device) -> None:
@@ -374,9 +440,21 @@ def _save(
     counters: Counters,
     config: TrialConfig,
     dataset: Dataset,
+    *,
+    meter: StepMeter | None = None,
 ) -> Checkpoint:
-    """Rank 0 writes; all ranks know where and with which hash, or raise its OSError instead of waiting for it."""
+    """Rank 0 writes; all ranks know where and with which hash, or raise its OSError instead of waiting for it.
+
+    `meter`: of the epoch that is not finished; without, the checkpoint is of its end.
+    """
     saved: Checkpoint | OSError | None = None
+    within: dict[str, Any] = {}
+    if meter is not None:
+        within["meter"] = meter.state()
+        if config.model.norm == "batch_per_rank" and dist.world_size() > 1:
+            # Running statistics that differ until the epoch ends (`_average_buffers`).
+            own = {name: buffer.cpu() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+            within["rank_buffers"] = dist.gather_objects(own)
     if dist.rank() == 0:
         state = {
             "config": config.model_dump(mode="json"),
@@ -384,9 +462,11 @@ def _save(
             "counters": asdict(counters),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            **within,
         }
         try:
-            saved = checkpoint.save(folder, state, epoch=counters.epoch)
+            step = None if meter is None else counters.step
+            saved = checkpoint.save(folder, state, epoch=counters.epoch, step=step)
         except OSError as error:
             saved = error
     saved = dist.broadcast_object(saved)

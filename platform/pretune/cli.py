@@ -10,6 +10,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -181,6 +182,13 @@ def train_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="the run's folder; default: runs/RECIPE and time")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
+    every_steps: Annotated[
+        int | None,
+        typer.Option("--checkpoint-every-steps", min=1, help="also within epochs, where one takes long"),
+    ] = None,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="keep nothing: kill a short run, resume it, compare bit for bit")
+    ] = False,
 ) -> None:
     """Train one recipe, or replay a sweep's best.json, without Ray."""
     console = Console()
@@ -189,8 +197,13 @@ def train_command(
         from pretune import run as runs
 
         found = lookup.recipe(recipe)
-        config = request.configure(found, subset=subset, epochs=epochs, assignments=settings or ())
+        config = request.configure(
+            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or ()
+        )
         config.check_workers(workers)
+    if verify_resume:
+        _verify_resume(console, config, data, workers, resume=resume, out=out)
+    with _checking():
         if resume and out is None:
             raise RequestError("--resume must know the run to go on with; name its folder with --out")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
@@ -245,6 +258,43 @@ def train_command(
         _fail(f"the run {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}; see {folder}")
     longer = f"{again} --epochs {2 * config.epochs}"
     console.print(tables.commands({f"tensorboard --logdir {place}": "curves", longer: "train longer"}), soft_wrap=True)
+
+
+def _verify_resume(
+    console: Console, config: Any, data: str | None, workers: int, *, resume: bool, out: Path | None
+) -> NoReturn:
+    """Prints VERIFIED and ends with 0, or prints the first difference and ends with 1."""
+    with _checking():
+        from pretune import launch, request, verify
+
+        if resume or out is not None:
+            raise RequestError("--verify-resume keeps nothing and goes on with nothing; leave out --out and --resume")
+        _, dataset = request.with_data(config, data)
+        config, dataset = request.with_data(verify.shortened(config, len(dataset.pretrain_ids(None))), data)
+    steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
+    with tempfile.TemporaryDirectory(prefix="pretune-verify-") as folder:
+        try:
+            verdict = verify.run(
+                config,
+                Path(folder),
+                steps=steps,
+                workers=workers,
+                tell=lambda line: console.print(Text(line), soft_wrap=True),
+            )
+        except KeyboardInterrupt:
+            _fail("interrupted")
+        except (launch.TrainingFailedError, RuntimeError) as error:
+            _fail(str(error))
+    if verdict.difference:
+        _fail(f"DIFFERENT: {verdict.difference} (without and with the kills; the first of what differs)")
+    console.print(
+        Text.assemble(
+            ("VERIFIED", "bold green"),
+            f": {verdict.tensors} tensors and {verdict.numbers} numbers are equal bit for bit, with and without kills",
+        ),
+        soft_wrap=True,
+    )
+    raise typer.Exit(0)
 
 
 # --- sweep, resume ----------------------------------------------------------------------------------------------------

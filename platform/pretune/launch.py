@@ -87,17 +87,19 @@ def run(
     make_train: Callable[[], Train] | None = None,
     process_group_timeout_s: float = 1800.0,
     hang_timeout_s: float = 900.0,
+    apart: bool = False,
 ) -> Outcome:
     """Train `config` into `folder`; `report` answers True to go on and is called in this process, as is `progress`
     (about once a second). `auto` takes one GPU per worker if there are enough, else the CPU. `make_train` defaults to
     `worker.WarmTrainer`.
 
     Raises ValueError where workers and batch size do not fit, TrainingFailedError if a process dies, hangs or raises.
-    With one worker everything runs in this process, and what the training raises is passed on as it is.
+    With one worker everything runs in this process, and what the training raises is passed on as it is; unless `apart`,
+    which gives one worker a process of its own, too.
     """
     config.check_workers(workers)
     order = Order(run=0, number=0, config=config.model_dump(mode="json"), folder=str(folder.resolve()), resume=resume)
-    if workers > 1:
+    if workers > 1 or apart:
         with _Family(order, workers, device, make_train, process_group_timeout_s) as family:
             return family.watch(report, progress, hang_timeout_s)
 

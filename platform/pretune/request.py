@@ -39,16 +39,22 @@ def configure(
     subset: int | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    every_steps: int | None = None,
     assignments: Sequence[str] = (),
 ) -> TrialConfig:
     """The recipe with the command's options and its `--set` applied."""
     changes = overrides.parse(assignments)
-    options: dict[str, Any] = {"data.subset": subset, "epochs": epochs, "seed": seed}
+    options: dict[str, Any] = {
+        "data.subset": subset,
+        "epochs": epochs,
+        "seed": seed,
+        "checkpoint_every_steps": every_steps,
+    }
     for path, value in options.items():
         if value is None:
             continue
         if path in changes:
-            option = path.removeprefix("data.")
+            option = path.removeprefix("data.").replace("_", "-")
             raise RequestError(
                 f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
             )

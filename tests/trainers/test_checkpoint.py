@@ -101,6 +101,27 @@ def test_only_the_two_newest_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["epoch-0009.pt", "epoch-0010.pt", "epoch-0011.pt", "notes.txt"]
 
 
+def test_of_checkpoints_within_an_epoch_the_newest_is_found_wherever_the_folder_lies_now(tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    assert checkpoint.newest_within(folder, epoch=0) is None
+    for epoch, step in ((1, 9), (1, 10), (0, 99)):
+        checkpoint.save(folder, {"x": step}, epoch=epoch, step=step)
+    whole = checkpoint.save(folder, {"x": -1}, epoch=1)
+    torn = folder / "epoch-0001-step-0000011.pt"  # its manifest was never written
+    torn.write_bytes(b"half of it")
+    folder = folder.rename(tmp_path / "there")
+    found = checkpoint.newest_within(folder, epoch=1)
+    assert found is not None
+    assert (Path(found.path).name, found.epoch) == ("epoch-0001-step-0000010.pt", 1)
+    assert checkpoint.load(found)["x"] == 10
+    assert checkpoint.newest_within(folder, epoch=2) is None
+
+    checkpoint.remove_within(folder, but=found)
+    assert names(folder) == ["epoch-0001-step-0000010.pt", "epoch-0001-step-0000010.pt.json", "epoch-0001.pt"]
+    checkpoint.remove_within(folder)
+    assert names(folder) == [Path(whole.path).name]
+
+
 def test_what_does_not_change_the_run_may_differ_when_it_goes_on() -> None:
     changed = config(
         epochs=40, threads=2, checkpoint_every=5, probe={"neighbors": 3}, data={"path": "/elsewhere", "manifest": "abc"}

@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -336,6 +336,88 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, c
     assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
     # Training seconds go on counting where the first part stopped.
     assert resumed.reports[0].metrics["budget/seconds"] > begun.reports[0].metrics["budget/seconds"]
+
+
+class PowerCutError(Exception):
+    """What ends a run in the middle of an epoch."""
+
+
+def cut_at(step: int) -> Any:
+    """A `progress` that ends the run after so many optimizer steps."""
+
+    def progress(epoch: int, done: int) -> None:
+        if done == step:
+            raise PowerCutError
+
+    return progress
+
+
+CUTS = [pytest.param(VARIANTS[name], 5, id=name) for name in VARIANTS]
+CUTS += [pytest.param({}, 3, id="in the first epoch"), pytest.param({}, 9, id="in the last epoch")]
+
+
+@pytest.mark.parametrize(("changes", "cut"), CUTS)
+def test_a_run_cut_within_an_epoch_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, changes: dict[str, Any], cut: int
+) -> None:
+    straight = Recorder()
+    run(tmp_path / "straight", straight, config(**changes))
+
+    often = config(**changes, checkpoint_every_steps=2)
+    begun, resumed = Recorder(), Recorder()
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "broken", begun, often, progress=cut_at(cut))
+    torch.manual_seed(5)
+    steps: list[int] = []
+    newest = begun.checkpoint if begun.reports else None
+    outcome = run(tmp_path / "broken", resumed, often, resume=newest, progress=lambda epoch, step: steps.append(step))
+    assert (outcome.state, outcome.epochs) == ("complete", 3)
+    # Steps 2, 4 and 8 were saved, each after `progress` heard of it.
+    assert steps == list(range(cut, 10))
+    assert [learned(report) for report in begun.reports + resumed.reports] == [
+        learned(report) for report in straight.reports
+    ]
+    assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
+    # Nothing of the middle of an epoch is left once the epoch's own checkpoint is there.
+    names = sorted(path.name for path in (tmp_path / "broken" / "checkpoints").iterdir())
+    assert names == ["epoch-0002.pt", "epoch-0003.pt"]
+
+
+def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight, begun, resumed = Recorder(), Recorder(), Recorder()
+    run(tmp_path / "straight", straight, config())
+    often = config(checkpoint_every_steps=1)
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "broken", begun, often, progress=cut_at(6))
+    (within,) = (tmp_path / "broken" / "checkpoints").glob("*-step-*.pt")
+    assert within.name == "epoch-0001-step-0000005.pt"
+    within.write_bytes(within.read_bytes()[:-1])
+    run(tmp_path / "broken", resumed, often, resume=begun.checkpoint)
+    assert "going on from the end of epoch 1 instead" in caplog.text
+    assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
+
+
+def cut_run(folder: str, trial: dict[str, Any]) -> list[str]:
+    """A run that is cut within its second epoch and goes on, on this rank: what it learned, and the same uncut."""
+    often = TrialConfig.model_validate({**trial, "checkpoint_every_steps": 2})
+    straight, begun, resumed = Recorder(), Recorder(), Recorder()
+    run(Path(folder) / "straight", straight, TrialConfig.model_validate(trial))
+    with suppress(PowerCutError):
+        run(Path(folder) / "broken", begun, often, progress=cut_at(5))
+    run(Path(folder) / "broken", resumed, often, resume=begun.checkpoint)
+    reports = [learned(report) for report in begun.reports + resumed.reports]
+    assert reports == [learned(report) for report in straight.reports]
+    return [fingerprint(resumed.checkpoint), fingerprint(straight.checkpoint)]
+
+
+@pytest.mark.parametrize(
+    "changes", [DINO, {"model": {"norm": "batch_per_rank"}}], ids=["dino, multi-crop", "statistics of each worker"]
+)
+def test_two_workers_go_on_within_an_epoch_as_well(
+    two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for resumed, straight in two_processes.run(cut_run, str(tmp_path), config(**changes).model_dump(mode="json")):
+        assert resumed == straight
 
 
 def test_a_finished_run_can_be_trained_longer_and_has_nothing_to_do_otherwise(tmp_path: Path) -> None:
