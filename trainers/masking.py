@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainers.config import MaskingConfig
-from trainers.draws import sample_keys, shuffles, uniforms
+from trainers.draws import keys_of, shuffles, uniforms
 
 ORDER, MISMATCH, DONOR = range(3)
 """Operations of a draw, part of its key."""
@@ -35,7 +35,7 @@ def draw(config: MaskingConfig, sample_ids: Tensor, *, patch_count: int, seed: i
     """The mask of each image in view number `view` at optimizer step `step`, keyed by its global sample id [n]."""
 
     def keys(operation: int) -> Tensor:
-        return sample_keys(sample_ids, seed, step, view, operation)
+        return keys_of(0, seed, step, view, operation, sample_ids)
 
     kept_count = config.kept_count(patch_count)
     order = shuffles(keys(ORDER), patch_count)

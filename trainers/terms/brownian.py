@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from trainers.terms.base import Outputs, TermConfig, unit_rows
-from trainers.terms.keyed import key_of, normals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +36,7 @@ class Brownian(TermConfig):
         import torch
 
         from trainers import dist
+        from trainers.draws import key_of, keys_of, normals
 
         embeddings = outputs.projections
         if self.source == "prediction" and outputs.predictions is not None:
@@ -46,7 +46,7 @@ class Brownian(TermConfig):
         samples = outputs.sample_ids.to(p.device)[None]  # [1, n]
         views = torch.arange(len(p), device=p.device)[:, None]  # [K, 1]
         counters = {"image": (samples,), "view": (samples, views), "batch": (torch.zeros_like(samples[:, :1]),)}
-        noise = normals(key, *counters[self.share], width=p.shape[-1])
+        noise = normals(keys_of(key, *counters[self.share]), p.shape[-1])
         if self.norm == "unit":
             noise = unit_rows(noise)
         return dist.mean_over_ranks((p * noise.to(p.dtype)).sum(-1).mean())

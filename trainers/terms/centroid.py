@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from trainers.terms.base import Outputs, TermConfig, unit_rows
-from trainers.terms.keyed import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +60,7 @@ class MultiviewCentroid(TermConfig):
 
     def __call__(self, outputs: Outputs) -> Tensor:
         from trainers import dist
+        from trainers.draws import key_of
 
         online = outputs.projections if outputs.predictions is None else outputs.predictions
         targets = outputs.targets

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
-from trainers.terms.keyed import key_of, orders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,13 +123,14 @@ class Whitening(TermConfig):
         import torch
 
         from trainers import dist
+        from trainers.draws import key_of, keys_of, shuffles
 
         n, row_count = z.shape[1], z.shape[1] * dist.world_size()
         length = self.sub_batch_size if self._in_runs() else n
         repeated = z.expand(self.repeats, *z.shape)
         if self.repeats > 1 and self._in_runs() and length < row_count:
             key = key_of("whitening, images", outputs.seed, outputs.step)
-            images = orders(key, torch.arange(1, self.repeats, device=z.device), width=row_count)
+            images = shuffles(keys_of(key, torch.arange(1, self.repeats, device=z.device)), row_count)
             mine = images[:, dist.row_offset(n) : dist.row_offset(n) + n]
             others = dist.gather_rows(z.transpose(0, 1))[mine].transpose(1, 2)  # [repeats - 1, V, n, d]
             repeated = torch.cat([z[None], others])
@@ -140,16 +140,17 @@ class Whitening(TermConfig):
         """The random partition of each run's channels as a permutation, [repeats, V, runs, d]."""
         import torch
 
+        from trainers.draws import key_of, keys_of, shuffles
+
         repeats, view_count, run_count, _, width = runs.shape
         key = key_of("whitening, channels", outputs.seed, outputs.step)
-        found = orders(
+        keys = keys_of(
             key,
             torch.arange(repeats, device=runs.device)[:, None, None],
             torch.arange(1 if self.share_partition else view_count, device=runs.device)[None, :, None],
             torch.tensor(self._run_ids(run_count), device=runs.device)[None, None, :],
-            width=width,
         )
-        return found.expand(repeats, view_count, run_count, width)
+        return shuffles(keys, width).expand(repeats, view_count, run_count, width)
 
     def _shrink(self, moment: Tensor) -> Tensor:
         if self.shrinkage == 0.0:
