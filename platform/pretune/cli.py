@@ -440,6 +440,9 @@ def ablate_command(
 def resume_command(
     sweep: Sweep,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all, from now on")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
+    ] = False,
     storage: Storage = STORAGE,
     address: Address = None,
 ) -> None:
@@ -470,6 +473,9 @@ def resume_command(
             )
         sweeps.check(experiment, space)
         earlier = journal.read(result.folder)
+        if not accept_changes:
+            began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
+            sweeps.check_unchanged(began[-1].versions, space)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -557,6 +563,49 @@ def screen(result: Any, compared: Any, *, limit: int | None = None) -> list[Rend
     if compared is not None:
         parts.append(tables.comparison(compared))
     return parts
+
+
+@app.command("replay")
+def replay_command(
+    sweep: Sweep,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="its number in `pretune show SWEEP`")],
+    storage: Storage = STORAGE,
+) -> None:
+    """Run one trial of a sweep again, without Ray, and compare its numbers with the journal's bit for bit."""
+    console = Console()
+    with _checking():
+        from pretune import launch, replay, request, tables
+        from pretune.history import History
+        from pretune.journal import read
+
+        result = request.read_sweep(sweep, storage, fresh=True)
+        config = replay.trial_of(result, trial)
+        request.open_data(config.data.path, expected_hash=config.data.manifest)
+        told = History(read(result.folder)).trials[trial].epochs
+    workers = result.experiment.workers_per_trial
+    console.print(
+        Text(f"trial {trial} of {result.name}, {max(told)} of {config.epochs} epochs, {workers} worker(s)"),
+        soft_wrap=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="pretune-replay-") as folder, console.status("training"):
+        try:
+            compared, outcome = replay.run(config, told, Path(folder), workers=workers)
+        except KeyboardInterrupt:
+            _fail("interrupted")
+        except launch.TrainingFailedError as error:
+            _fail(str(error))
+    console.print(replay.table(compared, result.metric))
+    different = next((one for one in compared if one.different), None)
+    if different is not None:
+        _fail(
+            f"DIFFERENT from epoch {different.epoch} on, first in {different.different[0]}; equal numbers need the "
+            "same type of CPU, the same versions and, on a GPU, deterministic=true"
+        )
+    if len(compared) < max(told):
+        _fail(f"the replay {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}")
+    console.print(Text("EQUAL: every number of every epoch, bit for bit", style="bold green"))
+    again = f"pretune show {shlex.quote(sweep)}"
+    console.print(tables.commands({again: "the sweep"}), soft_wrap=True)
 
 
 # --- show, list -------------------------------------------------------------------------------------------------------

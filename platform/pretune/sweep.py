@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import inspect
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -58,7 +60,7 @@ def run(
     folder, remote = experiment.folder, experiment.remote
     with segments.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
         slots = _slots(experiment, address)
-        opened = journal.append(Opened(experiment=experiment, versions=versions(), host=host()))
+        opened = journal.append(Opened(experiment=experiment, versions=versions(space), host=host()))
         if listener is not None:
             listener.on_event(opened)
         conductor = Conductor(journal, space, listener=listener)
@@ -99,7 +101,7 @@ def resume(
         with _cluster(folder, address, cpus):
             slots = _slots(experiment.model_copy(update={"trials": target}), address)
             conductor = Conductor(journal, space, listener=listener)
-            conductor.record(Resumed(trials=target, versions=versions(), host=host()))
+            conductor.record(Resumed(trials=target, versions=versions(space), host=host()))
             return _conduct(conductor, folder, remote, slots, trainable)
 
 
@@ -196,8 +198,19 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def versions() -> dict[str, str]:
-    """The packages whose versions change results."""
+def check_unchanged(known: Mapping[str, str], space: Space) -> None:
+    """Whether packages and space are those that a sweep last ran with (`versions`). RequestError names each change."""
+    now = versions(space)
+    changes = [f"{name} {known[name]} -> {now[name]}" for name in known if name in now and known[name] != now[name]]
+    if changes:
+        raise RequestError(
+            f"since this sweep last ran these changed: {', '.join(changes)}; trials from before and after may not "
+            "compare: put them back, or go on all the same with --accept-changes"
+        )
+
+
+def versions(space: Space) -> dict[str, str]:
+    """What changes results beside the config: the packages' versions, and a hash of the file that the space is in."""
     names = (
         "pretune",
         "torch",
@@ -215,6 +228,9 @@ def versions() -> dict[str, str]:
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    with suppress(TypeError, OSError):  # of a function that was typed in there is no file
+        source = Path(inspect.getsourcefile(space) or "").read_bytes()
+        found["space"] = hashlib.sha256(source).hexdigest()[:12]
     return found
 
 

@@ -131,7 +131,7 @@ def compare(straight: Sequence[EpochReport], broken: Sequence[EpochReport]) -> V
 
     pairs: list[tuple[str, Any, Any]] = []
     for one, other in zip(straight, broken, strict=False):
-        pairs += _paired(f"epoch {one.epoch}: ", _timeless(one.metrics), _timeless(other.metrics))
+        pairs += _paired(f"epoch {one.epoch}: ", timeless(one.metrics), timeless(other.metrics))
     states = []
     for reports in (straight, broken):
         last = reports[-1].checkpoint
@@ -149,6 +149,11 @@ def compare(straight: Sequence[EpochReport], broken: Sequence[EpochReport]) -> V
         if not _equal(one, other):
             return Verdict(tensors, len(pairs) - tensors, f"{name}: {_shown(one)} and {_shown(other)}")
     return Verdict(tensors, len(pairs) - tensors)
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What two equal runs share: all but what the clock says."""
+    return {name: value for name, value in metrics.items() if not name.startswith("time/") and name != "budget/seconds"}
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -175,10 +180,6 @@ def _launch(
 def _complete(outcome: Outcome) -> None:
     if outcome.state != "complete":
         raise RuntimeError(f"the run {outcome.state} after epoch {outcome.epochs}: {outcome.reason}")
-
-
-def _timeless(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("time/") and name != "budget/seconds"}
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -114,6 +114,8 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
         ("resume knwn", "did you mean 'known'?"),
         ("resume known", "has all its 3 trials; add some with --trials 11"),
         ("resume known --trials 2", "--trials must be at least 3"),
+        ("replay known 7", "TRIAL must be 0 to 2, but is 7"),
+        ("replay known 2", "finished no epoch"),
         ("show nowhere", "there is no sweep 'nowhere'"),
         ("show known --svg nowhere/x.svg", "cannot be written"),
         ("show --svg x.svg", "--svg draws one sweep"),
@@ -189,6 +191,34 @@ def test_a_sweep_in_a_bucket_is_shown_where_its_folder_never_was(here: Path, buc
 )
 def test_wrong_usage_is_code_2_too(here: Path, arguments: str) -> None:
     assert pretune(*arguments.split()).exit_code == 2
+
+
+SPACE = """
+from search_spaces.kernels import space as kernels
+
+def space(trial, base):
+    return kernels(trial, base)
+
+space.default_recipe = "sfrik_tiny"
+"""
+
+
+def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_accepted(here: Path) -> None:
+    from pretune import lookup, sweep
+
+    (here / "mine.py").write_text(SPACE)
+    base = RECIPES["sfrik_tiny"]()
+    asked = Experiment(name="mine", space=f"{here}/mine.py:space", base=base, storage=str(here / "sweeps"))
+    known = {**sweep.versions(lookup.space("mine.py:space").function), "torch": "0.1", "gone": "1.0"}
+    with Journal(asked.folder, new=True) as journal:
+        journal.append(Opened(experiment=asked, versions=known))
+    result = pretune("resume", "mine")
+    assert result.exit_code == 2
+    assert f"these changed: torch 0.1 -> {sweep.versions(lookup.space('kernels').function)['torch']}; trials" in result.stderr
+    assert "--accept-changes" in result.stderr
+    (here / "mine.py").write_text(SPACE + "# and more")
+    result = pretune("resume", "mine")
+    assert f"space {known['space']} -> " in result.stderr
 
 
 def test_a_broken_import_in_a_users_space_shows_its_own_line(here: Path) -> None:
