@@ -55,7 +55,8 @@ def row(name: str, changes: dict[str, object], data: str | None, steps: int) -> 
     config = lookup.recipe(name).config
     # Neither probe nor checkpoint within the two halves, whatever the recipe's length.
     rarely = {"data.subset": half * int(str(changes["batch_size"])), "probe.every": config.epochs}
-    config = with_changes(config, {**rarely, "checkpoint_every": config.epochs, **changes})
+    precision = config.precision if torch.cuda.is_available() else "float32"
+    config = with_changes(config, {**rarely, "checkpoint_every": config.epochs, "precision": precision, **changes})
     config, dataset = request.with_data(config, data)
     torch.set_num_threads(config.threads)
     losses: list[float] = []

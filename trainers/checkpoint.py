@@ -52,7 +52,7 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
             uri = storage.join(folder, Path(written.path).name)
             storage.upload(Path(written.path), uri)
         saved = written.model_copy(update={"path": uri})
-        storage.write(f"{uri}{_MANIFEST}", saved.model_dump_json().encode())
+        storage.write(storage.join(folder, f"{storage.name_of(uri)}{_MANIFEST}"), saved.model_dump_json().encode())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")

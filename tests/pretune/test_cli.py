@@ -214,7 +214,10 @@ def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_acc
         journal.append(Opened(experiment=asked, versions=known))
     result = pretune("resume", "mine")
     assert result.exit_code == 2
-    assert f"these changed: torch 0.1 -> {sweep.versions(lookup.space('kernels').function)['torch']}; trials" in result.stderr
+    assert (
+        f"these changed: torch 0.1 -> {sweep.versions(lookup.space('kernels').function)['torch']}; trials"
+        in result.stderr
+    )
     assert "--accept-changes" in result.stderr
     (here / "mine.py").write_text(SPACE + "# and more")
     result = pretune("resume", "mine")

@@ -264,7 +264,8 @@ COLLAPSING: dict[str, Any] = {
     "objective": {"alignment": {}, "mmd": {"weight": 0.0}},
     "optimizer": {"learning_rate": 1.0},
     "sentinel": {"every": 5},
-    "epochs": 20,
+    "epochs": 8,
+    "probe": {"every": 8},
 }
 
 
