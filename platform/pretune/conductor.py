@@ -90,7 +90,7 @@ class Conductor:
         for trial in self.history.trials:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
-                self._end(trial.number, "INFEASIBLE", reason=f"space {self.experiment.space!r} refuses {trial.params}")
+                self._end(trial.number, "INFEASIBLE", reason=self._search.refusal(trial.params))
 
     @property
     def live(self) -> int:
@@ -189,6 +189,12 @@ class Conductor:
         if trial.failures > self.experiment.max_failures:
             self._end(number, "FAIL", reason=reason)
         else:
+            self._waiting.appendleft(number)
+
+    def give_back(self, number: int) -> None:
+        """The trial's slot found no room on the cluster: handed out again, which is no failure, however often."""
+        self._live.discard(number)
+        if not self.history.trials[number].ended:
             self._waiting.appendleft(number)
 
     def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:

@@ -104,6 +104,10 @@ class GroupStartError(RuntimeError):
     """The worker group could not be placed or started within its bound."""
 
 
+class NoRoomError(GroupStartError):
+    """The cluster had no room for the workers within the bound: nobody's failure, others may hold it."""
+
+
 class Group:
     """Owns the mailbox, the thread in which `fit()` runs, and the handles of the workers. Not thread-safe: one slot
     uses it.
@@ -158,8 +162,8 @@ class Group:
                 logger.warning("%s: Ray Train's run ended: %s", self.name, error)
 
     def ready(self) -> int:
-        """Wait until a group is up; its generation. Raises GroupStartError, naming what is missing, when the bound has
-        passed.
+        """Wait until a group is up; its generation. Raises NoRoomError, naming what is missing, when the bound has
+        passed, GroupStartError where the start itself fails.
         """
         settings = self.settings
         deadline = time.monotonic() + settings.group_start_timeout_s
@@ -172,7 +176,7 @@ class Group:
                     ) from self._fit_error
                 self._thread = self._start_fit()
             if time.monotonic() > deadline:
-                raise GroupStartError(self._what_is_missing())
+                raise NoRoomError(self._what_is_missing())
             if self._poll(POLL_S) is None:
                 self._reclaim()
         return self.generation

@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -143,6 +143,12 @@ class Search:
             refusal=refusal,
             duplicate_of=duplicate_of,
         )
+
+    def refusal(self, params: dict[str, Any]) -> str:
+        """Why the space refuses `params`, told again for a trial whose end a killed driver did not write."""
+        # It has all that a space may ask of a trial, but is not Optuna's class of a running one.
+        _, refusal = self._config(cast(optuna.Trial, optuna.trial.FixedTrial(params)))
+        return refusal or f"space {self.experiment.space!r} refused {params}"
 
     def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
         """The study as Optuna sees it after `trials`, for tests and for optuna-dashboard."""

@@ -5,29 +5,22 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from pretune.conductor import Conductor, SweepFailedError
+from pretune.conductor import SweepFailedError
 from pretune.experiment import Experiment, StoppingConfig
-from pretune.journal import FILE, Asked, Attempt, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.journal import FILE, Attempt, Ended, Record, read
 from pretune.messages import RequestError
 from pretune.search import Space
+from tests import toys
+from tests.toys import Executor, again, begin, decisions, follow, row, space
 from trainers.config import TrialConfig
-from trainers.terms import Alignment
 
-BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=9, batch_size=64)
-Row = dict[str, Any]
-
-
-def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    trial.suggest_float("shift", 0.0, 1.0)
-    rate = trial.suggest_float("rate", 1e-3, 1.0, log=True)
-    return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
+BASE = toys.BASE.model_copy(update={"epochs": 9})
 
 
 def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
@@ -53,97 +46,6 @@ def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def experiment(**changes: Any) -> Experiment:
     settings = {"name": "s", "space": "mine", "base": BASE, "trials": 12, "startup_trials": 4, "max_failures": 1}
     return Experiment(**(settings | changes))
-
-
-def begin(folder: Path, made: Experiment, how: Space, clock: Callable[[], float] = lambda: 0.0) -> Conductor:
-    journal = Journal(folder, new=True, clock=clock)
-    journal.append(Opened(experiment=made))
-    return Conductor(journal, how)
-
-
-def again(folder: Path, how: Space) -> Conductor:
-    return Conductor(Journal(folder, new=False, clock=lambda: 0.0), how)
-
-
-def row(handout: Row, epoch: int, **changes: Any) -> Row:
-    """What a slot would say after `epoch`: a value that is smooth in the parameters, and a checkpoint."""
-    rate = handout["config"]["optimizer"]["learning_rate"]
-    value = (1.0 - abs(math.log10(rate) + 1.5) / 3.0) * (1.0 - 0.5**epoch)
-    running = {"outcome": "running", "reason": "", "failures": 0, "done": False}
-    checkpoint = {"path": f"/{handout['number']}/{epoch}", "sha256": "x", "epoch": epoch}
-    return {
-        **running,
-        "number": handout["number"],
-        "epoch": epoch,
-        "probe/linear": value,
-        "checkpoint": checkpoint,
-    } | changes
-
-
-class Executor:
-    """Runs a conductor's trials on `slots` toy slots; whose epoch comes next is drawn from `seed`."""
-
-    def __init__(self, conductor: Conductor, *, slots: int, seed: int) -> None:
-        self.conductor, self.slots, self.rng = conductor, slots, random.Random(seed)
-        self.running: dict[int, tuple[Row, int]] = {}
-
-    def fill(self) -> None:
-        while self.conductor.live < self.slots:
-            handout = self.conductor.next()
-            if handout is None:
-                return
-            self.conductor.started(handout["number"])
-            self.running[handout["number"]] = (handout, handout["resume"]["epoch"] if handout["resume"] else 0)
-
-    def run(self) -> None:
-        self.fill()
-        while self.running:
-            number = self.rng.choice(sorted(self.running))
-            handout, epoch = self.running[number]
-            if not self.step(number, handout, epoch + 1):
-                del self.running[number]
-            self.fill()
-        assert self.conductor.finished
-
-    def step(self, number: int, handout: Row, epoch: int) -> bool:
-        if handout["config"]["optimizer"]["learning_rate"] > 0.5 and epoch == 2:
-            self.conductor.ended(number, row(handout, 1, outcome="diverged", reason="loss/total is nan", done=True))
-            return False
-        if epoch > handout["config"]["epochs"]:
-            self.conductor.ended(number, row(handout, epoch - 1, outcome="complete", done=True))
-            return False
-        self.running[number] = (handout, epoch)
-        return self.conductor.reported(number, row(handout, epoch))
-
-
-def decisions(folder: Path) -> list[Record]:
-    """The journal without what only says that a driver came and went."""
-    return [record for record in read(folder) if not isinstance(record, Started)]
-
-
-def follow(conductor: Conductor, rest: list[Record]) -> None:
-    """Lets the trials report in the order of `rest`; everything else the conductor must decide by itself."""
-    handouts: dict[int, Row] = {}
-    conductor.settle()
-    waiting = [trial.number for trial in conductor.history.trials if not trial.ended]
-    for _ in waiting:
-        handout = conductor.next()
-        assert handout is not None
-        handouts[handout["number"]] = handout
-    assert list(handouts) == waiting
-    for record in rest:
-        if isinstance(record, Asked) and record.number == len(conductor.history.trials):
-            handout = conductor.next()
-            if handout is not None:
-                handouts[handout["number"]] = handout
-        elif isinstance(record, Epoch):
-            conductor.reported(record.number, row(handouts[record.number], record.epoch))
-        elif isinstance(record, Ended) and not conductor.history.trials[record.number].ended:
-            handout = handouts[record.number]
-            outcome = "complete" if record.state == "COMPLETE" else "diverged"
-            reason = "loss/total is nan" if outcome == "diverged" else ""
-            epoch = conductor.history.trials[record.number].last_epoch
-            conductor.ended(record.number, row(handout, epoch, outcome=outcome, reason=reason, done=True))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +196,17 @@ def test_a_lost_slot_gives_its_trial_back_until_it_has_failed_too_often(tmp_path
     after = conductor.next()
     assert after is not None
     assert after["number"] == 1
+
+
+def test_a_trial_that_found_no_room_is_handed_out_again_however_often(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(max_failures=0), space)
+    first = conductor.next()
+    for _ in range(5):
+        conductor.give_back(0)
+        assert conductor.live == 0
+        assert not conductor.finished
+        assert conductor.next() == first
+    assert conductor.history.trials[0].failures == 0
 
 
 def test_failures_that_a_slot_healed_are_written_once_each(tmp_path: Path) -> None:

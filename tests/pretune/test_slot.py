@@ -260,9 +260,10 @@ def test_a_killed_worker_heals_from_the_last_checkpoint(slot: Slot, sweep: Path)
     rows = serve(slot, 40)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
     assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("complete", 1)
-    assert "rank 1 was lost" in rows[1]["reason"]
+    # Which rank is told only where the survivor's error arrives before Ray Train's new group does.
+    assert "was lost" in rows[1]["reason"]
     assert [epoch for _, epoch in began(sweep, 40)] == [0, 1]
-    assert "rank 1 was lost" in (sweep / "trials" / "0040" / "log.txt").read_text()
+    assert "was lost" in (sweep / "trials" / "0040" / "log.txt").read_text()
 
 
 def test_a_frozen_worker_is_killed_and_the_trial_heals(slot: Slot, sweep: Path) -> None:
@@ -282,10 +283,11 @@ def test_a_bug_fails_its_own_trial_alone(slot: Slot, sweep: Path) -> None:
     assert "KeyError" in rows[-1]["traceback"]
     assert "in strike" in rows[-1]["traceback"]
     assert "no such layer" in (sweep / "trials" / "0060" / "log.txt").read_text()
-    assert [epoch for _, epoch in began(sweep, 60)] == [0, 1]
+    # Of rank 1, which raises: its second failure may end rank 0 before that one has begun.
+    assert [epoch for _, epoch in began(sweep, 60, rank=1)] == [0, 1]
     row = serve(slot, 61)[-1]
     assert (row["outcome"], row["failures"]) == ("complete", 0)
-    assert began(sweep, 61)[0][0] not in {pid for pid, _ in began(sweep, 60)}
+    assert began(sweep, 61, rank=1)[0][0] not in {pid for pid, _ in began(sweep, 60, rank=1)}
 
 
 def test_cleanup_gives_everything_back(slot: Slot) -> None:

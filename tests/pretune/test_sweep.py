@@ -2,142 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
 import ray
-from ray import tune
 
 from pretune import results, sweep
 from pretune.cluster import connected
-from pretune.experiment import Experiment
-from pretune.journal import Attempt, Closed, Opened, Record, Resumed, Started, read
+from pretune.journal import Attempt, Closed, Opened, Resumed, Started, read
 from pretune.messages import RequestError
 from pretune.search import PROBES
-from pretune.slot import Slot, SlotSettings
+from tests.toys import Ear, experiment, fragile, plain, score, space, warm_slots
 from trainers.config import TrialConfig
-from trainers.report import Checkpoint, EpochReport, Outcome
-from trainers.terms import Alignment
-
-if TYPE_CHECKING:
-    import torch
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # slots cannot import a test module
-
-BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=6, batch_size=64)
-
-
-def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    rate = trial.suggest_float("rate", 1e-3, 10.0, log=True)
-    return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
-
-
-def score(config: TrialConfig, epoch: int) -> float:
-    return (1.0 - abs(math.log10(config.optimizer.learning_rate) + 1.0) / 3.0) * (1.0 - 0.5**epoch)
-
-
-class Training:
-    """What the slots' workers run: no data, no network; a very high rate diverges; a state on disk after each epoch."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
-        device: torch.device,
-    ) -> Outcome:
-        epoch = json.loads(Path(resume.path).read_text())["epoch"] if resume else 0
-        with (folder.parent / "processes.txt").open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        while epoch < config.epochs:
-            progress(epoch, 0)
-            if config.optimizer.learning_rate > 5.0 and epoch == 1:
-                return Outcome(state="diverged", reason="loss/total is nan", epochs=epoch)
-            epoch += 1
-            text = json.dumps({"epoch": epoch})
-            path = folder / f"epoch-{epoch}.json"
-            path.write_text(text)
-            checkpoint = Checkpoint(path=str(path), sha256=hashlib.sha256(text.encode()).hexdigest(), epoch=epoch)
-            metrics = {"probe/linear": score(config, epoch), "loss/total": 1.0 / epoch}
-            if not report(EpochReport(epoch=epoch, metrics=metrics, checkpoint=checkpoint)):
-                return Outcome(state="stopped", epochs=epoch)
-        return Outcome(state="complete", epochs=epoch)
-
-
-def warm_slots(experiment: Experiment, folder: Path) -> type[tune.Trainable]:
-    settings = SlotSettings(sweep_folder=str(folder), max_failures=experiment.max_failures)
-    slot: type[tune.Trainable] = tune.with_parameters(Slot, settings=settings, make_train=Training)
-    return slot
-
-
-class Plain(tune.Trainable):
-    """A slot without workers. With `mark`, a file that is not there yet, its process dies once: in trial 1, epoch 3."""
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([{"CPU": 1}])
-
-    def setup(self, config: dict[str, Any], mark: str = "") -> None:
-        self._mark = Path(mark)
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._trial = new_config
-        self._epoch = new_config["resume"]["epoch"] if new_config["resume"] else 0
-        return True
-
-    def step(self) -> dict[str, Any]:
-        config = TrialConfig.model_validate(self._trial["config"])
-        over = self._epoch == config.epochs
-        self._epoch += not over
-        if self._mark.name and self._trial["number"] == 1 and self._epoch == 3 and not self._mark.exists():
-            self._mark.touch()
-            os._exit(1)
-        return {
-            "number": self._trial["number"],
-            "epoch": self._epoch,
-            "probe/linear": score(config, self._epoch),
-            "checkpoint": {"path": "/x", "sha256": "y", "epoch": self._epoch},
-            "outcome": "complete" if over else "running",
-            "reason": "",
-            "failures": 0,
-            "group_starts": 1,
-            "done": over,
-        }
-
-
-def plain(experiment: Experiment, folder: Path) -> type[tune.Trainable]:
-    return Plain
-
-
-def fragile(experiment: Experiment, folder: Path) -> type[tune.Trainable]:
-    slot: type[tune.Trainable] = tune.with_parameters(Plain, mark=str(folder / "died"))
-    return slot
-
-
-class Ear:
-    def __init__(self) -> None:
-        self.heard: list[Record] = []
-
-    def on_event(self, record: Record) -> None:
-        self.heard.append(record)
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +37,6 @@ def cpus_free() -> float:
     while ray.available_resources().get("CPU", 0.0) < 2.0 and time.monotonic() < deadline:  # type: ignore[no-untyped-call]
         time.sleep(0.1)
     return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-
-
-def experiment(storage: Path, **changes: Any) -> Experiment:
-    settings = {"name": "s", "space": "mine", "base": BASE, "trials": 10, "storage": str(storage), "startup_trials": 4}
-    return Experiment(**(settings | changes))
 
 
 def test_a_sweep_on_warm_slots_ends_with_every_trial_told_honestly(
@@ -186,7 +66,8 @@ def test_a_sweep_on_warm_slots_ends_with_every_trial_told_honestly(
     assert isinstance(records[0], Opened)
     assert records[0].versions["optuna"] == "5.0.0"
     # Two slots: two worker processes served all trials.
-    processes = (asked.folder / "trials" / "processes.txt").read_text().split()
+    files = asked.folder.glob("trials/*/processes.rank-0.txt")
+    processes = [pid for file in files for pid in file.read_text().split()]
     assert len(processes) == 10
     assert len(set(processes)) == 2
     assert cpus_free() == 2.0
@@ -251,7 +132,8 @@ DRIVER = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from tests.pretune.test_sweep import Ear, experiment, space, plain, sweep
+    from pretune import sweep
+    from tests.toys import Ear, experiment, plain, space
 
     class Slow(Ear):
         def on_event(self, record):
