@@ -175,7 +175,7 @@ class Training:
         folder: Path,
         report: Callable[[EpochReport], bool],
         resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], object],
         device: torch.device,
     ) -> Outcome:
         import torch.distributed

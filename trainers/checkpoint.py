@@ -5,11 +5,13 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,7 +20,7 @@ import torch
 
 from trainers import storage
 from trainers.config import TrialConfig
-from trainers.report import Checkpoint
+from trainers.report import MANIFEST, Checkpoint
 
 FORMAT = 1
 """Version of the file's layout, raised when older files can no longer be read."""
@@ -36,15 +38,25 @@ FREE = (
 """Settings that may change when a run goes on: length, judging and place. The manifest is checked apart."""
 
 
+class DamagedError(ValueError):
+    """A checkpoint's bytes are gone, or are not those that were written."""
+
+
+class DiskFullError(OSError):
+    """There is no room for a checkpoint: nobody's failure, and nothing to try again before somebody makes room."""
+
+
 def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
 
-    With `step`, the optimizer steps done, it is of the epoch after these, to `epoch-0003-step-0000047.pt`, and a
-    manifest lies beside it: nobody else hears of it (see `newest_within`).
+    A manifest lies beside it (`epoch-0003.pt.json`: this value), written last. With `step`, the optimizer steps done,
+    it is of the epoch after these, `epoch-0003-step-0000047.pt`, and nobody else hears of it (see `newest_within`).
 
     `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
-    name appears only once all bytes are on disk: a crash or a full disk (OSError) leaves no half-written checkpoint
-    behind. A `folder` that is text is a URI: OSError where the storage fails for longer than its bound.
+    name appears only once all bytes are on disk: a crash leaves no half-written checkpoint behind. A `folder` that is
+    text is a URI.
+
+    DiskFullError says how much is needed. OSError where a storage fails for longer than its bound.
     """
     if isinstance(folder, str):
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
@@ -52,16 +64,19 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
             uri = storage.join(folder, Path(written.path).name)
             storage.upload(Path(written.path), uri)
         saved = written.model_copy(update={"path": uri})
-        storage.write(storage.join(folder, f"{storage.name_of(uri)}{_MANIFEST}"), saved.model_dump_json().encode())
+        storage.write(saved.manifest, saved.model_dump_json().encode())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")
-    with _whole(path) as file:
-        hashing = _HashingFile(file)
-        torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
-    saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
-    if step is not None:
-        with _whole(path.with_name(f"{path.name}{_MANIFEST}")) as file:
+    with _saying_how_much(folder, state):
+        with _whole(path) as file:
+            hashing = _HashingFile(file)
+            try:
+                torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch's writer puts its own complaint in the place of the file's
+                raise hashing.error or error from None
+        saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
+        with _whole(Path(saved.manifest)) as file:
             file.write(saved.model_dump_json().encode())
     return saved
 
@@ -69,19 +84,19 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
     """The state that `save` wrote, tensors on the CPU.
 
-    ValueError naming the file if it is missing, if its bytes are not those that were written, or if its layout is
-    unknown.
+    DamagedError naming the file if it is missing or if its bytes are not those that were written; ValueError if its
+    layout is unknown.
     """
     path = checkpoint.path
     if not storage.exists(path):
-        raise ValueError(f"checkpoint {path} must be a file, but is missing; go on from another one or start again")
+        raise DamagedError(f"checkpoint {path} must be a file, but is missing; go on from another one or start again")
     with tempfile.TemporaryFile() if storage.is_uri(path) else Path(path).open("rb") as file:
         if storage.is_uri(path):
             found = storage.download(path, file)
         else:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != checkpoint.sha256:
-            raise ValueError(
+            raise DamagedError(
                 f"checkpoint {path} must have sha256 {checkpoint.sha256}, but has {found}: "
                 "it is damaged or was replaced; go on from another one or start again"
             )
@@ -118,18 +133,22 @@ def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash
         )
 
 
-def keep_newest(folder: Path | str, *, epoch: int, count: int = 2) -> None:
-    """Remove checkpoints of `folder` but the newest `count` up to `epoch`; what lies after `epoch` is left alone.
+def retain(folder: Path | str, *, epoch: int, count: int = 2, kept: Collection[int] = ()) -> None:
+    """Of the checkpoints of `folder` up to `epoch`, remove all but the newest `count` and those of the epochs `kept`.
 
-    The last but one stays, so that whoever has not yet heard of the newest can still go on.
+    The last but one stays, so that whoever has not yet heard of the newest can still go on. What lies after `epoch` is
+    of another, later attempt and left alone.
     """
-    found = []
-    for name in _names(folder):
-        match = re.fullmatch(r"epoch-(\d+)\.pt", name)
-        if match is not None and int(match[1]) <= epoch:
-            found.append((int(match[1]), name))
-    for _, name in sorted(found)[:-count]:
-        _remove(folder, name)
+    found = [(number, name) for number, name in _whole_epochs(folder) if number <= epoch]
+    for number, name in found[: max(0, len(found) - count)]:
+        if number not in kept:
+            _remove(folder, name)
+
+
+def earlier(folder: Path | str, *, than: int) -> list[Checkpoint]:
+    """The checkpoints in `folder` of fewer epochs than `than`, the newest first, as their manifests have them."""
+    found = [name for number, name in _whole_epochs(folder) if number < than]
+    return [manifest for name in reversed(found) if (manifest := _manifest(folder, name)) is not None]
 
 
 def newest_within(folder: Path | str, *, epoch: int) -> Checkpoint | None:
@@ -141,18 +160,10 @@ def newest_within(folder: Path | str, *, epoch: int) -> Checkpoint | None:
     found = [
         (int(match[2]), name)
         for name in _names(folder)
-        if (match := _WITHIN.fullmatch(name.removesuffix(_MANIFEST))) and name.endswith(_MANIFEST)
+        if (match := _WITHIN.fullmatch(name.removesuffix(MANIFEST))) and name.endswith(MANIFEST)
         if int(match[1]) == epoch
     ]
-    if not found:
-        return None
-    _, name = max(found)
-    text = storage.read(storage.join(folder, name)) if isinstance(folder, str) else (folder / name).read_bytes()
-    written = Checkpoint.model_validate_json(text)
-    # The folder may have been moved since.
-    name = name.removesuffix(_MANIFEST)
-    place = storage.join(folder, name) if isinstance(folder, str) else str(folder / name)
-    return written.model_copy(update={"path": place})
+    return _manifest(folder, max(found)[1].removesuffix(MANIFEST)) if found else None
 
 
 def remove_within(folder: Path | str, *, but: Checkpoint | None = None) -> None:
@@ -163,11 +174,28 @@ def remove_within(folder: Path | str, *, but: Checkpoint | None = None) -> None:
             _remove(folder, name)
 
 
+_AT_END = re.compile(r"epoch-(\d+)\.pt")
 _WITHIN = re.compile(r"epoch-(\d+)-step-(\d+)\.pt")
-_MANIFEST = ".json"
-"""Ending of what lies beside a checkpoint on a storage, or within an epoch: the `Checkpoint`, there once all of its
-bytes are.
-"""
+
+
+def _whole_epochs(folder: Path | str) -> list[tuple[int, str]]:
+    """(epochs finished, name) of the checkpoints at the ends of epochs, oldest first."""
+    matches = [(_AT_END.fullmatch(name), name) for name in _names(folder)]
+    return sorted((int(match[1]), name) for match, name in matches if match is not None)
+
+
+def _manifest(folder: Path | str, name: str) -> Checkpoint | None:
+    """What lies beside the checkpoint of that name, at the place where it lies now: the folder may have been moved."""
+    beside = f"{name}{MANIFEST}"
+    if isinstance(folder, str):
+        uri = storage.join(folder, beside)
+        text = storage.read(uri) if storage.exists(uri) else None
+    else:
+        text = (folder / beside).read_bytes() if (folder / beside).is_file() else None
+    if text is None:
+        return None
+    place = storage.join(folder, name) if isinstance(folder, str) else str(folder / name)
+    return Checkpoint.model_validate_json(text).model_copy(update={"path": place})
 
 
 def _names(folder: Path | str) -> list[str]:
@@ -177,11 +205,35 @@ def _names(folder: Path | str) -> list[str]:
 
 
 def _remove(folder: Path | str, name: str) -> None:
-    for each in (f"{name}{_MANIFEST}", name):
-        if isinstance(folder, str):
-            storage.remove(storage.join(folder, each))
-        else:
-            (folder / each).unlink(missing_ok=True)
+    for each in (f"{name}{MANIFEST}", name):
+        storage.remove(storage.join(folder, each) if isinstance(folder, str) else str(folder / each))
+
+
+@contextmanager
+def _saying_how_much(folder: Path, state: Mapping[str, Any]) -> Iterator[None]:
+    """Turns "no space left" into how much is needed and free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed, free = _tensor_bytes(state), shutil.disk_usage(folder).free
+        raise DiskFullError(
+            error.errno,
+            f"the disk is full: a checkpoint in {folder} needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+            "make room, then go on",
+        ) from error
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_tensor_bytes(item) for item in value)
+    return 0
 
 
 @contextmanager
@@ -204,10 +256,16 @@ class _HashingFile:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
+        self.error: OSError | None = None
+        """What the file raised."""
 
     def write(self, data: bytes) -> int:
         self._hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

@@ -8,6 +8,7 @@ second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -248,6 +249,20 @@ class ScheduleConfig(Config):
                 "order them, or shorten the warm-up"
             )
         return self
+
+    def last_epoch_before_decay(self, epochs: int) -> int:
+        """The last of `epochs` none of whose steps belongs to the final decay, at most `epochs` - 1 (at the end nothing
+        is left to save).
+
+        With `constant` that is (1 - decay_share) of the run, with `step` the share of the first drop. A `cosine` falls
+        from the warm-up on, so nothing lies before its decay; trials of equal length still compare like with like at
+        equal epochs, which is all that is claimed for it.
+        """
+        if self.kind == "cosine":
+            return epochs - 1
+        share = 1.0 - self.decay_share if self.kind == "constant" else min(self.drops, default=1.0)
+        # The tolerance keeps (1 - 0.2) x 10, which is 8.0 on paper, from becoming 7.
+        return min(epochs - 1, math.floor(share * epochs + 1e-9))
 
 
 class ProbeConfig(Config):

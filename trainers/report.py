@@ -6,6 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from trainers import storage
+
+MANIFEST = ".json"
+"""Ending of a checkpoint's manifest."""
+
 
 class Checkpoint(BaseModel):
     """Where a run's whole state lies: `path` is a file that every worker sees, or a URI; `sha256` is of its bytes."""
@@ -16,6 +21,13 @@ class Checkpoint(BaseModel):
     sha256: str
     epoch: int
     """Epochs finished when it was written."""
+
+    @property
+    def manifest(self) -> str:
+        """Where this value itself lies, there once all bytes of the file are: beside it, `epoch-0003.pt.json`."""
+        if not storage.is_uri(self.path):
+            return f"{self.path}{MANIFEST}"
+        return storage.join(storage.parent_of(self.path), f"{storage.name_of(self.path)}{MANIFEST}")
 
 
 class EpochReport(BaseModel):

@@ -153,15 +153,17 @@ def names(uri: str, *, bound_s: float = BOUND_S) -> list[str]:
     return _trying(f"list {uri}", act, bound_s)
 
 
-def remove(uri: str, *, bound_s: float = BOUND_S) -> None:
-    """Removes the file, if it is there."""
+def remove(place: str, *, bound_s: float = BOUND_S) -> None:
+    """Removes the file at `place`, a URI or a path, if it is there."""
+    if not is_uri(place):
+        return Path(place).unlink(missing_ok=True)
 
     def act() -> None:
-        system, path = locate(uri)
+        system, path = locate(place)
         if system.get_file_info(path).is_file:
             system.delete_file(path)
 
-    _trying(f"remove {uri}", act, bound_s)
+    return _trying(f"remove {place}", act, bound_s)
 
 
 def locate(uri: str) -> tuple[Any, str]:

@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 GPU_CHECK_EVERY = 20
 """Optimizer steps between looks at a GPU's numbers: each look waits for the device. On a CPU each step is looked at."""
+NOTICE_EVERY = 10
+"""Optimizer steps between which several ranks agree whether `progress` asked for a checkpoint."""
+JUDGED_BY = "probe/linear"
+"""The metric whose best checkpoint is kept."""
 
 
 @dataclass
@@ -57,10 +61,15 @@ class Counters:
     """The same of the epoch that is not finished."""
     complaints: int = 0
     """Looks of the sentinel in a row that found fault."""
+    best_epoch: int = 0
+    """Of the checkpoint with the best `JUDGED_BY` so far; 0 before there is one."""
+    best_score: float = -math.inf
+    """Its value."""
 
 
-def _ignore(epoch: int, step: int) -> None:
+def _ignore(epoch: int, step: int) -> bool:
     """The default for `progress`."""
+    return False
 
 
 def train(
@@ -71,17 +80,21 @@ def train(
     folder: Path | str,
     report: Callable[[EpochReport], bool],
     resume: Checkpoint | None = None,
-    progress: Callable[[int, int], None] = _ignore,
+    progress: Callable[[int, int], bool | None] = _ignore,
     device: torch.device | None = None,
 ) -> Outcome:
     """Run `config` on this process, or on all ranks of the process group, which must all call this with equal values.
 
-    `folder` gets `checkpoints/epoch-0003.pt`, written by rank 0, before the `report` that carries it; the two newest
-    are kept. With `config.checkpoint_every_steps` the newest one within an epoch lies there too, until the epoch's own
-    does; a run that begins or goes on with this epoch finds it by itself. A `folder` that is text is a URI
-    (storage.py). `report` is called on all ranks with the same report after
-    each epoch, and must give all ranks the same answer: True to go on. `progress` is called after each optimizer step
-    with the epochs finished and the steps done.
+    `folder` gets `checkpoints/epoch-0003.pt`, written by rank 0, before the `report` that carries it. Kept are the two
+    newest (in the end one), the best by `JUDGED_BY` and the last before the learning rate decays. With
+    `config.checkpoint_every_steps` the newest one within an epoch lies there too, until the epoch's own does; a run
+    that begins or goes on with this epoch finds it by itself. A `folder` that is text is a URI (storage.py). Where
+    `resume` is damaged, the run goes on from an earlier one, and says so in its log.
+
+    `report` is called on all ranks with the same report after each epoch, and must give all ranks the same answer: True
+    to go on. `progress` is called after each optimizer step with the epochs finished and the steps done; where it
+    answers True on rank 0 (this machine will be taken away), a checkpoint is written within `NOTICE_EVERY` steps, and
+    training goes on.
     `device` defaults to the current GPU, else the CPU.
 
     ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
@@ -115,7 +128,7 @@ def _run(
     folder: Path | str,
     report: Callable[[EpochReport], bool],
     resume: Checkpoint | None,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], bool | None],
     device: torch.device,
     counters: Counters,
 ) -> Outcome:
@@ -151,6 +164,10 @@ def _run(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watched = config.sentinel if any(term.reads_embeddings for term in objective.terms.values()) else None
 
+    # The last checkpoint before the decay: from there a longer run can go on.
+    before_decay = config.schedule.last_epoch_before_decay(config.epochs)
+    before_decay -= before_decay % config.checkpoint_every
+    noticed = False
     start_epoch = counters.epoch
     while counters.epoch < config.epochs:
         # --- one epoch of steps ---------------------------------------------------------------------------------------
@@ -201,11 +218,15 @@ def _run(
             model.update_teacher(counters.step, total_steps)
             counters.step += 1
             counters.views += len(views) * config.batch_size
-            progress(counters.epoch, counters.step)
+            noticed = bool(progress(counters.epoch, counters.step)) or noticed
             if first_step_s is None:
                 first_step_s = time.perf_counter() - called
             every = config.checkpoint_every_steps
-            if every is not None and counters.step % every == 0 and not last:
+            due = every is not None and counters.step % every == 0
+            # Only between the ends of epochs that have one, where it will be looked for.
+            if config.checkpoint_every == 1 and (world_size == 1 or counters.step % NOTICE_EVERY == 0):
+                due, noticed = dist.broadcast_object(noticed) or due, False
+            if due and not last:
                 counters.epoch_seconds = time.perf_counter() - started
                 newest = _save(checkpoints, model, optimizer, counters, config, dataset, meter=meter)
                 if rank == 0:
@@ -251,12 +272,14 @@ def _run(
             return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
         saved = None
         if done or counters.epoch % config.checkpoint_every == 0:
+            if metrics.get(JUDGED_BY, -math.inf) > counters.best_score:
+                counters.best_epoch, counters.best_score = counters.epoch, metrics[JUDGED_BY]
             saved = _save(checkpoints, model, optimizer, counters, config, dataset)
         going_on = report(EpochReport(epoch=counters.epoch, metrics=metrics, checkpoint=saved))
-        if saved is not None and rank == 0:
-            checkpoint.keep_newest(checkpoints, epoch=saved.epoch)
-            if config.checkpoint_every_steps is not None:
-                checkpoint.remove_within(checkpoints)
+        if rank == 0 and saved is not None:
+            kept = {counters.best_epoch, before_decay}
+            checkpoint.retain(checkpoints, epoch=saved.epoch, count=1 if done else 2, kept=kept)
+            checkpoint.remove_within(checkpoints)
         if not going_on and not done:
             return Outcome(state="stopped", reason="report asked for it", epochs=counters.epoch)
 
@@ -309,13 +332,30 @@ class StepMeter:
 def _state_to_go_on_from(
     checkpoints: Path | str, resume: Checkpoint | None, config: TrialConfig, dataset: Dataset
 ) -> dict[str, Any] | None:
-    """The state within the epoch after `resume`, where there is one that fits, else that of `resume`; None for none.
+    """The state of the newest checkpoint that can be believed, from `resume` on or before it; None to begin afresh.
 
-    ValueError where `resume` is damaged or does not belong to this config and data.
+    ValueError where `resume` does not belong to this config and data, DamagedError where it and all earlier ones are
+    damaged.
     """
-    epoch = 0 if resume is None else resume.epoch
+    state: dict[str, Any] | None = None
+    chosen: Checkpoint | ValueError | None = None
+    if dist.rank() == 0:
+        try:
+            chosen, state = _newest_usable(checkpoints, resume, config, dataset)
+        except ValueError as error:
+            chosen = error
     # All ranks go on from what one of them found.
-    within = dist.broadcast_object(checkpoint.newest_within(checkpoints, epoch=epoch) if dist.rank() == 0 else None)
+    chosen = dist.broadcast_object(chosen)
+    if isinstance(chosen, ValueError):
+        raise chosen
+    return checkpoint.load(chosen) if state is None and chosen is not None else state
+
+
+def _newest_usable(
+    checkpoints: Path | str, resume: Checkpoint | None, config: TrialConfig, dataset: Dataset
+) -> tuple[Checkpoint | None, dict[str, Any] | None]:
+    epoch = 0 if resume is None else resume.epoch
+    within = checkpoint.newest_within(checkpoints, epoch=epoch)
     if within is not None:
         try:
             state = checkpoint.load(within)
@@ -325,13 +365,22 @@ def _state_to_go_on_from(
         else:
             ranks = len(state.get("rank_buffers", ()))
             if ranks in (0, dist.world_size()):
-                return state
+                return within, state
             logger.warning("going on from the end of epoch %d: %s is of %d workers", epoch, within.path, ranks)
     if resume is None:
-        return None
-    state = checkpoint.load(resume)
-    checkpoint.check_resumable(state, config, dataset.manifest_hash)
-    return state
+        return None, None
+    damaged: checkpoint.DamagedError | None = None
+    for candidate in (resume, *checkpoint.earlier(checkpoints, than=epoch)):
+        try:
+            state = checkpoint.load(candidate)
+        except checkpoint.DamagedError as error:
+            logger.warning("going on from an earlier checkpoint, if there is one: %s", error)
+            damaged = damaged or error
+        else:
+            checkpoint.check_resumable(state, config, dataset.manifest_hash)
+            return candidate, state
+    assert damaged is not None
+    raise damaged
 
 
 def _configure_torch(config: TrialConfig, device: torch.device) -> None:

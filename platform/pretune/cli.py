@@ -440,6 +440,9 @@ def ablate_command(
 def resume_command(
     sweep: Sweep,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all, from now on")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
+    ] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
@@ -451,6 +454,7 @@ def resume_command(
     with _checking():
         from pretune import ablation, journal, lookup, request
         from pretune import sweep as sweeps
+        from pretune.history import History
 
         result = request.read_sweep(sweep, storage, fresh=True)
         experiment = result.experiment
@@ -460,19 +464,21 @@ def resume_command(
                 f"sweep {result.name!r} is an ablation of {result.asked} trials, each a level and a seed; "
                 "leave --trials out, or run a new `pretune ablate` with more --seeds"
             )
+        earlier = journal.read(result.folder)
+        extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
         if target < len(result.trials):
             raise RequestError(
                 f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
             )
-        if target == result.asked and result.closed in ("finished", "exhausted"):
-            more = "" if experiment.points else f"add some with --trials {result.asked + 8}, or "
+        if target == result.asked and result.closed in ("finished", "exhausted") and not extensions:
+            longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
+            more = longer if experiment.points else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"
             )
         sweeps.check(experiment, space)
-        earlier = journal.read(result.folder)
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
             sweeps.check_unchanged(began[-1].versions, space)
@@ -483,10 +489,23 @@ def resume_command(
             space=space,
             remote=result.remote,
             trials=trials,
+            epochs=epochs,
             listener=listener,
             address=address,
         )
 
+    if extensions:
+        begins = sorted({extension.checkpoint.epoch for extension in extensions})
+        _note(
+            console,
+            f"{len(extensions)} finished trials go on from epoch {', '.join(map(str, begins))}, before their decay, to "
+            f"epoch {epochs}",
+        )
+        if experiment.base.schedule.kind == "cosine":
+            _note(
+                console,
+                "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
+            )
     _run_sweep(console, experiment.model_copy(update={"storage": str(result.folder.parent)}), run, earlier=earlier)
 
 

@@ -23,6 +23,10 @@ from pretune.messages import RequestError
 Node = Mapping[str, float]
 """What one node offers: resource name to amount."""
 
+SLOT_MEMORY = 800 * 2**20
+"""What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
+sweep measures it anew and prints it."""
+
 _PREFIX = "pretune-"
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Checkpoints never pass through Ray and reports are small; Ray's default would reserve 30 % of the memory."""

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-from pretune.experiment import Experiment, decay_epoch
+from pretune.experiment import Experiment
 from pretune.history import History, TrialHistory
-from pretune.journal import Asked, Attempt, Closed, End, Ended, Epoch, Journal, Opened, Record, Started
+from pretune.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
 from pretune.messages import RequestError
 from pretune.search import Search, Space
 from pretune.stopping import Stop, SuccessiveHalving
@@ -163,6 +163,10 @@ class Conductor:
         if trial.ended:
             self._live.discard(number)
             return
+        if outcome == "disk_full":
+            # It is no end of the trial: whoever makes room resumes it from its last checkpoint.
+            self._live.discard(number)
+            raise SweepFailedError(str(result.get("reason")))
         if outcome not in _ENDS:
             self.lost(number, f"its slot let go of it while it was {outcome}")
             return
@@ -201,6 +205,12 @@ class Conductor:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
 
+    def extend(self, record: Extended) -> None:
+        """A finished trial trains longer: handed out again after those that are unfinished."""
+        self._write(record)
+        self._last_epochs.pop(record.number, None)
+        self._waiting.append(record.number)
+
     def record(self, record: Record) -> None:
         """Writes a record of the driver's own (Resumed)."""
         self._write(record)
@@ -211,6 +221,7 @@ class Conductor:
             "number": trial.number,
             "config": trial.config,
             "params": trial.params,
+            "folder": folder_name(trial),
             "resume": None if trial.checkpoint is None else trial.checkpoint.model_dump(mode="json"),
             "attempt": trial.attempts,
         }
@@ -265,11 +276,19 @@ class Conductor:
         self.history.apply(record)
         if not isinstance(record, Epoch) or self._stopping is None:
             return None
+        if self.history.trials[record.number].extended:  # it was asked for by number of epochs: no rung ends it
+            return None
         if record.number not in self._last_epochs:
             config = TrialConfig.model_validate(self.history.trials[record.number].config)
-            self._last_epochs[record.number] = decay_epoch(config.schedule, config.epochs)
+            self._last_epochs[record.number] = config.schedule.last_epoch_before_decay(config.epochs)
         last_epoch = self._last_epochs[record.number]
         return self._stopping.observe(record.number, record.epoch, record.metrics, last_epoch=last_epoch)
+
+
+def folder_name(trial: TrialHistory) -> str:
+    """Of a trial's folder below `trials`. What trains longer has a new one, so that its first end stays as it was."""
+    longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
+    return f"{trial.number:04d}{longer}"
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -5,14 +5,13 @@ Imports neither Ray, torch nor Optuna: a request is refused within a fraction of
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainers import storage as storages
-from trainers.config import Config, ScheduleConfig, TrialConfig
+from trainers.config import Config, TrialConfig
 
 Budget = Literal["epochs", "views", "seconds"]
 LOCAL_ROOT = "./sweeps"
@@ -75,7 +74,7 @@ class Experiment(Config):
                 f"refuses two ranks on one GPU), but is {self.gpus_per_worker}; use one worker per trial, or whole GPUs"
             )
         self.base.check_workers(self.workers_per_trial)
-        grace, limit = self.stopping.grace, decay_epoch(self.base.schedule, self.base.epochs)
+        grace, limit = self.stopping.grace, self.base.schedule.last_epoch_before_decay(self.base.epochs)
         if self.stopping.enabled and self.budget == "epochs" and grace is not None and grace > limit:
             raise ValueError(
                 f"stopping.grace must be at most {limit}, the last epoch before the learning rate decays (epochs="
@@ -103,18 +102,3 @@ class Experiment(Config):
 def local_root(storage: str) -> Path:
     """The folder on this machine that holds the sweeps of `storage`: itself, or for a URI ./sweeps."""
     return Path(LOCAL_ROOT if storages.is_uri(storage) else storage).expanduser().absolute()
-
-
-def decay_epoch(schedule: ScheduleConfig, epochs: int) -> int:
-    """The last epoch none of whose steps belongs to the final decay, at most `epochs` - 1 (at the end nothing is left
-    to save).
-
-    With `constant` that is (1 - decay_share) of the run, with `step` the share of the first drop. A `cosine` falls from
-    the warm-up on, so nothing lies before its decay; trials of equal length still compare like with like at equal
-    epochs, which is all that is claimed for it.
-    """
-    if schedule.kind == "cosine":
-        return epochs - 1
-    share = 1.0 - schedule.decay_share if schedule.kind == "constant" else min(schedule.drops, default=1.0)
-    # The tolerance keeps (1 - 0.2) x 10, which is 8.0 on paper, from becoming 7.
-    return min(epochs - 1, math.floor(share * epochs + 1e-9))

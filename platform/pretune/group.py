@@ -96,9 +96,6 @@ class SlotSettings(BaseModel):
         wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         return {name: amount for name, amount in wanted.items() if amount}
 
-    def trial_folder(self, number: int) -> Path:
-        return Path(self.sweep_folder) / "trials" / f"{number:04d}"
-
 
 class GroupStartError(RuntimeError):
     """The worker group could not be placed or started within its bound."""
@@ -115,6 +112,7 @@ class Group:
 
     def __init__(self, settings: SlotSettings, make_train: Callable[[], Train] | None = None) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.settings = settings
         self.name = f"slot-{uuid.uuid4().hex[:8]}"
@@ -122,10 +120,16 @@ class Group:
         """Of the newest group that announced itself: how often a worker group was started for this slot."""
         self.workers: tuple[Worker, ...] = ()
         """Of the group that waits or works now; empty while none is up."""
+        self.preempted = False
+        """Whether Ray has said that a machine of this group will be taken away."""
         self._make_train = make_train
         self._records = Path(settings.sweep_folder) / "slots"
         self._reclaim()
-        mailbox = ray.remote(Mailbox).options(name=self.name, num_cpus=0, max_concurrency=1000)
+        # On the slot's own node: a machine that is taken away takes workers, but nobody that knows what they did.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox = ray.remote(Mailbox).options(
+            name=self.name, num_cpus=0, max_concurrency=1000, scheduling_strategy=here
+        )
         self._mailbox: Any = mailbox.remote(settings.workers)
         self._acknowledged = 0
         self._pending: deque[Event] = deque()
@@ -135,6 +139,7 @@ class Group:
         self._starting_since: float | None = None
         self._start_s: float | None = None
         self._closing = False
+        self._next_look = 0.0
         self._thread = self._start_fit()
 
     # ---- life --------------------------------------------------------------------------------------------------------
@@ -202,6 +207,15 @@ class Group:
         workers, self.workers = self.workers, ()
         self._starting_since = time.monotonic()
         kill(workers)
+
+    def memory_bytes(self) -> int:
+        """What the slot takes of its node beside its workers: this process, the mailbox, Ray Train's controller; pages
+        that processes share are counted once.
+        """
+        import ray
+
+        pids = [os.getpid(), *ray.get(self._mailbox.pids.remote(), timeout=CALL_S)]
+        return sum(proportional_bytes(pid) for pid in pids if pid is not None)
 
     def take_start_s(self) -> float | None:
         """Seconds that the newest start took, placing, imports and process group included; told once, then None."""
@@ -299,6 +313,7 @@ class Group:
     def _poll(self, timeout_s: float) -> Event | None:
         import ray
 
+        self._heed_notices()
         if not self._pending:
             news = ray.get(self._mailbox.events.remote(self._acknowledged, timeout_s), timeout=timeout_s + CALL_S)
             self._silence_s = news.silence_s
@@ -308,7 +323,7 @@ class Group:
         while self._pending:
             event = self._pending.popleft()
             if isinstance(event, Ready):
-                self.generation, self.workers = event.generation, event.workers
+                self.generation, self.workers, self.preempted = event.generation, event.workers, False
                 # A group that Ray Train restarted by itself began at a time that nobody told.
                 if self._starting_since is not None:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
@@ -319,6 +334,22 @@ class Group:
             if event.generation == self.generation and self.workers:
                 return event
         return None
+
+    def _heed_notices(self) -> None:
+        """Looks for machines that Ray is about to give back (a spot instance that is reclaimed, a drain) and tells the
+        workers. It is what Ray Train's own preemption watcher asks, without a process for it in each group.
+        """
+        import ray
+
+        if self.preempted or not self.workers or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + POLL_S
+        draining = ray._private.state.state.get_draining_nodes()
+        leaving = sorted({worker.node for worker in self.workers} & draining.keys())
+        if leaving:
+            self.preempted = True
+            logger.warning("%s: node %s will be taken away; its workers save", self.name, ", ".join(leaving))
+            ray.get(self._mailbox.notice.remote(self.generation), timeout=CALL_S)
 
 
 def kill(workers: tuple[Worker, ...], grace_s: float = 1.0) -> None:
@@ -351,6 +382,15 @@ def process_started(pid: int) -> float | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else float(fields[19])
+
+
+def proportional_bytes(pid: int) -> int:
+    """A process's share of memory (PSS); 0 where there is none, or the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def kill_process(pid: int, started: float) -> bool:

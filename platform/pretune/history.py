@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretune.journal import Asked, Attempt, Closed, Ended, Epoch, Opened, Record, Resumed, Started
+from pretune.journal import Asked, Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
@@ -14,7 +14,10 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 
 @dataclass
 class TrialHistory:
-    """One trial, as the journal tells it. `asked_at` and `ended_at` are positions of records, our only clock."""
+    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records, our only
+    clock. `checkpoints` are those that were written, by epoch; retention may have removed older ones. `extended`: it
+    was made longer after its end.
+    """
 
     number: int
     params: dict[str, Any]
@@ -27,14 +30,20 @@ class TrialHistory:
     attempts: int = 0
     failures: int = 0
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
+    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
+    extended: bool = False
     value: float | None = None
     reason: str = ""
     rung: int | None = None
 
     @property
     def ended(self) -> bool:
-        return self.ended_at is not None
+        return self.state not in ("WAITING", "RUNNING")
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest one, where the trial goes on from."""
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
 
     @property
     def last_epoch(self) -> int:
@@ -82,17 +91,18 @@ class History:
                         record.number, record.params, record.distributions, record.config, record.duplicate_of, position
                     )
                 )
-            case Started() | Epoch() | Attempt() | Ended():
+            case Started() | Epoch() | Attempt() | Ended() | Extended():
                 self._change(record, position)
 
-    def _change(self, record: Started | Epoch | Attempt | Ended, position: int) -> None:
+    def _change(self, record: Started | Epoch | Attempt | Ended | Extended, position: int) -> None:
         if record.number >= len(self.trials):
             raise ValueError(
                 f"record {position + 1} ({record.kind}) is about trial {record.number}, which was never asked"
             )
         trial = self.trials[record.number]
-        if trial.ended:
-            raise ValueError(f"record {position + 1} ({record.kind}) is about trial {record.number}, which has ended")
+        if trial.ended != isinstance(record, Extended):
+            state = "has ended" if trial.ended else "has not ended"
+            raise ValueError(f"record {position + 1} ({record.kind}) is about trial {record.number}, which {state}")
         match record:
             case Started():
                 trial.attempts += 1
@@ -104,9 +114,18 @@ class History:
                     )
                 trial.state = "RUNNING"
                 trial.epochs[record.epoch] = record.metrics
-                trial.checkpoint = record.checkpoint or trial.checkpoint
+                if record.checkpoint is not None:
+                    trial.checkpoints[record.epoch] = record.checkpoint
             case Attempt():
                 trial.failures = record.failures
             case Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
-                trial.rung, trial.ended_at = record.rung, position
+                trial.rung = record.rung
+                trial.ended_at = position if trial.ended_at is None else trial.ended_at
+            case Extended():
+                # What came after the checkpoint is told anew, under another schedule.
+                kept = record.checkpoint.epoch
+                trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
+                trial.checkpoints = {kept: record.checkpoint}
+                trial.config, trial.extended = record.config, True
+                trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None

@@ -6,8 +6,9 @@ the disk (fsync) before `append` returns. A crash can only tear the last line: r
 cuts it off.
 
 Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
-`attempt` (a failure that is retried or given up), `ended`; and of drivers `resumed` and `closed`. Each class below says
-what its fields mean. With a storage URI the same lines are uploaded as segments (segments.py).
+`attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); and of drivers `resumed`
+and `closed`. Each class below says what its fields mean. With a storage URI the same lines are uploaded as segments
+(segments.py).
 """
 
 from __future__ import annotations
@@ -110,6 +111,17 @@ class Ended(_Record):
     rung: int | None = None
 
 
+class Extended(_Record):
+    """A finished trial is to train longer: on from `checkpoint`, the last before its decay, as `config` says. It comes
+    before the trial's next `started`, and another `ended` follows.
+    """
+
+    kind: Literal["extended"] = "extended"
+    number: int
+    config: dict[str, Any]
+    checkpoint: Checkpoint
+
+
 class Resumed(_Record):
     """A driver took the sweep up again. `trials` is the number of trials asked for from now on."""
 
@@ -128,7 +140,7 @@ class Closed(_Record):
 
 
 Record = Annotated[
-    Opened | Asked | Started | Epoch | Attempt | Ended | Resumed | Closed,
+    Opened | Asked | Started | Epoch | Attempt | Ended | Extended | Resumed | Closed,
     Field(discriminator="kind"),
 ]
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)

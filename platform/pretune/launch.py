@@ -83,7 +83,7 @@ def run(
     device: Device = "auto",
     resume: Checkpoint | None = None,
     report: Callable[[EpochReport], bool] = _go_on,
-    progress: Callable[[int, int], None] = _ignore,
+    progress: Callable[[int, int], bool | None] = _ignore,
     make_train: Callable[[], Train] | None = None,
     process_group_timeout_s: float = 1800.0,
     hang_timeout_s: float = 900.0,
@@ -154,7 +154,7 @@ class _Family:
     def watch(
         self,
         report: Callable[[EpochReport], bool],
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], bool | None],
         hang_timeout_s: float,
     ) -> Outcome:
         """Relay until every rank has ended. Raises TrainingFailedError."""

@@ -13,6 +13,7 @@ generation are void. A *run* is one attempt at one trial: what an older run stil
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class Failed:
     summary: str
     """The exception's type and message, one line."""
     traceback: str
+    disk_full: bool = False
 
 
 Event = Ready | Reported | Ended | Failed
@@ -133,6 +135,8 @@ class Mailbox:
         self._alive: dict[int, float] = {}
         self._slot_heard = time.monotonic()
         self._closed = False
+        self._noticed = False
+        self._controller: int | None = None
         self._changed = asyncio.Condition()
 
     # ---- what workers call -------------------------------------------------------------------------------------------
@@ -141,6 +145,7 @@ class Mailbox:
         """Called by rank 0 of a group that has just started. The first generation is 1."""
         async with self._changed:
             self._generation += 1
+            self._noticed = False
             self._workers = {}
             self._commands = []
             self._alive = {}
@@ -174,10 +179,11 @@ class Mailbox:
             return Taken(self._commands[number], silent)
         return Taken(None, silent)
 
-    async def progress(self, generation: int, rank: int) -> None:
-        """A sign of life from inside an epoch."""
+    async def progress(self, generation: int, rank: int) -> bool:
+        """A sign of life from inside an epoch; True where one of the group's machines will be taken away."""
         if generation == self._generation:
             self._alive[rank] = time.monotonic()
+        return self._noticed
 
     async def post(self, event: Reported | Ended | Failed, rank: int) -> None:
         """An event for the slot; void if the group was replaced meanwhile."""
@@ -208,13 +214,23 @@ class Mailbox:
         now = self._slot_heard = time.monotonic()
         return News(tuple(self._events), {rank: now - at for rank, at in self._alive.items()})
 
+    async def notice(self, generation: int) -> None:
+        """A machine of this group will be taken away: its workers hear of it with their next sign of life."""
+        self._noticed = self._noticed or generation == self._generation
+
+    async def pids(self) -> tuple[int, int | None]:
+        """Of this process, and of Ray Train's controller once it has asked `closed`."""
+        return os.getpid(), self._controller
+
     async def close(self) -> None:
         """From now on every command is `shutdown`, for this group and any later one."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    async def closed(self) -> bool:
+    async def closed(self, controller: int) -> bool:
+        """Asked by Ray Train's controller, which has this pid, before it starts a worker group."""
+        self._controller = controller
         return self._closed
 
     # ---- inside ------------------------------------------------------------------------------------------------------

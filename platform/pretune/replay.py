@@ -45,6 +45,11 @@ def trial_of(result: SweepResult, number: int) -> TrialConfig:
     if not 0 <= number < len(result.trials):
         raise RequestError(f"TRIAL must be 0 to {len(result.trials) - 1}, but is {number}; see `pretune show`")
     trial = result.trials[number]
+    if trial.extended:
+        raise RequestError(
+            f"trial {number} of {result.name!r} was trained longer after its end, from a checkpoint of a shorter "
+            "schedule, so a run from the start differs; replay another one"
+        )
     if trial.config is None or trial.epochs == 0:
         raise RequestError(
             f"trial {number} of {result.name!r} ({trial.state}) finished no epoch, so there is nothing to compare "

@@ -40,6 +40,8 @@ class TrialResult:
     attempts: int
     failures: int
     duplicate_of: int | None
+    extended: bool = False
+    """Made longer after its end, with `pretune resume --epochs`."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def _result(trial: TrialHistory, metric: str) -> TrialResult:
         attempts=trial.attempts,
         failures=trial.failures,
         duplicate_of=trial.duplicate_of,
+        extended=trial.extended,
     )
 
 

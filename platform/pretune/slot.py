@@ -5,12 +5,12 @@ it to the group that is up already. `group.py` owns the processes; here is the l
 and begin again, end.
 
 A row, as `step` returns it, is flat: number, epoch, every metric of the EpochReport under its own name, checkpoint
-(dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed"), reason, failures
-(so far in this trial), group_starts (of this slot, in all), done. The first row after a start of the group has its
-seconds as time/group_start_s. When a trial ends by itself its last row has
-done=True, another outcome than "running", and repeats the last epoch's metrics. A row that follows a failure has the
-failure's text in `reason` and `traceback`. A trial that Tune stops gets its `stop` command with the next `reset_config`
-or `cleanup`.
+(dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full"),
+reason, failures (so far in this trial), group_starts (of this slot, in all), done. The first row after a start of the
+group has its seconds as time/group_start_s, and the slot's memory beside its workers as memory/slot_bytes. When a trial
+ends by itself its last row has done=True, another outcome than "running", and repeats the last epoch's metrics. A row
+that follows a failure has the failure's text in `reason` and `traceback`. A trial that Tune stops gets its `stop`
+command with the next `reset_config` or `cleanup`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 from ray import tune
 
+from pretune.cluster import SLOT_MEMORY
 from pretune.group import Group, GroupStartError, SlotSettings
 from pretune.mailbox import Command, Ended, Failed, Order, Ready, Reported
 from trainers.config import TrialConfig
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 POINTER_FILE = "pointer.json"
 """The only file in a Tune checkpoint: path and hash of the state that rank 0 wrote to the sweep's storage."""
-DRIVER_MEMORY = 300 * 2**20
-"""What a slot asks of Tune, in bytes: no CPU, so that the worker placement group is the whole gang."""
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to the head node alone."""
 
 
 @dataclass
@@ -72,7 +73,8 @@ class Slot(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}])
+        """No CPU, so that the worker placement group is the whole gang; on the head, which nobody takes away."""
+        return tune.PlacementGroupFactory([{"memory": SLOT_MEMORY, HEAD: 1e-3}])
 
     # ---- what Tune calls ---------------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class Slot(tune.Trainable):
         return _Trial(
             number=number,
             config=config["config"],
-            folder=self._settings.trial_folder(number),
+            folder=Path(self._settings.sweep_folder) / "trials" / config["folder"],
             checkpoint=resume,
             epoch=resume.epoch if resume else 0,
         )
@@ -177,7 +179,7 @@ class Slot(tune.Trainable):
     def _handle(self) -> dict[str, Any] | None:
         """Wait for one event, act on it; a row if there is one for Tune."""
         trial, group, settings = self._trial, self._group, self._settings
-        generation = group.generation
+        generation, preempted = group.generation, group.preempted
         event = group.event()
         if event is None:
             if not group.workers:
@@ -187,15 +189,18 @@ class Slot(tune.Trainable):
                 return self._retry(f"a worker hung: no sign of life for {settings.hang_timeout_s:g} s", "")
             return None
         if isinstance(event, Ready):
-            return self._retry(f"a worker of group {generation} was lost", "")
+            return self._retry(f"a worker of group {generation} was lost", "", preempted=preempted)
         if isinstance(event, Failed):
             dead = group.dead_ranks()
             group.replace(event.summary)
             if event.run != trial.run:  # an older run broke while it stopped: not this trial's failure
                 self._begin()
                 return None
+            if event.disk_full:
+                return self._end("disk_full", event.summary)
             lost = f"rank {', '.join(map(str, dead))} was lost; " if dead else ""
-            return self._retry(f"{lost}rank {event.rank} raised {event.summary}", event.traceback)
+            reason = f"{lost}rank {event.rank} raised {event.summary}"
+            return self._retry(reason, event.traceback, preempted=preempted and bool(dead))
         if event.run != trial.run:
             return None
         if isinstance(event, Reported):
@@ -212,7 +217,8 @@ class Slot(tune.Trainable):
         trial.epoch, trial.metrics = report.epoch, report.metrics
         start_s = self._group.take_start_s()
         if start_s is not None:
-            trial.metrics = {**trial.metrics, "time/group_start_s": start_s}
+            memory = float(self._group.memory_bytes())
+            trial.metrics = {**trial.metrics, "time/group_start_s": start_s, "memory/slot_bytes": memory}
         row = self._row("running", trial.reason)
         trial.reason = trial.traceback = ""
         return row
@@ -237,9 +243,11 @@ class Slot(tune.Trainable):
             return self._retry("the training stopped although it was told to continue", "")
         return self._end(outcome.state, outcome.reason)
 
-    def _retry(self, reason: str, traceback: str) -> dict[str, Any] | None:
-        """Begin again from the last checkpoint, or end as failed."""
-        if not self._fail(reason, traceback):
+    def _retry(self, reason: str, traceback: str, *, preempted: bool = False) -> dict[str, Any] | None:
+        """Begin again from the last checkpoint, or end as failed. A machine that was taken away is no failure."""
+        if preempted:
+            self._note(f"its machine was taken away: {reason}", "")
+        elif not self._fail(reason, traceback):
             return self._end("failed", self._trial.reason)
         self._begin()
         return None
@@ -248,18 +256,23 @@ class Slot(tune.Trainable):
         """Count a failure and write it into the trial's log; True if the trial may be retried."""
         trial = self._trial
         trial.failures += 1
-        trial.run = 0
         retried = trial.failures <= self._settings.max_failures
-        trial.reason = f"failure {trial.failures}, {'retried' if retried else 'given up'}: {reason}"
-        trial.traceback = traceback
+        self._note(f"failure {trial.failures}, {'retried' if retried else 'given up'}: {reason}", traceback)
+        return retried
+
+    def _note(self, reason: str, traceback: str) -> None:
+        trial = self._trial
+        trial.run = 0
+        trial.reason, trial.traceback = reason, traceback
         logger.warning("trial %d: %s\n%s", trial.number, trial.reason, traceback)
         trial.folder.mkdir(parents=True, exist_ok=True)
         with (trial.folder / "log.txt").open("a") as log:
             log.write(f"{trial.reason}\n{traceback}")
-        return retried
 
     def _end(
-        self, outcome: Literal["complete", "diverged", "collapsed", "out_of_memory", "failed"], reason: str
+        self,
+        outcome: Literal["complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full"],
+        reason: str,
     ) -> dict[str, Any]:
         trial, settings = self._trial, self._settings
         trial.over, trial.run = True, 0

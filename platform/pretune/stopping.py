@@ -64,9 +64,9 @@ class SuccessiveHalving:
     def observe(self, number: int, epoch: int, metrics: Mapping[str, float], *, last_epoch: int) -> Stop | None:
         """Takes in one report of trial `number` and says whether the trial ends with it.
 
-        `last_epoch` is the trial's last epoch before its decay (`experiment.decay_epoch`); later reports are on no
-        rung, for a decayed and an undecayed network do not compare. A report without the metric is passed over: the
-        next one counts.
+        `last_epoch` is the trial's last one before its decay (`ScheduleConfig.last_epoch_before_decay`); later reports
+        are on no rung, for a decayed and an undecayed network do not compare. A report without the metric is passed
+        over: the next one counts.
 
         Raises:
             ValueError: the report does not say how much of the budget it used.

@@ -20,10 +20,13 @@ from pretune import journal as journals
 from pretune.conductor import Conductor, Listener, SweepFailedError
 from pretune.experiment import Experiment
 from pretune.history import History
-from pretune.journal import Opened, Resumed
+from pretune.journal import Extended, Opened, Resumed
 from pretune.messages import RequestError
 from pretune.results import SweepResult
+from pretune.retention import Trimming
 from pretune.search import Search, Space
+from trainers import storage
+from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
     from ray import tune
@@ -73,6 +76,7 @@ def resume(
     space: Space,
     remote: str | None = None,
     trials: int | None = None,
+    epochs: int | None = None,
     listener: Listener | None = None,
     address: str | None = None,
     cpus: int | None = None,
@@ -81,7 +85,8 @@ def resume(
     """Goes on with the sweep in `folder`: unfinished trials first, each from its last checkpoint; finished ones are
     kept.
 
-    `trials` is the number of trials asked for in all from now on (None: as before). `space` is that of
+    `trials` is the number of trials asked for in all from now on (None: as before). `epochs` makes each finished trial
+    that is shorter so long (see `longer`). `space` is that of
     `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its journal. The rest
     is as for `run`.
     """
@@ -95,14 +100,60 @@ def resume(
         target = trials or history.target
         if target < asked:
             raise RequestError(f"--trials must be at least {asked}, the number of trials asked so far, but is {trials}")
-        if target == asked and all(trial.ended for trial in history.trials):
+        extensions = [] if epochs is None else longer(history, epochs)
+        if target == asked and not extensions and all(trial.ended for trial in history.trials):
             return results.read(folder, remote=remote)
         check(experiment, space)
         with _cluster(folder, address, cpus):
             slots = _slots(experiment.model_copy(update={"trials": target}), address)
             conductor = Conductor(journal, space, listener=listener)
             conductor.record(Resumed(trials=target, versions=versions(space), host=host()))
+            for extension in extensions:
+                conductor.extend(extension)
             return _conduct(conductor, folder, remote, slots, trainable)
+
+
+def longer(history: History, epochs: int) -> list[Extended]:
+    """How each COMPLETE trial that is shorter than `epochs` goes on: from its last checkpoint before the decay, so that
+    the decay is run anew, at its new place. What follows a checkpoint depends on the schedule's end: the numbers are
+    those of this history, not of a run that was as long from the start.
+
+    RequestError where no trial is shorter, such a checkpoint is gone, or the sampler is CMA-ES, whose state is computed
+    from the ends of trials.
+    """
+    assert history.opened is not None
+    experiment = history.opened.experiment
+    if experiment.sampler == "cmaes":
+        raise RequestError(
+            "--epochs must not be given for sampler 'cmaes', which computes its state from the ends of trials; train "
+            "the best trial longer with `pretune train`"
+        )
+    found: list[Extended] = []
+    lengths: list[int] = []
+    for trial in history.trials:
+        if trial.state != "COMPLETE":
+            continue
+        config = TrialConfig.model_validate(trial.config)
+        lengths.append(config.epochs)
+        if config.epochs >= epochs:
+            continue
+        limit = config.schedule.last_epoch_before_decay(config.epochs)
+        at = max((epoch for epoch in trial.checkpoints if epoch <= limit), default=None)
+        if at is None or not storage.exists(trial.checkpoints[at].path):
+            where = f"{trial.checkpoints[at].path} is gone" if at is not None else "none was written"
+            raise RequestError(
+                f"trial {trial.number} must have a checkpoint of epoch {limit} or before, where its decay begins, but "
+                f"{where}; restore it, or run a new sweep of {epochs} epochs"
+            )
+        changed = config.model_copy(update={"epochs": epochs}).model_dump(mode="json")
+        found.append(Extended(number=trial.number, config=changed, checkpoint=trial.checkpoints[at]))
+    if not lengths:
+        raise RequestError("--epochs trains finished trials longer, but none is COMPLETE; leave it out to go on")
+    if not found:
+        raise RequestError(
+            f"--epochs must be above {max(lengths)}, the length of the finished trials, but is {epochs}; raise it"
+        )
+    return found
 
 
 def check(experiment: Experiment, space: Space) -> None:
@@ -120,6 +171,7 @@ def _conduct(
 ) -> SweepResult:
     from pretune.tuning import execute
 
+    conductor.listener = Trimming(conductor, conductor.listener)
     try:
         conductor.settle()
         served_by = (trainable or partial(_warm_slot, remote=remote))(conductor.experiment, folder)

@@ -102,5 +102,5 @@ class EndWithSlot(ControllerCallback):
         self._mailbox = mailbox
 
     def before_controller_execute_resize_decision(self, resize_decision: object) -> None:
-        if ray.get(self._mailbox.closed.remote(), timeout=60.0):
+        if ray.get(self._mailbox.closed.remote(os.getpid()), timeout=60.0):
             raise SlotClosedError("the slot is closing; no further worker group is started")

@@ -54,7 +54,7 @@ class _Killed:
         folder: Path,
         report: Callable[[EpochReport], bool],
         resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], bool | None],
         device: torch.device,
     ) -> Outcome:
         def until(epoch: int, step: int) -> None:

@@ -8,6 +8,7 @@ same process: every global setting and random state is put back before it starts
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -42,7 +43,9 @@ PULSE_S = 1.0
 
 
 class Train(Protocol):
-    """Trains one trial. An instance is made once per process, so what it keeps stays warm."""
+    """Trains one trial. An instance is made once per process, so what it keeps stays warm. Arguments as for
+    `trainers.train`.
+    """
 
     def __call__(
         self,
@@ -51,7 +54,7 @@ class Train(Protocol):
         folder: Path,
         report: Callable[[EpochReport], bool],
         resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], bool | None],
         device: torch.device,
     ) -> Outcome: ...
 
@@ -77,7 +80,7 @@ class WarmTrainer:
         folder: Path,
         report: Callable[[EpochReport], bool],
         resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], bool | None],
         device: torch.device,
     ) -> Outcome:
         from trainers import storage
@@ -110,7 +113,7 @@ def run_trial(
     rank: int,
     device: torch.device,
     report: Callable[[EpochReport], bool],
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], bool | None],
 ) -> Outcome:
     """One trial, as if this process were new. Being out of memory is an outcome; any other exception is passed on."""
     config = TrialConfig.model_validate(order.config)
@@ -264,6 +267,8 @@ class Line:
         self._abandoned_after_s = abandoned_after_s
         self._number = 0
         self._pulse = 0.0
+        self._answer: Any = None
+        self._noticed = False
         self.generation = generation
         self.rank = rank
 
@@ -295,12 +300,28 @@ class Line:
         except ray.exceptions.RayActorError as error:
             raise Abandoned("the slot's mailbox is gone") from error
 
-    def pulse(self, epoch: int, step: int) -> None:
-        """A sign of life: called at every step, sent about once a second, not waited for."""
+    def pulse(self, epoch: int, step: int) -> bool:
+        """A sign of life: called at every step, sent about once a second. True, once, where the answer to an earlier
+        one says that this machine, or another one of the group, will be taken away: the answer is not waited for.
+        """
+        import ray
+
         now = time.monotonic()
-        if now - self._pulse >= PULSE_S:
-            self._pulse = now
-            self._mailbox.progress.options(num_returns=0).remote(self.generation, self.rank)
+        if now - self._pulse < PULSE_S:
+            return False
+        self._pulse = now
+        answer, self._answer = self._answer, None
+        if answer is None or ray.wait([answer], timeout=0)[0]:
+            self._answer = self._mailbox.progress.remote(self.generation, self.rank)
+        else:
+            self._answer = answer
+            return False
+        try:
+            noticed = answer is not None and bool(ray.get(answer, timeout=CALL_S))
+        except ray.exceptions.RayActorError:
+            return False  # `take` or `post` will find out
+        told, self._noticed = self._noticed, noticed
+        return noticed and not told
 
 
 def loop(setup: dict[str, Any]) -> None:
@@ -382,6 +403,7 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
         except Abandoned:
             raise
         except Exception as error:
-            line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc()))
+            disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc(), disk_full))
             raise
         line.post(Ended(line.generation, run, line.rank, outcome))

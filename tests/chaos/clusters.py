@@ -36,10 +36,11 @@ def cluster(*, head_cpus: int) -> Iterator[Any]:
 
 
 def live_actors() -> list[str]:
-    """Names of the classes of actors that live on the connected cluster."""
-    return [
-        actor["ActorClassName"] for actor in ray._private.state.actors().values() if actor["State"] not in ("DEAD",)
-    ]
+    """Names of the classes of actors that live on the connected cluster, but for the one that Ray Train keeps for all
+    of its runs.
+    """
+    living = [actor["ActorClassName"] for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
+    return [name for name in living if name != "_AutoscalingCoordinatorActor"]
 
 
 def live_placement_groups() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
+from pretune import retention, sweep
 from pretune.conductor import SweepFailedError
 from pretune.experiment import Experiment, StoppingConfig
 from pretune.journal import FILE, Attempt, Ended, Record, read
@@ -18,6 +19,7 @@ from pretune.messages import RequestError
 from pretune.search import Space
 from tests import toys
 from tests.toys import Executor, again, begin, decisions, follow, row, space
+from trainers import storage
 from trainers.config import TrialConfig
 
 BASE = toys.BASE.model_copy(update={"epochs": 9})
@@ -207,6 +209,84 @@ def test_a_trial_that_found_no_room_is_handed_out_again_however_often(tmp_path: 
         assert not conductor.finished
         assert conductor.next() == first
     assert conductor.history.trials[0].failures == 0
+
+
+def test_a_full_disk_ends_the_sweep_and_leaves_the_trial_to_be_gone_on_with(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(), space)
+    handout = conductor.next()
+    assert handout is not None
+    conductor.started(0)
+    conductor.reported(0, row(handout, 1))
+    with pytest.raises(SweepFailedError, match="needs 4 MB"):
+        conductor.ended(0, row(handout, 1, outcome="disk_full", reason="the disk is full: needs 4 MB", done=True))
+    conductor._journal.close()
+    after = again(tmp_path, space)
+    assert (after.history.trials[0].state, after.history.trials[0].failures) == ("RUNNING", 0)
+    back = after.next()
+    assert back is not None
+    assert (back["number"], back["resume"]["epoch"]) == (0, 1)
+
+
+def test_finished_trials_train_longer_from_before_their_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(tmp_path, experiment(trials=6), space)
+    Executor(first, slots=2, seed=0).run()
+    first._journal.close()
+    monkeypatch.setattr(storage, "exists", lambda place: True)
+    conductor = again(tmp_path, space)
+    before = [(trial.number, trial.state, trial.value) for trial in conductor.history.trials]
+    complete = [number for number, state, _ in before if state == "COMPLETE"]
+    with pytest.raises(RequestError, match="--epochs must be above 9, the length of the finished trials, but is 9"):
+        sweep.longer(conductor.history, 9)
+    extensions = sweep.longer(conductor.history, 15)
+    # A fifth of the nine epochs is the decay: the last checkpoint before it is of epoch 7.
+    assert [(one.number, one.checkpoint.epoch, one.config["epochs"]) for one in extensions] == [
+        (number, 7, 15) for number in complete
+    ]
+    for one in extensions:
+        conductor.extend(one)
+    assert not conductor.finished
+    handout = conductor.next()
+    assert handout is not None
+    assert (handout["number"], handout["folder"]) == (complete[0], f"{complete[0]:04d}-epochs-15")
+    assert (handout["resume"]["epoch"], handout["config"]["epochs"]) == (7, 15)
+    conductor._journal.close()
+    # Killed now, the next driver knows of it; no rung ends what was asked for.
+    conductor = again(tmp_path, space)
+    Executor(conductor, slots=2, seed=0).run()
+    after = [(trial.number, trial.state) for trial in conductor.history.trials]
+    assert after == [(number, state) for number, state, _ in before]
+    for number in complete:
+        trial = conductor.history.trials[number]
+        assert (trial.last_epoch, sorted(trial.epochs)) == (15, list(range(1, 16)))
+        assert trial.value == trial.epochs[15]["probe/linear"]
+
+
+def test_of_a_stopped_trial_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "s", experiment(trials=2), space)
+    heard: list[str] = []
+
+    class Ear:
+        def on_event(self, record: Record) -> None:
+            heard.append(record.kind)
+
+    conductor.listener = retention.Trimming(conductor, Ear())
+    handout = conductor.next()
+    assert handout is not None
+    files = [tmp_path / f"epoch-{epoch}" for epoch in (1, 2, 3)]
+    for epoch, (file, value) in enumerate(zip(files, (0.2, 0.7, 0.5), strict=True), start=1):
+        file.touch()
+        Path(f"{file}.json").touch()
+        pointer = {"path": str(file), "sha256": "x", "epoch": epoch}
+        conductor.reported(0, row(handout, epoch, **{"probe/linear": value}, checkpoint=pointer))
+    assert all(file.exists() for file in files)
+    conductor.ended(0, row(handout, 3, outcome="collapsed", reason="flat", done=True))
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-2", "epoch-2.json"]
+    assert heard[-1] == "ended"
+    # What a killed driver left is removed by the next.
+    files[0].touch()
+    conductor._journal.close()
+    retention.Trimming(again(tmp_path / "s", space), None)
+    assert not files[0].exists()
 
 
 def test_failures_that_a_slot_healed_are_written_once_each(tmp_path: Path) -> None:

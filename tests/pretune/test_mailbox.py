@@ -147,12 +147,12 @@ def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
         mailbox, generation = await joined(1)
         waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
         await asyncio.sleep(0.05)
-        assert not await mailbox.closed()
+        assert not await mailbox.closed(1)
         await mailbox.close()
         assert (await waiting).command == SHUTDOWN
         assert not await mailbox.send(generation, CONTINUE)
         later = await mailbox.next_generation()
         assert (await mailbox.take(later, 0, 0, 5.0)).command == SHUTDOWN
-        assert await mailbox.closed()
+        assert await mailbox.closed(1)
 
     run(scenario())

@@ -51,7 +51,7 @@ class Toy:
         folder: Path,
         report: Callable[[EpochReport], bool],
         resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], object],
         device: torch.device,
     ) -> Outcome:
         number, rank = int(folder.name), torch.distributed.get_rank()
@@ -64,13 +64,15 @@ class Toy:
             if action == "diverged":
                 return Outcome(state="diverged", reason="loss/total is not finite", epochs=epoch)
             mark = folder / f"struck-{epoch + 1}"
-            if last and action and (action == "bug" or not mark.exists()):
+            if last and action and action != "taken away" and (action == "bug" or not mark.exists()):
                 mark.touch()
                 strike(action)
             values = torch.ones(1)
             torch.distributed.all_reduce(values)
             for step in range(3):
                 progress(epoch, step)
+            if action == "taken away" and not mark.exists():
+                heed(progress, mark, last)
             epoch += 1
             checkpoint = folder / f"epoch-{epoch}.json"
             text = json.dumps({"epoch": epoch})
@@ -82,6 +84,18 @@ class Toy:
             if not report(EpochReport(epoch=epoch, metrics=metrics, checkpoint=pointer)):
                 return Outcome(state="stopped", epochs=epoch)
         return Outcome(state="complete", epochs=epoch)
+
+
+def heed(progress: Callable[[int, int], object], mark: Path, last: bool) -> None:
+    """Waits until it is told that the machine goes, and goes with it."""
+    deadline = time.monotonic() + 20.0
+    while not progress(1, 0):
+        assert time.monotonic() < deadline, "no notice was given"
+        time.sleep(0.05)
+    if last:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60.0)
 
 
 def strike(action: str) -> None:
@@ -101,6 +115,7 @@ SCRIPT: Script = {
     (40, 2): "killed",
     (50, 3): "frozen",
     (60, 2): "bug",
+    (70, 2): "taken away",
 }
 
 
@@ -111,6 +126,7 @@ def trial(number: int, epochs: int = EPOCHS, resume: Checkpoint | None = None) -
         "config": config.model_dump(mode="json"),
         "params": {},
         "resume": resume.model_dump() if resume else None,
+        "folder": f"{number:04d}",
         "attempt": 0,
     }
 
@@ -273,6 +289,19 @@ def test_a_frozen_worker_is_killed_and_the_trial_heals(slot: Slot, sweep: Path) 
     attempts = began(sweep, 50, rank=1)
     assert [epoch for _, epoch in attempts] == [0, 2]
     assert process_started(attempts[0][0]) is None, "the frozen process must be gone"
+
+
+def test_a_machine_that_is_taken_away_is_announced_to_the_workers_and_is_no_failure(
+    slot: Slot, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ray.get_runtime_context().get_node_id()
+    state = ray._private.state.state
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {here: 0} if slot._trial.number == 70 else {})
+    rows = serve(slot, 70)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
+    assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("complete", 0)
+    assert rows[1]["reason"].startswith("its machine was taken away: ")
+    assert [epoch for _, epoch in began(sweep, 70, rank=1)] == [0, 1]
 
 
 def test_a_bug_fails_its_own_trial_alone(slot: Slot, sweep: Path) -> None:

@@ -37,6 +37,10 @@ class ScriptedGroup:
         self.deaf = False
         self.start_s: float | None = None
         self.dead: list[int] = []
+        self.preempted = False
+
+    def memory_bytes(self) -> int:
+        return 700_000_000
 
     def ready(self) -> int:
         if not self.workers:
@@ -95,7 +99,8 @@ def make_slot(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) ->
 
 def trial(number: int) -> dict[str, Any]:
     config = TrialConfig.model_validate({"objective": {"alignment": {}}, "epochs": 3})
-    return {"number": number, "config": config.model_dump(mode="json"), "resume": None}
+    folder = f"{number:04d}"
+    return {"number": number, "config": config.model_dump(mode="json"), "folder": folder, "resume": None}
 
 
 def group(slot: Slot) -> ScriptedGroup:
@@ -265,3 +270,22 @@ def test_settings_that_cannot_work_are_refused_with_the_rule(values: dict[str, A
 def test_the_seconds_of_a_groups_start_are_told_once(slot: Slot) -> None:
     assert step(slot, report(1))["time/group_start_s"] == 20.0
     assert "time/group_start_s" not in step(slot, report(2))
+
+
+def test_a_machine_that_is_taken_away_is_no_failure_and_the_trial_goes_on(slot: Slot) -> None:
+    group(slot).preempted = True
+    group(slot).script.extend([report(1), report(2), Ready(2, ()), report(3, run=2)])
+    assert [slot.step()["epoch"] for _ in range(2)] == [1, 2]
+    row = slot.step()
+    assert (row["epoch"], row["failures"]) == (3, 0)
+    assert row["reason"] == "its machine was taken away: a worker of group 1 was lost"
+    assert group(slot).resumes == [0, 2]
+
+
+def test_a_full_disk_ends_the_row_and_not_the_trial(slot: Slot) -> None:
+    failed = Failed(1, 1, 0, "DiskFullError: the disk is full: needs 4 MB", "Traceback …", disk_full=True)
+    group(slot).script.extend([report(1), failed])
+    assert slot.step()["epoch"] == 1
+    row = slot.step()
+    assert (row["done"], row["outcome"], row["failures"]) == (True, "disk_full", 0)
+    assert "needs 4 MB" in row["reason"]

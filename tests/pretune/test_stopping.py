@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pretune.experiment import Experiment, StoppingConfig, decay_epoch
+from pretune.experiment import Experiment, StoppingConfig
 from pretune.stopping import SuccessiveHalving, rung_of, survives
 from trainers.config import ScheduleConfig, TrialConfig
 from trainers.terms import Alignment
@@ -136,12 +136,12 @@ def test_without_a_grace_the_first_rung_is_what_a_fifth_of_the_epochs_used() -> 
 
 def test_the_last_rung_lies_before_the_decay_of_the_schedule() -> None:
     constant = ScheduleConfig(kind="constant", warmup_share=0.0, decay_share=0.2)
-    assert [decay_epoch(constant, epochs) for epochs in (1, 3, 5, 10, 100)] == [0, 2, 4, 8, 80]
-    assert decay_epoch(constant.model_copy(update={"decay_share": 0.0}), 10) == 9
-    assert decay_epoch(ScheduleConfig(kind="cosine"), 10) == 9
-    assert decay_epoch(ScheduleConfig(kind="step", drops=(0.5, 0.75)), 10) == 5
+    assert [constant.last_epoch_before_decay(epochs) for epochs in (1, 3, 5, 10, 100)] == [0, 2, 4, 8, 80]
+    assert constant.model_copy(update={"decay_share": 0.0}).last_epoch_before_decay(10) == 9
+    assert ScheduleConfig(kind="cosine").last_epoch_before_decay(10) == 9
+    assert ScheduleConfig(kind="step", drops=(0.5, 0.75)).last_epoch_before_decay(10) == 5
     # Exact on paper, inexact in floating point: 1 - 0.9 is a little less than a tenth.
-    assert decay_epoch(constant.model_copy(update={"decay_share": 0.9}), 10) == 1
+    assert constant.model_copy(update={"decay_share": 0.9}).last_epoch_before_decay(10) == 1
 
 
 def test_the_rule_of_an_experiment_follows_its_settings() -> None:

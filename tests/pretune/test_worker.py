@@ -27,7 +27,7 @@ from trainers.report import Checkpoint, EpochReport, Outcome
 
 CPU = torch.device("cpu")
 Report = Callable[[EpochReport], bool]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], bool | None]
 
 
 def config(**changes: Any) -> TrialConfig:
@@ -80,7 +80,8 @@ class ScriptedLine(worker.Line):
     def post(self, event: Reported | Ended | Failed) -> None:
         self.events.append(event)
 
-    def pulse(self, epoch: int, step: int) -> None: ...
+    def pulse(self, epoch: int, step: int) -> bool:
+        return False
 
 
 GO, STOP, SHUTDOWN = Command("continue"), Command("stop"), Command("shutdown")
@@ -207,10 +208,6 @@ def test_a_sign_of_life_is_sent_about_once_a_second() -> None:
     sent: list[float] = []
 
     class Method:
-        def options(self, num_returns: int) -> Method:
-            assert num_returns == 0, "nobody waits for it"
-            return self
-
         def remote(self, generation: int, rank: int) -> None:
             sent.append(time.monotonic())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
     before = checkpoint.save(tmp_path, {"x": 1}, epoch=1)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         checkpoint.save(tmp_path, {"x": 2}, epoch=1)
-    assert names(tmp_path) == ["epoch-0001.pt"]
+    assert names(tmp_path) == ["epoch-0001.pt", "epoch-0001.pt.json"]
     assert checkpoint.load(before)["x"] == 1
 
 
@@ -92,13 +94,39 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_only_the_two_newest_are_kept(tmp_path: Path) -> None:
-    for epoch in (1, 2, 9, 10, 11):
+def test_the_two_newest_and_what_is_named_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3, 8, 9, 10, 11):
         checkpoint.save(tmp_path, {"x": epoch}, epoch=epoch)
     (tmp_path / "notes.txt").write_text("mine")
-    checkpoint.keep_newest(tmp_path, epoch=10)
+    checkpoint.retain(tmp_path, epoch=10, kept={2, 9, 77})
     # 11 is of another, later attempt: not ours to judge.
-    assert names(tmp_path) == ["epoch-0009.pt", "epoch-0010.pt", "epoch-0011.pt", "notes.txt"]
+    kept = [f"epoch-{epoch:04d}.pt{end}" for epoch in (2, 9, 10, 11) for end in ("", ".json")]
+    assert names(tmp_path) == [*kept, "notes.txt"]
+    checkpoint.retain(tmp_path, epoch=11, count=0, kept={9})
+    assert names(tmp_path) == ["epoch-0009.pt", "epoch-0009.pt.json", "notes.txt"]
+
+
+def test_earlier_checkpoints_are_told_by_their_manifests_newest_first(tmp_path: Path) -> None:
+    saved = [checkpoint.save(tmp_path / "a", {"x": epoch}, epoch=epoch) for epoch in (1, 2, 3, 4)]
+    (tmp_path / "a" / "epoch-0002.pt.json").unlink()  # killed between the two
+    assert checkpoint.earlier(tmp_path / "a", than=4) == [saved[2], saved[0]]
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert [checkpoint.load(one)["x"] for one in checkpoint.earlier(tmp_path / "b", than=3)] == [1]
+
+
+def test_a_full_disk_is_told_with_what_is_needed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = checkpoint.save(tmp_path, {"x": 1}, epoch=1)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(checkpoint.DiskFullError, match=r"a checkpoint in .* needs 4\.0 MB, .* are free"):
+        checkpoint.save(tmp_path, {"model": {"w": torch.zeros(1_000_000)}}, epoch=2)
+    assert names(tmp_path) == ["epoch-0001.pt", "epoch-0001.pt.json"]
+    assert checkpoint.load(saved)["x"] == 1
 
 
 def test_of_checkpoints_within_an_epoch_the_newest_is_found_wherever_the_folder_lies_now(tmp_path: Path) -> None:
@@ -117,9 +145,10 @@ def test_of_checkpoints_within_an_epoch_the_newest_is_found_wherever_the_folder_
     assert checkpoint.newest_within(folder, epoch=2) is None
 
     checkpoint.remove_within(folder, but=found)
-    assert names(folder) == ["epoch-0001-step-0000010.pt", "epoch-0001-step-0000010.pt.json", "epoch-0001.pt"]
+    within = ["epoch-0001-step-0000010.pt", "epoch-0001-step-0000010.pt.json"]
+    assert names(folder) == [*within, "epoch-0001.pt", "epoch-0001.pt.json"]
     checkpoint.remove_within(folder)
-    assert names(folder) == [Path(whole.path).name]
+    assert names(folder) == [Path(whole.path).name, f"{Path(whole.path).name}.json"]
 
 
 def test_what_does_not_change_the_run_may_differ_when_it_goes_on() -> None:

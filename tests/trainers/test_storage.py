@@ -109,7 +109,7 @@ def test_checkpoints_in_a_storage_come_back_verified_and_only_the_newest_are_kep
     saved = [checkpoint.save(folder, {"model": torch.arange(5) + epoch}, epoch=epoch) for epoch in (1, 2, 3)]
     assert storage.names(folder)[:2] == ["epoch-0001.pt", "epoch-0001.pt.json"]
     assert torch.equal(checkpoint.load(saved[0])["model"], torch.arange(5) + 1)
-    checkpoint.keep_newest(folder, epoch=3)
+    checkpoint.retain(folder, epoch=3)
     assert storage.names(folder) == [f"epoch-000{n}.pt{end}" for n in (2, 3) for end in ("", ".json")]
     with pytest.raises(ValueError, match=r"epoch-0001\.pt.* is missing"):
         checkpoint.load(saved[0])

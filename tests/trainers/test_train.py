@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tests.two_processes import TwoProcesses
-from trainers import checkpoint, dist
+from trainers import checkpoint, dist, probe
 from trainers import train as train_module
 from trainers.config import TrialConfig
 from trainers.data import Batch
@@ -226,7 +226,66 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert report.checkpoint.path == str(tmp_path / "checkpoints" / f"epoch-{report.epoch:04d}.pt")
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-0002.pt", "epoch-0003.pt"]
+
+
+def test_the_newest_the_best_and_the_last_before_the_decay_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    monkeypatch.setattr(probe, "evaluate", lambda *_, **__: {"probe/linear": next(scores)})
+    kept: list[list[int]] = []
+
+    class Watcher(Recorder):
+        def __call__(self, report: EpochReport) -> bool:
+            kept.append(sorted(int(path.stem[-4:]) for path in (tmp_path / "checkpoints").glob("epoch-*.pt")))
+            return super().__call__(report)
+
+    run(tmp_path, Watcher(), config(epochs=8, schedule={"decay_share": 0.5}))
+    # Before the report of an epoch its own file is there already, and nothing was removed yet.
+    assert kept[3:] == [[2, 3, 4], [2, 3, 4, 5], [2, 4, 5, 6], [2, 4, 6, 7], [2, 4, 7, 8]]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt")) == [
+        "epoch-0002.pt",
+        "epoch-0004.pt",
+        "epoch-0008.pt",
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_earlier_one_and_the_run_is_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, begun, resumed = Recorder(), Recorder(stop_at=2), Recorder()
+    run(tmp_path / "straight", straight, config())
+    run(tmp_path / "broken", begun, config())
+    assert begun.checkpoint is not None
+    Path(begun.checkpoint.path).write_bytes(b"not a checkpoint")
+    run(tmp_path / "broken", resumed, config(), resume=begun.checkpoint)
+    assert "going on from an earlier checkpoint" in caplog.text
+    assert [report.epoch for report in resumed.reports] == [2, 3]
+    assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
+
+
+def test_a_checkpoint_is_written_where_progress_says_that_the_machine_will_go(tmp_path: Path) -> None:
+    straight, resumed = Recorder(), Recorder()
+    run(tmp_path / "straight", straight, config())
+
+    def notice(epoch: int, step: int) -> bool:
+        if step == 6:
+            raise PowerCutError
+        return step == 5
+
+    begun = Recorder()
+    with pytest.raises(PowerCutError):
+        run(tmp_path / "broken", begun, config(), progress=notice)
+    (within,) = (tmp_path / "broken" / "checkpoints").glob("*-step-*.pt")
+    assert within.name == "epoch-0001-step-0000005.pt"
+    steps: list[int] = []
+
+    def count(epoch: int, step: int) -> None:
+        steps.append(step)
+
+    run(tmp_path / "broken", resumed, config(), resume=begun.checkpoint, progress=count)
+    assert steps[0] == 6
+    assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
 
 
 def test_what_terms_have_to_say_beyond_their_values_is_reported_as_health(tmp_path: Path) -> None:
@@ -380,8 +439,7 @@ def test_a_run_cut_within_an_epoch_goes_on_as_if_nothing_had_happened(
     ]
     assert fingerprint(resumed.checkpoint) == fingerprint(straight.checkpoint)
     # Nothing of the middle of an epoch is left once the epoch's own checkpoint is there.
-    names = sorted(path.name for path in (tmp_path / "broken" / "checkpoints").iterdir())
-    assert names == ["epoch-0002.pt", "epoch-0003.pt"]
+    assert not list((tmp_path / "broken" / "checkpoints").glob("*-step-*"))
 
 
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
