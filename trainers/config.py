@@ -33,7 +33,7 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which images. `manifest` is the hash of the data set's manifest; a worker that maps other bytes refuses."""
 
-    path: str = Field("digits", description="folder that `pretune data` wrote, or the name of a built-in data set")
+    path: str = Field("digits", description="folder or URI that has what `pretune data` wrote, or a built-in name")
     manifest: str | None = Field(None, description="sha256 of manifest.json; filled in when a run is requested")
     subset: int | None = Field(
         None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set"

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.beton import LARGEST_PAGE, LARGEST_SIDE, BetonWriter, file_bytes, page_size_for
+from trainers.lock import HeldError, held
 from trainers.manifest import (
     DATA_FILES,
     MANIFEST_FILE,
@@ -531,41 +530,20 @@ def _refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(out: Path, *, wait_s: float) -> Iterator[None]:
-    """Held by one process at a time for each `out`; the kernel frees it when the process dies, however it dies."""
-    path = out.parent / f".{out.name}.lock"
-    deadline = time.monotonic() + wait_s
+    """Held by one process at a time for each `out`."""
+    lock = contextlib.ExitStack()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        while (descriptor := _take(path)) is None:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"{out}: only one process may build it, but another does so now; wait for it, or choose another "
-                    f"--out"
-                )
-            time.sleep(0.05)
+        lock.enter_context(held(out, wait_s=wait_s))
+    except HeldError as error:
+        raise ValueError(
+            f"{out}: only one process may build it, but another does so now; wait for it, or choose another --out"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"{out.parent}: must be a folder that can be written to ({error.strerror}); choose another --out"
         ) from error
-    try:
+    with lock:
         yield
-    finally:
-        # Removed while it is held; whoever waits for it sees that and takes a new one.
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _take(path: Path) -> int | None:
-    """The lock's file descriptor, or None while another process has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass  # held by another, or removed by the former holder: then what we opened is no longer the lock
-    os.close(descriptor)
-    return None
 
 
 def _sync(path: Path) -> None:

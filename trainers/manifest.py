@@ -174,8 +174,8 @@ class Dataset:
         return labels
 
 
-def open_dataset(path: str | Path, *, expected_hash: str | None = None) -> Dataset:
-    """Read and check the manifest and the sizes of the files. Builds nothing, hashes nothing large.
+def open_dataset(path: str | Path, *, expected_hash: str | None = None, files: Sequence[str] = DATA_FILES) -> Dataset:
+    """Read and check the manifest and the sizes of `files`. Builds nothing, hashes nothing large.
 
     Raises ValueError where the folder is no data set, is incomplete, or is another one than `expected_hash` (the
     sha256 of manifest.json) says.
@@ -204,7 +204,7 @@ def open_dataset(path: str | Path, *, expected_hash: str | None = None) -> Datas
         raise ValueError(
             f"{folder / MANIFEST_FILE}: not a manifest of this version ({_first_fault(error)}); build it again"
         ) from error
-    for name in DATA_FILES:
+    for name in files:
         record = manifest.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if record is None or size != record.bytes:

@@ -95,10 +95,10 @@ def _measure(config: TrialConfig) -> tuple[dict[str, float], int]:
 
     from trainers import probe
     from trainers.data import Loaders
-    from trainers.datasets import open_dataset
+    from trainers.nearby import open_anywhere
 
     torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.data.path, expected_hash=config.data.manifest)
+    dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics = probe.baselines(config, dataset=dataset, loaders=Loaders(), device=device)
     return metrics, len(probe.select_subset(dataset, config).ids)

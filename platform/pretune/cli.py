@@ -52,7 +52,7 @@ Space = Annotated[
 Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name below --storage, its folder or its URI")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="a folder that `pretune data` wrote, or 'digits'; default: what the recipe says"),
+    typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),
 ]
 Subset = Annotated[int | None, typer.Option("--subset", min=2, help="pretrain on so many images of `train`")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="length of a run; default: the recipe's")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import secrets
 import shutil
@@ -56,21 +57,31 @@ def connected(address: str | None, *, cpus: int | None = None, logs: Path) -> It
                 yield
 
 
-def slots(experiment: Experiment, nodes: Iterable[Node] | None) -> int:
-    """How many trials run at once: as asked, or as many as `nodes` hold; never more than there are trials.
+def slots(experiment: Experiment, nodes: Iterable[Node] | None, *, head_bytes: float = math.inf) -> int:
+    """How many trials run at once: as asked, or as many as `nodes` hold; never more than there are trials, nor than the
+    head has memory for.
 
-    `nodes` are those of the cluster at its configured maximum, None where that is not known.
+    `nodes` are those of the cluster at its configured maximum, None where that is not known. `head_bytes` is the head's
+    memory for slots, which all live there.
 
     Raises:
-        RequestError: the nodes do not hold what is asked, or not even one trial; or nothing is known and nothing asked.
+        RequestError: nodes or head do not hold what is asked, or not even one trial; or nothing is known and nothing
+            asked.
     """
+    room = int(min(head_bytes / SLOT_MEMORY, experiment.trials))
+    wanted = min(experiment.slots or 1, experiment.trials)
+    if wanted > room:
+        raise RequestError(
+            f"{wanted} slots must fit into the head's memory at {SLOT_MEMORY / 2**20:.0f} MiB each, but it has "
+            f"{head_bytes / 2**20:.0f} MiB for them; lower --slots, or use a larger head"
+        )
     if nodes is None:
         if experiment.slots is None:
             raise RequestError(
                 "the cluster scales by itself and its configured maximum cannot be read from here; say with --slots "
                 "how many trials may run at once"
             )
-        return min(experiment.slots, experiment.trials)
+        return wanted
     nodes = list(nodes)
     workers = sum(_fit(node, experiment) for node in nodes)
     held = workers // experiment.workers_per_trial
@@ -83,7 +94,14 @@ def slots(experiment: Experiment, nodes: Iterable[Node] | None) -> int:
             f"({len(nodes)} nodes, {total['CPU']:g} CPU and {total['GPU']:g} GPU at most) holds {workers} such "
             f"workers; lower --slots or --workers-per-trial"
         )
-    return min(wanted, experiment.trials)
+    return min(wanted, room)
+
+
+def head_bytes() -> float:
+    """The memory that the connected cluster's head offers, in bytes."""
+    present = ray.nodes()  # type: ignore[no-untyped-call]
+    heads = [node["Resources"] for node in present if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return float(heads[0].get("memory", math.inf)) if heads else math.inf
 
 
 def nodes(address: str | None) -> list[Node] | None:

@@ -99,12 +99,13 @@ def run(result: SweepResult, winner: Winner) -> Record:
 
     from trainers import checkpoint, probe
     from trainers.data import Loaders
-    from trainers.datasets import open_dataset
+    from trainers.manifest import DATA_FILES
     from trainers.model import build_model
+    from trainers.nearby import open_anywhere
 
     config = winner.config
     torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.data.path, expected_hash=config.data.manifest)
+    dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=DATA_FILES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config).to(device)
     model.load_state_dict(checkpoint.load(winner.checkpoint)["model"])

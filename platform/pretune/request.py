@@ -20,7 +20,7 @@ from pretune import journal, lease, lookup, overrides, results, segments, userco
 from pretune.experiment import Experiment, StoppingConfig, local_root
 from pretune.messages import RequestError, describe, did_you_mean
 from search_spaces import RECIPES
-from trainers import datasets
+from trainers import datasets, nearby
 from trainers import storage as storages
 from trainers.changes import value_at
 from trainers.config import TrialConfig
@@ -65,18 +65,25 @@ def configure(
 def with_data(config: TrialConfig, data: str | None, *, root: Path = DATA_ROOT) -> tuple[TrialConfig, Dataset]:
     """`config` bound to the bytes of a data set: its folder and its manifest's hash.
 
-    `data` is a folder, a name below `root`, or 'digits', built there on first use; None is what the recipe says.
+    `data` is a folder, a name below `root`, a URI, or 'digits', built there on first use; None is what the recipe says.
     """
     named = config.data.path if data is None else data
     dataset = open_data(named, expected_hash=config.data.manifest if data is None else None, root=root)
-    place = {"path": str(dataset.folder.resolve()), "manifest": dataset.manifest_hash}
+    # A URI stays one: each machine has its own copy.
+    where = named if storages.is_uri(named) else str(dataset.folder.resolve())
+    place = {"path": where, "manifest": dataset.manifest_hash}
     bound = config.model_copy(update={"data": config.data.model_copy(update=place)})
     check_data(bound, dataset)
     return bound, dataset
 
 
 def open_data(text: str, *, expected_hash: str | None = None, root: Path = DATA_ROOT) -> Dataset:
-    """The data set that `text` names. RequestError with the command that builds it where there is none."""
+    """The data set that `text` names; of a URI, this machine's copy. RequestError with the command that builds it where
+    there is none.
+    """
+    if storages.is_uri(text):
+        storages.check_form(text)
+        return nearby.open_anywhere(text, expected_hash=expected_hash)
     if text == "digits" and not Path(text).is_dir():
         dataset = datasets.ensure_builtin(text, root)
         return datasets.open_dataset(dataset.folder, expected_hash=expected_hash)

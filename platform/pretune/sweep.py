@@ -230,9 +230,9 @@ def _cluster(folder: Path, address: str | None, cpus: int | None) -> Iterator[No
 
 
 def _slots(experiment: Experiment, address: str | None) -> int:
-    from pretune.cluster import nodes, slots
+    from pretune.cluster import head_bytes, nodes, slots
 
-    return slots(experiment, nodes(address))
+    return slots(experiment, nodes(address), head_bytes=head_bytes())
 
 
 @contextmanager

@@ -84,12 +84,13 @@ class WarmTrainer:
         device: torch.device,
     ) -> Outcome:
         from trainers import storage
-        from trainers.datasets import SEARCH_FILE, SEARCH_LABELS, open_dataset, verify
+        from trainers.datasets import verify
+        from trainers.nearby import SEARCH_FILES, open_anywhere
 
         key = (config.data.path, config.data.manifest)
         if key not in self._datasets:
-            dataset = open_dataset(config.data.path, expected_hash=config.data.manifest)
-            verify(dataset, files=(SEARCH_FILE, SEARCH_LABELS), full=False)  # never the report split
+            dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest)
+            verify(dataset, files=SEARCH_FILES, full=False)  # never the report split
             self._datasets[key] = dataset
         return self._train(
             config,

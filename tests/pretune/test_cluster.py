@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pretune.cluster import configured_nodes, slots
+from pretune.cluster import SLOT_MEMORY, configured_nodes, slots
 from pretune.experiment import Experiment
 from pretune.messages import RequestError
 from trainers.config import TrialConfig
@@ -52,6 +52,15 @@ def test_more_than_fits_is_refused_before_a_slot_would_wait_for_ever(
 ) -> None:
     with pytest.raises(RequestError, match=r"do not fit: the cluster .* holds \d such workers; lower --slots"):
         slots(experiment(**changes), nodes)
+
+
+def test_all_slots_fit_into_the_heads_memory() -> None:
+    nodes = [{"CPU": 64.0}]
+    assert slots(experiment(), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
+    assert slots(experiment(slots=5), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
+    for known in (nodes, None):
+        with pytest.raises(RequestError, match=r"6 slots must fit into the head's memory at 800 MiB each, .* 4400 MiB"):
+            slots(experiment(slots=6), known, head_bytes=5.5 * SLOT_MEMORY)
 
 
 def test_an_unknown_maximum_requires_slots() -> None:
