@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # FFCV is compiled when it is installed: against OpenCV and TurboJPEG, with a C++ compiler and Python's headers.
 SYSTEM_PACKAGES := pkg-config g++ libopencv-dev libturbojpeg0-dev python3.11 python3.11-venv python3.11-dev
 
-.PHONY: help env sweep sweep-seeds test test-fast test-slow lint benchmarks clean
+.PHONY: help env sweep sweep-seeds test test-fast test-slow chaos lint benchmarks clean
 
 help:
 	@cat <<-'END'
@@ -19,6 +19,7 @@ help:
 	make test         set up, then ruff, mypy and all quick tests (what continuous integration runs)
 	make test-fast    tests without Ray and FFCV, two or three minutes
 	make test-slow    trainings that tests need minutes for: tiny recipes, and collapses that are provoked
+	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
 	make benchmarks   every script in benchmarks/, printing ratios
 	make env          only the set-up: system packages, .venv, pinned versions, this package
 	make clean        remove .venv and caches (never data/, sweeps/ or runs/)
@@ -67,14 +68,22 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Whatever starts no Ray cluster runs on two cores at once.
 test: lint
-	@$(BIN)/pytest -m "not gpu and not slow"
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not ray"
+	$(BIN)/pytest -m "ray and not gpu and not slow"
 
 test-fast: env
 	@$(BIN)/pytest -m "not gpu and not ray and not ffcv and not slow"
 
 test-slow: env
 	@$(BIN)/pytest -m slow
+
+PART ?= points kills workers nodes autoscaler crowd training
+SEED ?= 0
+
+chaos: env
+	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
 benchmarks: env
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -151,9 +151,13 @@ def compare(straight: Sequence[EpochReport], broken: Sequence[EpochReport]) -> V
     return Verdict(tensors, len(pairs) - tensors)
 
 
+MACHINE = ("time/", "memory/", "budget/seconds")
+"""How names of metrics begin that depend on the machine."""
+
+
 def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What two equal runs share: all but what the clock says."""
-    return {name: value for name, value in metrics.items() if not name.startswith("time/") and name != "budget/seconds"}
+    """What two equal runs share: all but what clocks and processes say."""
+    return {name: value for name, value in metrics.items() if not name.startswith(MACHINE)}
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
