@@ -198,6 +198,21 @@ def test_the_teacher_follows_the_student_by_its_momentum_and_takes_its_running_s
         assert torch.equal(buffer, student[name])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_a_momentum_of_zero_copies_the_student_and_one_keeps_the_teacher(momentum: float) -> None:
+    """MSBReg, oracle 16."""
+    model = build_model(trial(teacher=TeacherConfig(momentum=momentum, final_momentum=momentum)))
+    assert model.teacher is not None
+    before = {name: value.clone() for name, value in model.teacher.named_parameters()}
+    with torch.no_grad():
+        for parameter in (*model.backbone.parameters(), *model.projector.parameters()):
+            parameter.add_(torch.randn_like(parameter))
+    model.update_teacher(step=3, total_steps=10)
+    student = dict(model.named_parameters())
+    for name, value in model.teacher.named_parameters():
+        assert torch.equal(value, student[name] if momentum == 0.0 else before[name])
+
+
 def test_the_teachers_momentum_follows_half_a_cosine() -> None:
     assert teacher_momentum(0.99, 1.0, 0, 100) == pytest.approx(0.99)
     assert teacher_momentum(0.99, 1.0, 50, 100) == pytest.approx(0.995)

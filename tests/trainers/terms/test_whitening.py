@@ -286,6 +286,21 @@ def test_without_groups_the_order_of_channels_does_not_matter() -> None:
     assert value_of(batch, narrow, narrow) == pytest.approx(0, abs=1e-20)
 
 
+@pytest.mark.parametrize("factor", ["zca", "cholesky"])
+def test_channels_that_are_shuffled_and_put_back_change_cholesky_alone(factor: Any) -> None:
+    """Oracle 4, its second half, on channels that are correlated: Cholesky's first one keeps its direction."""
+    term = BatchWhitening(group_count=1, factor=factor)
+    (view,) = random_views(1, 32, 8)
+    view = view + 2.0 * view.mean(1, keepdim=True)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    put_back = white(term, view[:, order])[:, order.argsort()]
+    cost = mean_cost(torch.stack([white(term, view), put_back]))
+    if factor == "zca":
+        assert cost == pytest.approx(0.0, abs=1e-12)
+    else:
+        assert 0.2 < cost < 2.0
+
+
 def test_cholesky_is_causal() -> None:
     """Oracle 7: image j changes the outputs of images from j on."""
     term = PLAIN.model_copy(update={"factor": "cholesky"})
