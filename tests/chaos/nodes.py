@@ -1,7 +1,8 @@
 """Nodes of a cluster die while a sweep runs on it, and others come: every trial must finish.
 
 The head has no CPUs; three nodes have two each, of which two slots of two workers need four. A killed node takes
-workers, and perhaps a slot, with it.
+workers with it. In the first sweep nodes vanish; in the second Ray is told some seconds before, as clouds do with spot
+machines: that must not count as a failure.
 """
 
 from __future__ import annotations
@@ -9,33 +10,65 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
+import ray
+from ray.core.generated import autoscaler_pb2
+
+from pretune import results
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.chaos.workers import SETTINGS, judge, training
 
 NODES = 3
+NOTICE_S = 6.0
 
 
 def run(folder: Path, seed: int, count: int) -> Counts:
-    counts, rng, killed, number = Counts(), random.Random(seed), 0, 0
-    while killed < count:
-        sweep = folder / f"sweep-{number}"
-        with clusters.cluster(head_cpus=0) as cluster:
-            nodes = [cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20) for _ in range(NODES)]
-            settings = SETTINGS | {"seed": rng.randrange(1000)}
-            process = driver.start(sweep, settings, epoch_s=0.5, address=cluster.address)
-            while process.poll() is None:
-                time.sleep(rng.uniform(2.0, 8.0))
-                if training(sweep) and killed < count and process.poll() is None:
-                    cluster.remove_node(nodes.pop(rng.randrange(NODES)), allow_graceful=False)
-                    killed += 1
-                    counts.add("nodes killed")
-                    nodes.append(cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20))
-            assert process.returncode == 0, (folder / f"sweep-{number}.driver.txt").read_text()[-3000:]
-            clusters.wait_until(lambda: not clusters.live_actors() and not clusters.live_placement_groups(), 60.0)
-            counts.must_be_zero("actors left", len(clusters.live_actors()))
-            counts.must_be_zero("placement groups left", clusters.live_placement_groups())
-        judge(counts, sweep)
-        number += 1
+    counts, rng = Counts(), random.Random(seed)
+    _sweep(counts, rng, folder / "without-notice", (count + 1) // 2, notice=False)
+    if count > 1:
+        told = folder / "with-notice"
+        _sweep(counts, rng, told, count // 2, notice=True)
+        failures = sum(trial.failures for trial in results.read(told).trials)
+        counts.must_be_zero("failures of trials whose node was announced to go", failures)
     return counts
+
+
+def _sweep(counts: Counts, rng: random.Random, sweep: Path, kills: int, *, notice: bool) -> None:
+    settings: dict[str, Any] = SETTINGS | {"seed": rng.randrange(1000), "trials": 12 if kills > 1 else 4}
+    killed = 0
+    with clusters.cluster(head_cpus=0) as cluster:
+        nodes = [_new_node(cluster) for _ in range(NODES)]
+        process = driver.start(sweep, settings, epoch_s=0.5, address=cluster.address)
+        while process.poll() is None:
+            time.sleep(rng.uniform(2.0, 6.0))
+            if not training(sweep) or killed == kills or process.poll() is not None:
+                continue
+            nodes.append(_new_node(cluster))
+            node = nodes.pop(rng.randrange(NODES))
+            if notice:
+                _announce(cluster.address, node.node_id)
+                time.sleep(NOTICE_S)
+            cluster.remove_node(node, allow_graceful=False)
+            killed += 1
+            counts.add("nodes killed after a notice" if notice else "nodes killed")
+        assert process.returncode == 0, sweep.with_name(f"{sweep.name}.driver.txt").read_text()[-3000:]
+        counts.must_be_zero("nodes that should have been killed", kills - killed)
+        clusters.wait_until(lambda: not clusters.live_actors() and not clusters.live_placement_groups(), 60.0)
+        counts.must_be_zero("actors left", len(clusters.live_actors()))
+        counts.must_be_zero("placement groups left", clusters.live_placement_groups())
+    judge(counts, sweep)
+
+
+def _new_node(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+
+
+def _announce(address: str, node: str) -> None:
+    """Tell Ray that the machine will be taken away."""
+    deadline_ms = int((time.time() + NOTICE_S) * 1000)
+    client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = client.drain_node(node, reason, "chaos", deadline_ms)
+    assert accepted, why
