@@ -77,7 +77,7 @@ test-fast: env
 	@$(BIN)/pytest -m "not gpu and not ray and not ffcv and not slow"
 
 test-slow: env
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -n 2 -m slow
 
 PART ?= points kills workers nodes autoscaler crowd training
 SEED ?= 0

@@ -98,11 +98,14 @@ class Conductor:
         return len(self._live)
 
     @property
+    def all_handed_out(self) -> bool:
+        """Nothing waits for a slot; what runs could still come back."""
+        return not self._waiting and (self.exhausted or len(self.history.trials) >= self.history.target)
+
+    @property
     def finished(self) -> bool:
         """Nothing left to hand out, and nothing running that could come back."""
-        return (
-            not self._live and not self._waiting and (self.exhausted or len(self.history.trials) >= self.history.target)
-        )
+        return not self._live and self.all_handed_out
 
     def next(self) -> dict[str, Any] | None:
         """The next trial for a free slot: unfinished ones first, each with its checkpoint, then a new proposal; None

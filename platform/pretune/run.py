@@ -89,7 +89,9 @@ class Record:
         self.last: EpochReport | None = done[-1] if done else None
 
     def add(self, report: EpochReport) -> None:
-        """One epoch ended."""
+        """One epoch ended. What is told again, after a damaged checkpoint, is the same and is not written twice."""
+        if self.last is not None and report.epoch <= self.last.epoch:
+            return
         self._file.write(report.model_dump_json() + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

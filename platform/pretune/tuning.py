@@ -101,7 +101,10 @@ class ConductedScheduler(_Inert, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         with _remembered(self._conductor):
             go_on = self._conductor.reported(trial.config["number"], _nested(result))
-            return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+        if self._conductor.all_handed_out:
+            # Tune keeps an idle actor until the search is over, as a trial might still come; its node should go now.
+            tune_controller._cleanup_cached_actors(force_all=True)
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         error = trial.get_pickled_error() or trial.get_error()

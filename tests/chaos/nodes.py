@@ -69,6 +69,7 @@ def _announce(address: str, node: str) -> None:
     """Tell Ray that the machine will be taken away."""
     deadline_ms = int((time.time() + NOTICE_S) * 1000)
     client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reasons = autoscaler_pb2.DrainNodeReason  # type: ignore[attr-defined]
+    reason = reasons.Value("DRAIN_NODE_REASON_PREEMPTION")
     accepted, why = client.drain_node(node, reason, "chaos", deadline_ms)
     assert accepted, why
