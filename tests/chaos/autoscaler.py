@@ -23,7 +23,7 @@ from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.chaos.workers import judge, training
 
-SETTINGS = {"trials": 12, "epochs": 10, "workers_per_trial": 2, "max_failures": 20}
+SETTINGS = {"trials": 24, "epochs": 10, "workers_per_trial": 2, "max_failures": 20}
 NODES = 3
 EPOCH_S = 0.5
 HEAD_NODE_ID = "f" * 51 + "00000"
