@@ -24,7 +24,7 @@ from pretune.messages import RequestError
 Node = Mapping[str, float]
 """What one node offers: resource name to amount."""
 
-SLOT_MEMORY = 800 * 2**20
+SLOT_MEMORY = 1000 * 2**20
 """What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
 sweep measures it anew and prints it."""
 
