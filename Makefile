@@ -79,7 +79,7 @@ test-fast: env
 test-slow: env
 	@$(BIN)/pytest -n 2 -m slow
 
-PART ?= points kills workers nodes autoscaler crowd training
+PART ?= points kills plain_tune workers nodes autoscaler crowd training
 SEED ?= 0
 
 chaos: env

@@ -20,6 +20,7 @@ from pathlib import Path
 PARTS = {
     "points": 100,
     "kills": 10,
+    "plain_tune": 10,
     "workers": 20,
     "nodes": 8,
     "autoscaler": 1,

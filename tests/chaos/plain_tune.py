@@ -1,4 +1,5 @@
-"""The same toy sweep as a user of Ray Tune would write it: ASHA, OptunaSearch, and `Tuner.restore` after each kill.
+"""What `kills` does, done to the sweep as a user of Ray Tune would write it: ASHA, OptunaSearch, and `Tuner.restore`
+after each kill. It promises nothing: the counts are for comparison.
 
 python -m tests.chaos.plain_tune FOLDER SEED
 """
@@ -80,7 +81,7 @@ def main(folder: Path, seed: int) -> None:
     ray.shutdown()
 
 
-def kill(folder: Path, seed: int, count: int) -> Counts:
+def run(folder: Path, seed: int, count: int) -> Counts:
     """`count` kills of such a run, and what it lost beside an unkilled one."""
     counts, rng = Counts(), random.Random(seed)
     for name in ("unkilled", "killed"):
