@@ -18,7 +18,7 @@ from ray.core.generated import autoscaler_pb2
 from pretune import results
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
-from tests.chaos.workers import SETTINGS, judge, training
+from tests.chaos.workers import SETTINGS, judge, parent, training
 
 NODES = 3
 NOTICE_S = 6.0
@@ -43,10 +43,12 @@ def _sweep(counts: Counts, rng: random.Random, sweep: Path, kills: int, *, notic
         process = driver.start(sweep, settings, epoch_s=0.5, address=cluster.address)
         while process.poll() is None:
             time.sleep(rng.uniform(2.0, 6.0))
-            if not training(sweep) or killed == kills or process.poll() is not None:
+            busy = [node for node in nodes if _hosts(node, training(sweep))]
+            if not busy or killed == kills or process.poll() is not None:
                 continue
+            node = rng.choice(busy)
+            nodes.remove(node)
             nodes.append(_new_node(cluster))
-            node = nodes.pop(rng.randrange(NODES))
             if notice:
                 _announce(cluster.address, node.node_id)
                 time.sleep(NOTICE_S)
@@ -63,6 +65,12 @@ def _sweep(counts: Counts, rng: random.Random, sweep: Path, kills: int, *, notic
 
 def _new_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+
+
+def _hosts(node: Any, pids: list[int]) -> bool:
+    """Whether one of these processes is of this node: a child of its raylet."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return any(parent(pid) == raylet for pid in pids)
 
 
 def _announce(address: str, node: str) -> None:

@@ -57,8 +57,22 @@ def judge(counts: Counts, sweep: Path) -> None:
     counts.must_be_zero("trials that did not finish", result.asked - len(result.trials) + len(unfinished))
     again = {number: len(epochs) - len(set(epochs)) for number, epochs in begun.items()}
     counts.add("epochs begun again", sum(again.values()))
-    too_many = sum(max(0, again[trial.id] - trial.failures) for trial in result.trials if trial.id in again)
-    counts.must_be_zero("epochs repeated beyond one per failure", too_many)
+    taken_away = {
+        int(log.parent.name): log.read_text().count("its machine was taken away")
+        for log in sweep.glob("trials/*/log.txt")
+    }
+    counts.add("losses told before, no failures", sum(taken_away.values()))
+    losses = {trial.id: trial.failures + taken_away.get(trial.id, 0) for trial in result.trials}
+    too_many = sum(max(0, again[number] - losses[number]) for number in again)
+    counts.must_be_zero("epochs repeated beyond one per loss", too_many)
+
+
+def parent(pid: int) -> int | None:
+    """The pid of a process's parent; None where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def training(sweep: Path) -> list[int]:
