@@ -522,7 +522,7 @@ class _Listeners:
 
 def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
-    from pretune import live, tables
+    from pretune import journal, live, tables
     from pretune.curves import SweepCurves
 
     since = time.time()
@@ -538,10 +538,9 @@ def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: S
         _refuse(str(error))
     except Exception as error:
         traceback.print_exc()
-        _fail(
-            f"the sweep failed ({type(error).__name__}: {error}); logs are in {experiment.folder / 'logs'}, "
-            f"go on with: pretune resume {experiment.folder}"
-        )
+        begun = (experiment.folder / journal.FILE).exists()
+        onward = f"go on with: pretune resume {experiment.folder}" if begun else "no trial was asked for: try again"
+        _fail(f"the sweep failed ({type(error).__name__}: {error}); logs are in {experiment.folder / 'logs'}, {onward}")
     finally:
         curves.close()
     _close(console, result)

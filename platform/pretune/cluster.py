@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ SLOT_MEMORY = 1000 * 2**20
 """What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
 sweep measures it anew and prints it."""
 
+START_TRIES = 3
 _PREFIX = "pretune-"
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Checkpoints never pass through Ray and reports are small; Ray's default would reserve 30 % of the memory."""
@@ -143,26 +146,46 @@ def _fit(node: Node, experiment: Experiment) -> int:
 
 @contextmanager
 def _local(cpus: int | None, logs: Path) -> Iterator[None]:
-    # Not below the sweep's folder: Ray's sockets lie in it, and their paths may be 107 characters long.
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
     # A driver that was killed leaves its folder behind; the note tells the next one where.
     note = logs / "ray-session.txt"
     _bring_in(note, logs / "ray")
-    note.write_text(str(folder))
     try:
         with _own_token():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-            )
+            for tries_left in reversed(range(START_TRIES)):
+                # Not below the sweep's folder: Ray's sockets lie in it, and their paths may be 107 characters long.
+                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+                note.write_text(str(folder))
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.WARNING,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        _temp_dir=str(folder),
+                    )
+                except Exception as error:
+                    # Ray gives a node 30 seconds to start, which a machine that does other work may not keep.
+                    if tries_left == 0 or "timed out during startup" not in str(error):
+                        raise
+                    logging.getLogger("ray").warning("%s Trying again.", error)
+                    _end_processes(folder)
+                    _bring_in(note, logs / "ray")
+                else:
+                    break
             yield
     finally:
         _bring_in(note, logs / "ray")
+
+
+def _end_processes(folder: Path) -> None:
+    """Kills what a start that failed has left: processes with the session's folder in their command line."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(file.parent.name)
+        with suppress(OSError):  # it has ended, or belongs to somebody else
+            if pid != os.getpid() and str(folder) in file.read_bytes().decode(errors="replace"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _bring_in(note: Path, logs: Path) -> None:

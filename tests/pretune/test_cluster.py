@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
-from pretune.cluster import SLOT_MEMORY, configured_nodes, slots
+from pretune.cluster import SLOT_MEMORY, configured_nodes, connected, slots
 from pretune.experiment import Experiment
 from pretune.messages import RequestError
 from trainers.config import TrialConfig
@@ -91,3 +96,26 @@ def test_a_node_type_that_does_not_say_what_it_offers_leaves_the_maximum_unknown
     config = yaml.safe_load(CONFIG)
     del config["available_node_types"]["small"]["resources"]
     assert configured_nodes(config) is None
+
+
+def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own bound is short for a machine that does other work; what the first try left is ended."""
+    folders: list[Path] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def init(*, _temp_dir: str, **options: Any) -> None:
+        folders.append(Path(_temp_dir))
+        if len(folders) == 1:
+            command = [sys.executable, "-c", "import time; time.sleep(60)", _temp_dir]
+            children.append(subprocess.Popen(command))
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected(None, cpus=1, logs=tmp_path):
+        assert len(folders) == 2
+        assert children[0].wait(10) == -signal.SIGKILL
+        assert not folders[0].exists()
+        assert folders[1].exists()
+    assert not folders[1].exists()
