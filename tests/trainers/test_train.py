@@ -242,7 +242,7 @@ def test_the_newest_the_best_and_the_last_before_the_decay_are_kept(
 
     run(tmp_path, Watcher(), config(epochs=8, schedule={"decay_share": 0.5}))
     # Before the report of an epoch its own file is there already, and nothing was removed yet.
-    assert kept[3:] == [[2, 3, 4], [2, 3, 4, 5], [2, 4, 5, 6], [2, 4, 6, 7], [2, 4, 7, 8]]
+    assert kept[3:] == [[2, 3, 4], [2, 3, 4, 5], [2, 4, 5, 6], [2, 4, 5, 6, 7], [2, 4, 6, 7, 8]]
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt")) == [
         "epoch-0002.pt",
         "epoch-0004.pt",
