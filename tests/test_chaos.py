@@ -1,21 +1,13 @@
-"""A quick part of `make chaos`: nine kills of a driver, and one of a node under a sweep."""
+"""A quick part of `make chaos`: kills of a driver at random records of small sweeps."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
+from tests.chaos import points
 
 
-@pytest.mark.parametrize(
-    ("part", "count"), [("points", 9), pytest.param("nodes", 1, marks=[pytest.mark.ray, pytest.mark.timeout(400)])]
-)
-def test_a_part_of_the_chaos_keeps_its_promises(part: str, count: int) -> None:
-    command = [sys.executable, "-m", "tests.chaos", part, "--count", str(count), "--seed", "7"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=390)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "as promised" in done.stdout
+def test_a_driver_that_is_killed_nine_times_loses_nothing(tmp_path: Path) -> None:
+    counts = points.run(tmp_path, seed=7, count=9)
+    assert not counts.broken, counts.text()
+    assert "finished trials lost" in counts.text()

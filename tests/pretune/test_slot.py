@@ -345,6 +345,7 @@ class SlotProcess:
         self._slot.cleanup()
 
 
+@pytest.mark.slow
 def test_the_slot_that_follows_a_dead_one_takes_its_place(cluster: None, tmp_path: Path) -> None:
     """A slot that held the whole cluster is killed: its successor can only start on what that one held."""
     settings = SlotSettings(sweep_folder=str(tmp_path), workers=1, cpus_per_worker=4)
@@ -375,6 +376,7 @@ def test_a_group_that_finds_no_place_says_what_is_missing(cluster: None, tmp_pat
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 
 
+@pytest.mark.slow
 def test_tune_runs_many_trials_on_two_slots_and_leaves_nothing(cluster: None, tmp_path: Path) -> None:
     class StopHalf(tune.schedulers.FIFOScheduler):
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -384,7 +386,11 @@ def test_tune_runs_many_trials_on_two_slots_and_leaves_nothing(cluster: None, tm
     trials = [{**trial(number), "number": number} for number in range(10)]
     tuner = tune.Tuner(
         tune.with_parameters(Slot, settings=settings, make_train=functools.partial(Toy, {(4, 2): "killed"})),
-        param_space={**trial(0), "number": tune.grid_search([one["number"] for one in trials])},
+        param_space={
+            **trial(0),
+            "number": tune.grid_search([one["number"] for one in trials]),
+            "folder": tune.sample_from(lambda spec: f"{spec.config.number:04d}"),  # type: ignore[attr-defined]
+        },
         tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True, scheduler=StopHalf()),  # type: ignore[no-untyped-call]
         run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
     )
