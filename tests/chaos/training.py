@@ -24,8 +24,9 @@ from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT
 
 SWEEP = ["sweep", "kernels", "--slots", "1", "--trials", "6", "--epochs", "3", "--name", "real"]
-CIFAR = ["--recipe", "sfrik_cifar10", "--subset", "1024", "--set", "batch_size=256"]
-CIFAR += ["--set", "model.backbone.kind=resnet_tiny", "--set", "probe.select_images=1000", "--set", "threads=2"]
+CIFAR = ["--recipe", "sfrik_cifar10", "--subset", "512", "--set", "batch_size=128"]
+CIFAR += ["--set", "model.backbone.kind=resnet_tiny", "--set", "model.projector.widths=[256,256]"]
+CIFAR += ["--set", "probe.train_images=1000", "--set", "probe.select_images=1000"]
 
 
 def run(folder: Path, seed: int, count: int) -> Counts:
