@@ -5,12 +5,12 @@ it to the group that is up already. `group.py` owns the processes; here is the l
 and begin again, end.
 
 A row, as `step` returns it, is flat: number, epoch, every metric of the EpochReport under its own name, checkpoint
-(dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full"),
-reason, failures (so far in this trial), group_starts (of this slot, in all), done. The first row after a start of the
-group has its seconds as time/group_start_s, and the slot's memory beside its workers as memory/slot_bytes. When a trial
-ends by itself its last row has done=True, another outcome than "running", and repeats the last epoch's metrics. A row
-that follows a failure has the failure's text in `reason` and `traceback`. A trial that Tune stops gets its `stop`
-command with the next `reset_config` or `cleanup`.
+(dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full",
+"no_room"), reason, failures (so far in this trial), group_starts (of this slot, in all), done. The first row after a
+start of the group has its seconds as time/group_start_s, and the slot's memory beside its workers as memory/slot_bytes.
+When a trial ends by itself its last row has done=True, another outcome than "running", and repeats the last epoch's
+metrics. A row that follows a failure has the failure's text in `reason` and `traceback`. A trial that Tune stops gets
+its `stop` command with the next `reset_config` or `cleanup`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from ray import tune
 
 from pretune.cluster import SLOT_MEMORY
-from pretune.group import Group, GroupStartError, SlotSettings
+from pretune.group import Group, GroupStartError, NoRoomError, SlotSettings
 from pretune.mailbox import Command, Ended, Failed, Order, Ready, Reported
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome
@@ -97,7 +97,15 @@ class Slot(tune.Trainable):
         self._log = _log_to(Path(settings.sweep_folder) / "logs" / f"{self._group.name}.txt")
 
     def step(self) -> dict[str, Any]:
-        """Train one more epoch. Raises GroupStartError if no worker group can be had."""
+        """Train one more epoch. Raises GroupStartError if the worker group does not start; where it finds no room, the
+        row says so, and the group goes on asking for it.
+        """
+        try:
+            return self._step()
+        except NoRoomError as error:
+            return self._end("no_room", str(error))
+
+    def _step(self) -> dict[str, Any]:
         trial = self._trial
         if trial.over:
             raise RuntimeError(f"trial {trial.number} is over already; a slot needs reset_config before the next step")
@@ -271,7 +279,7 @@ class Slot(tune.Trainable):
 
     def _end(
         self,
-        outcome: Literal["complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full"],
+        outcome: Literal["complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full", "no_room"],
         reason: str,
     ) -> dict[str, Any]:
         trial, settings = self._trial, self._settings

@@ -20,7 +20,6 @@ from ray.tune.search import Searcher
 
 from pretune.conductor import Conductor
 from pretune.environment import environment
-from pretune.group import NoRoomError
 
 ENVIRONMENT = {
     # Our journal, live view and TensorBoard files replace Tune's CSV, JSON and TensorBoard loggers.
@@ -58,8 +57,6 @@ class ConductedSearch(_Inert, Searcher):
         self._numbers: dict[str, int] = {}
         self.errors: dict[str, str] = {}
         """By Tune's trial id, what killed its actor."""
-        self.roomless: set[str] = set()
-        """Tune's ids of trials whose slot found no room on the cluster."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         with _remembered(self._conductor):
@@ -74,9 +71,7 @@ class ConductedSearch(_Inert, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         with _remembered(self._conductor):
             number = self._numbers[trial_id]
-            if trial_id in self.roomless:
-                self._conductor.give_back(number)
-            elif error or not result:
+            if error or not result:
                 self._conductor.lost(number, self.errors.pop(trial_id, "its slot was lost"))
             else:
                 self._conductor.ended(number, _nested(result))
@@ -108,8 +103,6 @@ class ConductedScheduler(_Inert, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         error = trial.get_pickled_error() or trial.get_error()
-        if isinstance(getattr(error, "cause", error), NoRoomError):
-            self._search.roomless.add(trial.trial_id)
         self._search.errors[trial.trial_id] = f"its slot was lost: {_short(error)}"
 
 

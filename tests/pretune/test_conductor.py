@@ -203,8 +203,9 @@ def test_a_lost_slot_gives_its_trial_back_until_it_has_failed_too_often(tmp_path
 def test_a_trial_that_found_no_room_is_handed_out_again_however_often(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(max_failures=0), space)
     first = conductor.next()
+    assert first is not None
     for _ in range(5):
-        conductor.give_back(0)
+        conductor.ended(0, row(first, 0, outcome="no_room", reason="no worker group within 4 s", done=True))
         assert conductor.live == 0
         assert not conductor.finished
         assert conductor.next() == first

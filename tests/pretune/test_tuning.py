@@ -6,9 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from pretune.group import GroupStartError, NoRoomError
 from pretune.tuning import ConductedScheduler, ConductedSearch
 from tests.toys import begin, experiment, row, space
 
@@ -22,9 +19,8 @@ class Controller:
         self.emptied += 1
 
 
-def tune_trial(handout: dict[str, Any], error: Exception | None = None) -> Any:
-    cause = SimpleNamespace(cause=error)
-    return SimpleNamespace(config=handout, trial_id="a", get_pickled_error=lambda: cause, get_error=lambda: None)
+def tune_trial(handout: dict[str, Any]) -> Any:
+    return SimpleNamespace(config=handout)
 
 
 def test_idle_slots_go_once_no_trial_waits_for_one(tmp_path: Path) -> None:
@@ -38,19 +34,3 @@ def test_idle_slots_go_once_no_trial_waits_for_one(tmp_path: Path) -> None:
     assert second is not None
     scheduler.on_trial_result(controller, tune_trial(first), row(first, 2))
     assert controller.emptied == 1
-
-
-@pytest.mark.parametrize(("error", "failures"), [(NoRoomError("no room"), 0), (GroupStartError("broken"), 1)])
-def test_a_slot_without_room_gives_its_trial_back_and_a_broken_one_failed(
-    tmp_path: Path, error: Exception, failures: int
-) -> None:
-    conductor = begin(tmp_path, experiment(tmp_path), space)
-    search = ConductedSearch(conductor, 1)
-    handout = search.suggest("a")
-    assert isinstance(handout, dict)
-    ConductedScheduler(conductor, search).on_trial_error(None, tune_trial(handout, error))
-    search.on_trial_complete("a", error=True)
-    assert conductor.history.trials[0].failures == failures
-    again = search.suggest("b")
-    assert isinstance(again, dict)
-    assert again["number"] == 0
