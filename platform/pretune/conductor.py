@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pretune.experiment import Experiment
 from pretune.history import History, TrialHistory
-from pretune.journal import Asked, Attempt, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
+from pretune.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
 from pretune.messages import RequestError
 from pretune.search import Search, Space
 from pretune.stopping import Stop, SuccessiveHalving
@@ -169,6 +169,7 @@ class Conductor:
         if outcome == "no_room":
             # Others hold the cluster: no failure, however often.
             self._live.discard(number)
+            self._told.pop(number, None)
             self._waiting.appendleft(number)
             return
         if outcome == "disk_full":
@@ -203,7 +204,7 @@ class Conductor:
         else:
             self._waiting.appendleft(number)
 
-    def close(self, reason: Literal[finished, exhausted, interrupted, failed], detail: str = "") -> None:
+    def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
 
