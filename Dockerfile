@@ -16,6 +16,6 @@ COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
 COPY platform ./platform
 COPY search_spaces ./search_spaces
 COPY trainers ./trainers
-RUN make env PYTHON=/usr/local/bin/python3.11 && rm -rf /root/.cache/pip
+RUN PIP_NO_CACHE_DIR=1 make env
 COPY . .
 ENV PATH="/opt/pretune/.venv/bin:$PATH"

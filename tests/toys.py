@@ -46,6 +46,14 @@ def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
     return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
 
 
+def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    if trial.suggest_categorical("kernel", ["rbf", "energy"]) == "rbf":
+        trial.suggest_float("bandwidth", 0.1, 10.0, log=True)
+    if trial.suggest_float("refused", 0.0, 1.0) > 0.9:
+        raise ValueError("no")
+    return space(trial, base)
+
+
 def score(config: TrialConfig, epoch: int) -> float:
     return (1.0 - abs(math.log10(config.optimizer.learning_rate) + 1.0) / 3.0) * (1.0 - 0.5**epoch)
 

@@ -30,6 +30,8 @@ SLOT_MEMORY = 1000 * 2**20
 """What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
 sweep measures it anew and prints it."""
 
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to the head node alone."""
 START_TRIES = 3
 _PREFIX = "pretune-"
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -103,7 +105,7 @@ def slots(experiment: Experiment, nodes: Iterable[Node] | None, *, head_bytes: f
 def head_bytes() -> float:
     """The memory that the connected cluster's head offers, in bytes."""
     present = ray.nodes()  # type: ignore[no-untyped-call]
-    heads = [node["Resources"] for node in present if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    heads = [node["Resources"] for node in present if node["Alive"] and HEAD in node["Resources"]]
     return float(heads[0].get("memory", math.inf)) if heads else math.inf
 
 
@@ -165,7 +167,7 @@ def _local(cpus: int | None, logs: Path) -> Iterator[None]:
                         object_store_memory=_OBJECT_STORE_BYTES,
                         _temp_dir=str(folder),
                     )
-                except Exception as error:
+                except Exception as error:  # Ray raises no class of its own
                     # Ray gives a node 30 seconds to start, which a machine that does other work may not keep.
                     if tries_left == 0 or "timed out during startup" not in str(error):
                         raise

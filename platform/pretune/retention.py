@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pretune.conductor import Conductor, Listener
 from pretune.history import TrialHistory
 from pretune.journal import Ended, Record
 from trainers import storage
 from trainers.report import Checkpoint
 
+if TYPE_CHECKING:
+    from pretune.conductor import Conductor, Listener
+
 logger = logging.getLogger(__name__)
 
-RUNNING, FINISHED, STOPPED = 4, 3, 1
-"""Checkpoints of a trial at most: while it runs the two newest, the best and the last before the decay; in the end one
-newest; of a stopped one the best."""
+RUNNING, FINISHED = 5, 3
+"""Checkpoints of a trial at most: while it runs the two newest, the best, the last before the decay and one within an
+epoch; in the end the newest, the best and the last before the decay."""
 STATES = ("PRUNED", "INFEASIBLE")
 
 

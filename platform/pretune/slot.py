@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 from ray import tune
 
-from pretune.cluster import SLOT_MEMORY
+from pretune.cluster import HEAD, SLOT_MEMORY
 from pretune.group import Group, GroupStartError, NoRoomError, SlotSettings
 from pretune.mailbox import Command, Ended, Failed, Order, Ready, Reported
 from trainers.config import TrialConfig
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 POINTER_FILE = "pointer.json"
 """The only file in a Tune checkpoint: path and hash of the state that rank 0 wrote to the sweep's storage."""
-HEAD = "node:__internal_head__"
-"""The resource that Ray gives to the head node alone."""
 
 
 @dataclass

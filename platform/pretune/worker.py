@@ -311,12 +311,9 @@ class Line:
         if now - self._pulse < PULSE_S:
             return False
         self._pulse = now
-        answer, self._answer = self._answer, None
-        if answer is None or ray.wait([answer], timeout=0)[0]:
-            self._answer = self._mailbox.progress.remote(self.generation, self.rank)
-        else:
-            self._answer = answer
+        if self._answer is not None and not ray.wait([self._answer], timeout=0)[0]:
             return False
+        answer, self._answer = self._answer, self._mailbox.progress.remote(self.generation, self.rank)
         try:
             noticed = answer is not None and bool(ray.get(answer, timeout=CALL_S))
         except ray.exceptions.RayActorError:

@@ -19,18 +19,9 @@ from pretune.conductor import Conductor
 from pretune.experiment import Experiment
 from pretune.journal import Ended, Journal, Record, read
 from tests.chaos.counts import Counts
-from tests.toys import BASE, Executor, begin, decisions, experiment, follow, space
-from trainers.config import TrialConfig
+from tests.toys import BASE, Executor, begin, branching, decisions, experiment, follow, space
 
 POINTS_PER_SWEEP = 3
-
-
-def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    if trial.suggest_categorical("kernel", ["rbf", "energy"]) == "rbf":
-        trial.suggest_float("bandwidth", 0.1, 10.0, log=True)
-    if trial.suggest_float("refused", 0.0, 1.0) > 0.9:
-        raise ValueError("no")
-    return space(trial, base)
 
 
 def run(folder: Path, seed: int, count: int) -> Counts:

@@ -18,19 +18,11 @@ from pretune.journal import FILE, Attempt, Ended, Record, read
 from pretune.messages import RequestError
 from pretune.search import Space
 from tests import toys
-from tests.toys import Executor, again, begin, decisions, follow, row, space
+from tests.toys import Executor, again, begin, branching, decisions, follow, row, space
 from trainers import storage
 from trainers.config import TrialConfig
 
 BASE = toys.BASE.model_copy(update={"epochs": 9})
-
-
-def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    if trial.suggest_categorical("kernel", ["rbf", "energy"]) == "rbf":
-        trial.suggest_float("bandwidth", 0.1, 10.0, log=True)
-    if trial.suggest_float("refused", 0.0, 1.0) > 0.9:
-        raise ValueError("no")
-    return space(trial, base)
 
 
 def grid(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
