@@ -103,6 +103,59 @@ def test_the_cluster_file_passes_rays_own_schema() -> None:
     assert types["gpu_worker"]["min_workers"] == 0, "GPU workers must scale from zero"
 
 
+# The fields that KubeRay 1.6 knows, of what the manifest may use.
+RAY_CLUSTER_FIELDS = {
+    "spec": {
+        "rayVersion",
+        "authOptions",
+        "enableInTreeAutoscaling",
+        "autoscalerOptions",
+        "headGroupSpec",
+        "workerGroupSpecs",
+    },
+    "autoscalerOptions": {"idleTimeoutSeconds", "upscalingMode", "version", "env", "envFrom", "resources", "image"},
+    "headGroupSpec": {"rayStartParams", "template", "serviceType"},
+    "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"},
+}
+
+
+def test_the_kuberay_manifest_passes_kubernetes_schema_and_is_read_by_rays_autoscaler() -> None:
+    import jsonschema
+    import kubernetes_validate
+    import ray
+    import ray.autoscaler
+    import yaml
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    manifest = yaml.safe_load((ROOT / "cluster.kuberay.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    spec, head = manifest["spec"], manifest["spec"]["headGroupSpec"]
+    (workers,) = spec["workerGroupSpecs"]
+    for name, part in (
+        ("spec", spec),
+        ("autoscalerOptions", spec["autoscalerOptions"]),
+        ("headGroupSpec", head),
+        ("worker", workers),
+    ):
+        assert part.keys() <= RAY_CLUSTER_FIELDS[name], name
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["rayVersion"] == ray.__version__
+    for group in (head, workers):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+    config = _derive_autoscaling_config_from_ray_cr(
+        manifest | {"metadata": {"name": "pretune", "namespace": "default"}}
+    )
+    jsonschema.validate(config, json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text()))
+    types = config["available_node_types"]
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    worker = types["gpu-worker"]
+    assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
+    assert (worker["resources"]["CPU"], worker["resources"]["GPU"]) == (8, 1)
+
+
 def test_the_readmes_tree_names_every_module() -> None:
     readme = (ROOT / "README.md").read_text()
     missing = [

@@ -290,8 +290,12 @@ def test_particles_spread_by_singular_values_and_by_nothing_else() -> None:
     assert alone < 1.1
     assert kicked < 1.1
     assert scatter < 1e-6
-    spread, _ = simulate(Objective({"pull": pull, "spread": SingularValue(weight=0.1)}), steps=1500)
-    assert spread > 4, "more than half of the dimensions"
+    _, scatter = simulate(Objective({"pull": pull, "kick": Brownian(weight=0.1, share="view")}), steps=300)
+    assert 5e-5 < scatter < 1e-3, "directions of its own pull each view away from its image's center"
+    forms: tuple[Form, ...] = ("nuclear", "frobenius")
+    for form in forms:
+        spread, _ = simulate(Objective({"pull": pull, "spread": SingularValue(form=form, weight=0.1)}), steps=1500)
+        assert spread > 4, "more than half of the dimensions"
 
 
 # --- bad input ---
