@@ -523,6 +523,7 @@ class _Listeners:
 def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
     from pretune import journal, live, tables
+    from pretune.conductor import SweepFailedError
     from pretune.curves import SweepCurves
 
     since = time.time()
@@ -537,10 +538,12 @@ def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: S
     except RequestError as error:
         _refuse(str(error))
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, SweepFailedError | OSError):  # a full disk or a lost storage needs no stack of Tune's
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
         begun = (experiment.folder / journal.FILE).exists()
         onward = f"go on with: pretune resume {experiment.folder}" if begun else "no trial was asked for: try again"
-        _fail(f"the sweep failed ({type(error).__name__}: {error}); logs are in {experiment.folder / 'logs'}, {onward}")
+        _fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
     finally:
         curves.close()
     _close(console, result)

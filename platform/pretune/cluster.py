@@ -21,6 +21,7 @@ import yaml
 
 from pretune.environment import environment
 from pretune.experiment import Experiment
+from pretune.logfile import LogFile
 from pretune.messages import RequestError
 
 Node = Mapping[str, float]
@@ -222,8 +223,7 @@ def _own_token() -> Iterator[None]:
 @contextmanager
 def _quiet(path: Path) -> Iterator[None]:
     """Ray's and Tune's log lines and Python's warnings go to `path` instead of the terminal."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = LogFile(path)
     # Importing Ray puts a handler on the logger "ray", and ray.init another one: replaced before, held off during.
     loggers = [logging.getLogger("ray"), logging.getLogger("py.warnings")]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]

@@ -27,6 +27,7 @@ from ray import tune
 
 from pretune.cluster import HEAD, SLOT_MEMORY
 from pretune.group import Group, GroupStartError, NoRoomError, SlotSettings
+from pretune.logfile import LogFile
 from pretune.mailbox import Command, Ended, Failed, Order, Ready, Reported
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome
@@ -327,11 +328,10 @@ def _refuse(config: dict[str, Any]) -> str:
     return ""
 
 
-def _log_to(path: Path) -> logging.FileHandler:
+def _log_to(path: Path) -> LogFile:
     """The platform's own lines of this process, kept in the sweep's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = LogFile(path)
     log = logging.getLogger("pretune")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

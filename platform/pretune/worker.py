@@ -28,6 +28,7 @@ import torch
 import torch.distributed
 
 from pretune.group import SlotSettings, process_started
+from pretune.logfile import LogFile
 from pretune.mailbox import Command, Ended, Failed, Order, Reported, Taken, Worker
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
@@ -193,9 +194,8 @@ def trial_log(folder: Path, rank: int) -> Iterator[None]:
     their own file.
     """
     name = "log.txt" if rank == 0 else f"log.rank-{rank}.txt"
-    handler = logging.FileHandler(folder / name, delay=True)
+    handler = LogFile(folder / name)
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
