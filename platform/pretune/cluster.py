@@ -256,5 +256,7 @@ def _autoscaling_config(gcs_address: str) -> dict[str, Any] | None:
 def _autoscales() -> bool:
     """Whether an autoscaler with node types of its own runs: one that only watches calls each node's type node_<id>."""
     status = ray.experimental.internal_kv._internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS)
-    types = json.loads(status)["autoscaler_report"]["active_nodes"] if status else {}
+    # A cluster that has just started has no status yet, then one without a report.
+    report = json.loads(status).get("autoscaler_report") if status else None
+    types = report["active_nodes"] if report else {}
     return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types)

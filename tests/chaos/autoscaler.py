@@ -41,7 +41,7 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         started, told = time.monotonic(), -1
         sweep = folder / "sweep"
         process: subprocess.Popen[bytes] | None = None
-        peak = killed = idle = 0
+        peak = killed = idle = ended = 0
         while time.monotonic() - started < BOUND_S:
             nodes = _worker_nodes()
             peak = max(peak, len(nodes))
@@ -55,9 +55,13 @@ def run(folder: Path, seed: int, count: int) -> Counts:
                 _kill(rng.choice(nodes))
                 killed += 1
                 print(f"{time.monotonic() - started:6.0f} s  a node is killed", flush=True)
-            elif process.poll() is not None and not nodes:
-                idle = 1
-                break
+            elif process.poll() is not None:
+                if not ended:
+                    ended = 1
+                    print(f"{time.monotonic() - started:6.0f} s  the sweep's driver has ended", flush=True)
+                if not nodes:
+                    idle = 1
+                    break
             time.sleep(0.5)
         assert process is not None
         if process.poll() is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import ray
 import yaml
 
+from pretune import cluster
 from pretune.cluster import SLOT_MEMORY, configured_nodes, connected, slots
 from pretune.experiment import Experiment
 from pretune.messages import RequestError
@@ -119,3 +121,21 @@ def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
         assert not folders[0].exists()
         assert folders[1].exists()
     assert not folders[1].exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (None, False),
+        ({}, False),  # of a cluster that has just started
+        ({"autoscaler_report": None}, False),
+        ({"autoscaler_report": {"active_nodes": {"node_" + "0f" * 28: 1}}}, False),
+        ({"autoscaler_report": {"active_nodes": {"head": 1, "gpu_worker": 2}}}, True),
+    ],
+)
+def test_a_cluster_autoscales_if_its_status_names_types_of_nodes(
+    monkeypatch: pytest.MonkeyPatch, status: Any, expected: bool
+) -> None:
+    written = None if status is None else json.dumps(status).encode()
+    monkeypatch.setattr(ray.experimental.internal_kv, "_internal_kv_get", lambda _: written)
+    assert cluster._autoscales() is expected
