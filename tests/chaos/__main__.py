@@ -18,6 +18,8 @@ from pathlib import Path
 
 import ray
 
+from tests.chaos import clusters
+
 PARTS = {
     "points": 100,
     "kills": 10,
@@ -53,7 +55,8 @@ def main() -> None:
         # As after an exception, the folder stays: journals and logs tell what went wrong.
         print(f"BROKEN: {', '.join(counts.broken)}; look into {folder}", file=sys.stderr)
         raise SystemExit(1)
-    shutil.rmtree(folder)
+    for place in (folder, clusters.RAY_FOLDER):
+        shutil.rmtree(place, ignore_errors=True)  # parts without a cluster of nodes have no folder of Ray's
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _start_head(folder: Path, port: int) -> subprocess.Popen[bytes]:
     path.write_text(yaml.safe_dump(config))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     command += [f"--port={port}", "--num-cpus=0", f"--autoscaling-config={path}", "--include-dashboard=false"]
-    command += ["--object-store-memory=100000000", f"--temp-dir=/tmp/chaos{os.getpid()}"]
+    command += ["--object-store-memory=100000000", f"--temp-dir={clusters.RAY_FOLDER}"]
     environment = {
         **os.environ,
         "RAY_FAKE_CLUSTER": "1",
@@ -139,7 +139,7 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         head.kill()
     # The fake nodes are the autoscaler's children and have sessions of their own.
-    for pid in clusters.processes_with(f"/tmp/chaos{os.getpid()}/"):
+    for pid in clusters.processes_with(f"{clusters.RAY_FOLDER}/"):
         os.kill(pid, signal.SIGKILL)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+RAY_FOLDER = f"/tmp/chaos{os.getpid()}"
+"""Where clusters of this process keep their sockets and logs: a path must be short for sockets."""
+
 
 @contextmanager
 def cluster(*, head_cpus: int) -> Iterator[Any]:
@@ -24,7 +27,7 @@ def cluster(*, head_cpus: int) -> Iterator[Any]:
             "num_cpus": head_cpus,
             "include_dashboard": False,
             "object_store_memory": 100 * 2**20,
-            "temp_dir": f"/tmp/chaos{os.getpid()}",
+            "temp_dir": RAY_FOLDER,
         },
     )
     try:

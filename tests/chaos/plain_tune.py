@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def main(folder: Path, seed: int) -> None:
     rows = [{"rate": (one.config or {})["rate"], "epochs": (one.metrics or {}).get("epoch", 0)} for one in trials]
     (folder / "result.json").write_text(json.dumps(rows))
     ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
 
 
 def run(folder: Path, seed: int, count: int) -> Counts:
@@ -98,7 +100,9 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         process.send_signal(signal.SIGKILL)
         process.wait()
         counts.add("drivers killed")
-        clusters.wait_for_the_end_of((killed / "session.txt").read_text())
+        session = (killed / "session.txt").read_text()
+        clusters.wait_for_the_end_of(session)
+        shutil.rmtree(session, ignore_errors=True)
     last = _start(killed, seed)
     code = last.wait(600)
     counts.add("runs that could not be restored", code != 0)
