@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return datasets.ensure_builtin("digits", tmp_path_factory.mktemp("data"))
 
 
-def run(folder: Path, dataset: Dataset, recipe: str, changes: dict[str, Any]) -> tuple[Outcome, int]:
-    """How the recipe with `changes` ended, and after how many steps; for at most 200."""
+def run(
+    folder: Path, dataset: Dataset, recipe: str, changes: dict[str, Any], *, at_most: float = math.inf
+) -> tuple[Outcome, int]:
+    """How the recipe with `changes` ended, and after how many steps; stopped at the epoch's end after `at_most`."""
     place = {"data.path": str(dataset.folder), "data.manifest": dataset.manifest_hash}
     config = with_changes(RECIPES[recipe](), {**place, "probe.every": 100, "checkpoint_every": 100, **changes})
     steps: list[int] = []
@@ -47,7 +50,7 @@ def run(folder: Path, dataset: Dataset, recipe: str, changes: dict[str, Any]) ->
         dataset=dataset,
         loaders=Loaders(),
         folder=folder,
-        report=lambda report: len(steps) < 200,
+        report=lambda report: len(steps) < at_most,
         progress=lambda epoch, step: steps.append(step),
     )
     return outcome, len(steps)
@@ -58,7 +61,7 @@ def run(folder: Path, dataset: Dataset, recipe: str, changes: dict[str, Any]) ->
 def test_a_provoked_collapse_ends_within_200_steps_with_a_reason(
     tmp_path: Path, digits: Dataset, recipe: str, seed: int
 ) -> None:
-    outcome, steps = run(tmp_path, digits, recipe, {**PROVOKED[recipe], "epochs": 20, "seed": seed})
+    outcome, steps = run(tmp_path, digits, recipe, {**PROVOKED[recipe], "epochs": 20, "seed": seed}, at_most=200)
     assert outcome.state == "collapsed"
     assert "are alike" in outcome.reason or "shrink to a point" in outcome.reason
     assert steps < 200
