@@ -4,8 +4,9 @@
 
 Views of noise through the recipe's model, loss, gradients, clipping and optimizer step: the loop of `trainers.train`
 without its loader, whose work a worker does ahead in other threads; with it a share would be smaller. A term alone is
-its forward pass on the outputs of that step, and its backward pass down to them. Medians over `--repeats` after three
-to warm up; term and step take turns, so that both see the same machine. Without RECIPE: those called *_tiny.
+its forward pass on the outputs of that step, and its backward pass down to them; the sentinel looks once in so many
+steps. Medians over `--repeats` after three to warm up; term and step take turns, so that both see the same machine.
+Without RECIPE: those called *_tiny.
 
 With `--vary`, the step at each value of one setting instead, in turns, over that at the first value: does dropping
 tokens really shorten the sequence?
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,13 +26,14 @@ from torch import Tensor
 
 from pretune import ablation, overrides
 from search_spaces import RECIPES
-from trainers import optim
+from trainers import optim, sentinel
 from trainers.config import TrialConfig
 from trainers.model import build_model
 from trainers.objective import Objective
 from trainers.terms import Outputs, TermConfig
 
 TARGET = 0.25
+LOOK = "the sentinel's look, shared among its steps"
 
 
 def main() -> None:
@@ -59,10 +62,14 @@ def main() -> None:
     print("| recipe | step, ms | term | term, ms | share |")
     print("|:--|--:|:--|--:|--:|")
     for name in arguments.recipes or [name for name in RECIPES if name.endswith("_tiny")]:
-        work = Work(overrides.apply(RECIPES[name](), changes))
-        terms = in_turns({"": work.step, **work.terms()}, arguments.repeats)
-        step_s = terms.pop("")
-        for term, seconds in terms.items():
+        config = overrides.apply(RECIPES[name](), changes)
+        work = Work(config)
+        looks = {} if config.sentinel is None else {LOOK: work.look}
+        parts = in_turns({"": work.step, **work.terms(), **looks}, arguments.repeats)
+        step_s = parts.pop("")
+        if config.sentinel is not None:
+            parts[LOOK] /= config.sentinel.every
+        for term, seconds in parts.items():
             share = seconds / step_s
             mark = " (above the aim)" if share > TARGET else ""
             print(
@@ -97,6 +104,15 @@ class Work:
         optim.clip_gradients(self._parameters, self._config.optimizer.clip_norm)
         self._optimizer.step()
         self._model.update_teacher(0, 1000)
+
+    def look(self) -> None:
+        """What the sentinel does with a step."""
+        assert self._config.sentinel is not None
+        sentinel.complaint(self._outputs_once, torch.ones(()), self._config.sentinel)
+
+    @cached_property
+    def _outputs_once(self) -> Outputs:
+        return self._outputs()
 
     def terms(self) -> dict[str, Callable[[], None]]:
         """Each term alone, forward and backward, on the outputs of one forward pass."""
