@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
 from tests import object_store
 from tests.two_processes import TwoProcesses
+
+
+def pytest_configure() -> None:
+    # Ray saves the token of a local cluster in the home folder, where the next `ray start` demands it of all its nodes.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @pytest.fixture(scope="session")
