@@ -108,7 +108,7 @@ class Work:
     def look(self) -> None:
         """What the sentinel does with a step."""
         assert self._config.sentinel is not None
-        sentinel.complaint(self._outputs_once, torch.ones(()), self._config.sentinel)
+        sentinel.complaint(self._outputs_once, {}, torch.ones(()), self._config.sentinel)
 
     @cached_property
     def _outputs_once(self) -> Outputs:

@@ -297,6 +297,7 @@ class SentinelConfig(Config):
     min_spread: NonNegative = 0.1
     min_scale: NonNegative = 0.02
     min_rank_share: Fraction = 0.1
+    min_information: NonNegative = 0.05
 
 
 class TrialConfig(Config):

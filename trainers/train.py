@@ -206,7 +206,7 @@ def _run(
                     return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
 
             if watched is not None and (counters.step + 1) % watched.every == 0:
-                complaint = sentinel.complaint(outputs, gradient_norm, watched)
+                complaint = sentinel.complaint(outputs, health_parts, gradient_norm, watched)
                 counters.complaints = counters.complaints + 1 if complaint else 0
                 if counters.complaints == watched.patience:
                     reason = f"{complaint}, {watched.patience} times in a row until step {counters.step}"

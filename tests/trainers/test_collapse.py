@@ -30,6 +30,8 @@ PROVOKED: dict[str, dict[str, Any]] = {
         "model.teacher": None,
         "model.projector.final_norm": False,
     },
+    # DINO has no dispersive term: what keeps images apart is the centering.
+    "dino_tiny": {"model.prototypes.center_momentum": 0.9999, "optimizer.learning_rate": 5e-3},
 }
 
 
@@ -63,7 +65,7 @@ def test_a_provoked_collapse_ends_within_200_steps_with_a_reason(
 ) -> None:
     outcome, steps = run(tmp_path, digits, recipe, {**PROVOKED[recipe], "epochs": 20, "seed": seed}, at_most=200)
     assert outcome.state == "collapsed"
-    assert "are alike" in outcome.reason or "shrink to a point" in outcome.reason
+    assert any(words in outcome.reason for words in ("are alike", "shrink to a point", "are sorted alike"))
     assert steps < 200
 
 

@@ -13,9 +13,10 @@ from trainers.sentinel import complaint
 from trainers.terms import Outputs
 
 
-def complaint_of(rows: Tensor, gradient_norm: float = 1.0) -> str:
+def complaint_of(rows: Tensor, gradient_norm: float = 1.0, **metrics: float) -> str:
     outputs = Outputs((rows,), (rows,), None, None, torch.arange(len(rows)), seed=0, step=0)
-    return complaint(outputs, torch.tensor(gradient_norm), SentinelConfig())
+    told = {f"term/{name}": torch.tensor(value) for name, value in metrics.items()}
+    return complaint(outputs, told, torch.tensor(gradient_norm), SentinelConfig())
 
 
 def noise(count: int = 64, width: int = 32) -> Tensor:
@@ -44,6 +45,11 @@ def test_each_way_to_collapse_is_named(rows: Tensor, what: str) -> None:
 
 def test_a_vanished_gradient_is_named() -> None:
     assert "nothing moves" in complaint_of(noise(), gradient_norm=0.0)
+
+
+def test_images_that_are_sorted_alike_are_named() -> None:
+    assert complaint_of(noise(), information=1.0, balanced_accuracy=0.0) == ""
+    assert "images are sorted alike: a prototype tells 0.001 nats" in complaint_of(noise(), information=1e-3)
 
 
 def test_only_so_many_rows_are_looked_at() -> None:

@@ -38,20 +38,43 @@ class Dino(TermConfig):
 
         from trainers import dist
 
-        if outputs.scores is None or outputs.target_scores is None or outputs.center is None:
+        if outputs.scores is None:
             raise ValueError(
                 "dino needs the scores of student and teacher, but the outputs have none; set model.teacher and "
                 "model.prototypes"
             )
-        scores, targets, center = (
-            [x.to(torch.promote_types(x.dtype, torch.float32)) for x in rows]
-            for rows in (outputs.scores, outputs.target_scores, [outputs.center])
-        )
-        temperature = self.temperature(outputs.step)
-        wanted = [((rows - center[0]) / temperature).softmax(dim=1) for rows in targets]
-        logs = [(rows / self.student_temperature).log_softmax(dim=1) for rows in scores]
-        costs = [-(q * log_p).sum(1).mean() for i, q in enumerate(wanted) for j, log_p in enumerate(logs) if i != j]
+        logs = [(_wide(rows) / self.student_temperature).log_softmax(dim=1) for rows in outputs.scores]
+        costs = [
+            -(q * log_p).sum(1).mean()
+            for i, q in enumerate(self._answers(outputs))
+            for j, log_p in enumerate(logs)
+            if i != j
+        ]
         return dist.mean_over_ranks(torch.stack(costs).mean())
+
+    def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
+        """`information`: nats that the teacher's answer tells of an image, H(mean of q_i) - mean of H(q_i) over the
+        global batch of N images, the mean over its views. At most ln min(M, N); 0 where all images are sorted alike,
+        into one prototype or evenly into all: the two ways in which DINO collapses (section 3.1 of the paper).
+        """
+        import torch
+
+        from trainers import dist
+
+        answers = torch.stack(self._answers(outputs))  # [views, n, M]
+        of_all = torch.special.entr(dist.mean_over_ranks(answers.mean(1))).sum(1)
+        of_each = torch.special.entr(answers).sum(2).mean(1)
+        return {"information": (of_all - dist.mean_over_ranks(of_each)).mean()}
+
+    def _answers(self, outputs: Outputs) -> list[Tensor]:
+        """q of each of the teacher's views, [n, M]."""
+        if outputs.target_scores is None or outputs.center is None:
+            raise ValueError(
+                "dino needs the scores of the teacher and a center, but the outputs have none; set model.teacher and "
+                "model.prototypes"
+            )
+        center, temperature = _wide(outputs.center), self.temperature(outputs.step)
+        return [((_wide(rows) - center) / temperature).softmax(dim=1) for rows in outputs.target_scores]
 
     def temperature(self, step: int) -> float:
         """τ_t at optimizer step `step`."""
@@ -67,3 +90,10 @@ class Dino(TermConfig):
                 f"{config.model.teacher!r}, {config.model.prototypes!r} and {len(config.views)} views; set them, for "
                 f"example model.prototypes.count=1024, or objective.{name}.weight=0"
             )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    import torch
+
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -48,6 +48,30 @@ def test_it_is_the_mean_cross_entropy_over_pairs_of_different_views(view_count: 
     assert Dino()(outputs_of(scores, targets, center)).item() == pytest.approx(np.mean(costs), rel=1e-12)
 
 
+def information(scores: list[Tensor], center: Tensor) -> float:
+    return Dino().metrics(outputs_of(scores, scores, center))["information"].item()
+
+
+def test_information_is_what_an_answer_tells_of_its_image() -> None:
+    scores, center = random_rows(2), torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)
+    found = []
+    for rows in scores:
+        answers = np.stack([softmax((row.numpy() - center.numpy()) / 0.04) for row in rows])
+        # As a divergence of each answer from the mean of all: Gibbs' form of the same.
+        found.append(np.mean([np.sum(q * np.log(np.maximum(q, 1e-300) / answers.mean(0))) for q in answers]))
+    assert information(scores, center) == pytest.approx(np.mean(found), rel=1e-10)
+
+
+def test_information_is_zero_in_both_collapses_and_at_most_the_logarithm_of_images_or_prototypes() -> None:
+    none = torch.zeros(6, dtype=torch.float64)
+    one = torch.eye(6, dtype=torch.float64)[:1].expand(5, 6)
+    assert information([one, one], none) == pytest.approx(0.0, abs=1e-12)
+    assert information([torch.zeros(5, 6, dtype=torch.float64)] * 2, none) == pytest.approx(0.0, abs=1e-12)
+    each = torch.eye(6, dtype=torch.float64)
+    assert information([each[:5], each[:5]], none) == pytest.approx(math.log(5), abs=1e-8)
+    assert information([torch.cat([each, each])] * 2, none) == pytest.approx(math.log(6), abs=1e-8)
+
+
 @pytest.mark.parametrize("count", [2, 1024])
 def test_uniform_answers_cost_the_logarithm_of_the_number_of_prototypes(count: int) -> None:
     flat = [torch.full((3, count), 0.3, dtype=torch.float64)] * 4
