@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pretune.experiment import Experiment
@@ -207,6 +208,10 @@ class Conductor:
     def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
+
+    def write_study(self, path: Path) -> None:
+        """Writes what Optuna was told so far, for optuna-dashboard."""
+        self._search.write_study(self.history.trials, path)
 
     def extend(self, record: Extended) -> None:
         """A finished trial trains longer: handed out again after those that are unfinished."""

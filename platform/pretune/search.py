@@ -4,21 +4,22 @@ No sampler state is kept. Each ask builds an in-memory study from the trials' hi
 seeded by (seed, trial number): the proposal is a pure function of the journal, so a sweep that was killed asks the
 same as one that was not. Optuna is told the honest end of each trial:
 
-    COMPLETE    with the last value of the metric (the best over epochs would reward luck)
-    PRUNED      stopped early, with its intermediate values by epoch: TPE ranks it by how far it got, then by its last
-    value INFEASIBLE  diverged, collapsed, out of memory, or refused by the space: pruned with a violated constraint,
-    which TPE
-                puts behind everything else
-    FAIL        a failure of the machine: it teaches the sampler nothing
+* COMPLETE with the last value of the metric (the best over epochs would reward luck).
+* PRUNED: stopped early, with its intermediate values by epoch; TPE ranks it by how far it got, then by its last value.
+* INFEASIBLE: diverged, collapsed, out of memory, or refused by the space; to Optuna it is pruned with a violated
+  constraint, which TPE puts behind everything else.
+* FAIL: a failure of the machine; it teaches the sampler nothing.
 
 No Ray here: `tuning.py` puts this behind Ray Tune's searcher.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +32,8 @@ from optuna.distributions import (
     json_to_distribution,
 )
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
@@ -151,8 +154,18 @@ class Search:
         return refusal or f"space {self.experiment.space!r} refused {params}"
 
     def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
-        """The study as Optuna sees it after `trials`, for tests and for optuna-dashboard."""
+        """The study as Optuna sees it after `trials`."""
         return self._build(trials, RandomSampler(), at=None)
+
+    def write_study(self, trials: Sequence[TrialHistory], path: Path) -> None:
+        """Writes that study to `path` anew, as a journal of Optuna's own, for optuna-dashboard. Never read here."""
+        aside = path.with_name(f".{path.name}.part")
+        aside.unlink(missing_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(aside)))
+        seen = self.study(trials)
+        copy = optuna.create_study(storage=storage, study_name=self.experiment.name, direction=seen.direction)
+        copy.add_trials(seen.trials)
+        os.replace(aside, path)
 
     def _point(self, number: int) -> Proposal:
         """An ablation's trial; RequestError where it is no valid config, or cannot run with this sweep's workers."""

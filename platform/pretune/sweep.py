@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "SweepFailedError", "check", "resume", "run"]
 
+STUDY_FILE = "study.log"
+"""What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
+
 MakeTrainable = Callable[[Experiment, Path], "type[tune.Trainable]"]
 
 
@@ -193,6 +196,7 @@ def _conduct(
             conductor.close("interrupted")
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
+    conductor.write_study(folder / STUDY_FILE)
     result = results.read(folder, remote=remote)
     if result.experiment.points:
         # Its best trial is the luckiest seed of a level.

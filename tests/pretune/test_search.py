@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pretune.experiment import Experiment
@@ -72,7 +75,7 @@ def complete(trial: TrialHistory) -> None:
 # ---- ends ----------------------------------------------------------------------------------------------------------
 
 
-def test_optuna_is_told_the_honest_end_of_each_trial() -> None:
+def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
     made = search(numbers)
     ends: list[tuple[State, list[float]]] = [
         ("COMPLETE", [0.2, 0.9, 0.8]),
@@ -98,6 +101,16 @@ def test_optuna_is_told_the_honest_end_of_each_trial() -> None:
     assert [trial.constraints for trial in seen] == [{}, {}, {"feasible": 1.0}, {}, {}]
     assert [trial.params for trial in seen] == [trial.params for trial in trials]
     assert made.study(trials).best_trial.number == 0
+
+    # The same for optuna-dashboard, and once more after the sweep went on.
+    for _ in range(2):
+        made.write_study(trials, tmp_path / "study.log")
+        assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
+        storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+        written = optuna.load_study(study_name=made.experiment.name, storage=storage)
+        for ours, theirs in zip(seen, written.trials, strict=True):
+            for part in ("number", "state", "values", "params", "intermediate_values", "distributions", "constraints"):
+                assert getattr(theirs, part) == getattr(ours, part)
 
 
 def test_tpe_turns_away_from_a_region_that_is_infeasible() -> None:
