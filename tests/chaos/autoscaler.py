@@ -21,7 +21,7 @@ import yaml
 
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
-from tests.chaos.workers import judge, training
+from tests.chaos.workers import judge, parent, training
 
 SETTINGS = {"trials": 24, "epochs": 10, "workers_per_trial": 2, "max_failures": 20}
 NODES = 3
@@ -51,10 +51,13 @@ def run(folder: Path, seed: int, count: int) -> Counts:
             if process is None:
                 counts.must_be_zero("worker nodes before the sweep", len(nodes))
                 process = driver.start(sweep, SETTINGS | {"seed": seed}, epoch_s=EPOCH_S, address=f"127.0.0.1:{port}")
-            elif process.poll() is None and killed < count and len(nodes) == NODES and training(sweep):
-                _kill(rng.choice(nodes))
-                killed += 1
-                print(f"{time.monotonic() - started:6.0f} s  a node is killed", flush=True)
+            elif process.poll() is None and killed < count and len(nodes) == NODES:
+                hosts = {parent(pid) for pid in training(sweep)}
+                busy = [raylet for node in nodes if (raylet := _raylet(node)) is not None and raylet in hosts]
+                if busy:
+                    _kill(rng.choice(busy))
+                    killed += 1
+                    print(f"{time.monotonic() - started:6.0f} s  a node is killed under a trial", flush=True)
             elif process.poll() is not None:
                 if not ended:
                     ended = 1
@@ -149,8 +152,16 @@ def _worker_nodes() -> list[str]:
     return [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != HEAD_NODE_ID]
 
 
-def _kill(node: str) -> None:
-    """SIGKILL for a fake node's raylet, as when its machine is taken away; its workers die with it."""
+def _kill(raylet: int) -> None:
+    """SIGKILL for a fake node, raylet and all of its workers, as when a machine is taken away."""
+    processes = [int(file.parent.name) for file in Path("/proc").glob("[0-9]*/stat")]
+    for pid in [raylet, *(pid for pid in processes if parent(pid) == raylet)]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _raylet(node: str) -> int | None:
+    """Pid of a fake node's raylet."""
     for pid in clusters.processes_with("raylet/raylet"):
         if f"RAY_OVERRIDE_NODE_ID_FOR_TESTING={node}" in Path(f"/proc/{pid}/environ").read_bytes().decode():
-            os.kill(pid, signal.SIGKILL)
+            return pid
+    return None

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tests.chaos.clusters import cluster
+from tests.chaos.clusters import RAY_FOLDER, cluster
 from trainers import nearby, storage
 from trainers.datasets import ensure_builtin
 from trainers.manifest import SEARCH_FILE, Dataset
@@ -41,6 +41,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
             yield {name: node["NodeID"] for node in found for name in NODES if name in node["Resources"]}
     finally:
+        shutil.rmtree(RAY_FOLDER, ignore_errors=True)
         os.environ.pop("RAY_AUTH_MODE")
         if before is not None:
             os.environ["RAY_AUTH_MODE"] = before
