@@ -18,6 +18,8 @@ import argparse
 import itertools
 import json
 import logging
+import os
+import secrets
 import sys
 import tempfile
 import time
@@ -100,7 +102,12 @@ def measure_warm(config: dict[str, Any], trials: int, folder: Path) -> int:
     settings = SlotSettings(sweep_folder=str(folder), workers=WORKERS)
     results = tune.Tuner(
         tune.with_parameters(Slot, settings=settings, make_train=functools.partial(Marking, folder / "marks.jsonl")),
-        param_space={"number": tune.grid_search(list(range(trials))), "config": config, "resume": None},
+        param_space={
+            "number": tune.grid_search(list(range(trials))),
+            "folder": tune.sample_from(lambda setup: f"{setup['number']:04d}"),
+            "config": config,
+            "resume": None,
+        },
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
     ).fit()
@@ -175,6 +182,8 @@ def main() -> int:
         nested_folder.mkdir(parents=True)
         # More logical CPUs than this may have: the nested pattern needs one for its driver. The dashboard is what the
         # nested pattern needs to clean up after itself.
+        # Else Ray saves a token in the home folder, which the next `ray start` demands of all its nodes.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(num_cpus=WORKERS + 2, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
         try:
             starts = measure_warm(config, arguments.trials, warm_folder)
