@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes: `3.1 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # above, three digits would need an exponent
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

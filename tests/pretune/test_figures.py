@@ -51,3 +51,10 @@ def test_rates(per_second: float | None, text: str) -> None:
 )
 def test_settings_are_called_by_what_tells_them_apart(params: dict[str, Any], line: str) -> None:
     assert figures.parameters(params) == line
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(512, "512 bytes"), (2_980_000, "2.98 MB"), (999_700_000, "1 GB"), (2.1e13, "21 TB")]
+)
+def test_sizes(count: float, text: str) -> None:
+    assert figures.size(count) == text
