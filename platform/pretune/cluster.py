@@ -11,6 +11,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -184,11 +185,16 @@ def _local(cpus: int | None, logs: Path) -> Iterator[None]:
 
 def _end_processes(folder: Path) -> None:
     """Kills what a start that failed has left: processes with the session's folder in their command line."""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        pid = int(file.parent.name)
-        with suppress(OSError):  # it has ended, or belongs to somebody else
-            if pid != os.getpid() and str(folder) in file.read_bytes().decode(errors="replace"):
-                os.kill(pid, signal.SIGKILL)
+    found_none = 0
+    while found_none < 2:  # one that is only just starting has no command line yet, and each may have started another
+        found_none += 1
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            pid = int(file.parent.name)
+            with suppress(OSError):  # it has ended, or belongs to somebody else
+                if pid != os.getpid() and str(folder) in file.read_bytes().decode(errors="replace"):
+                    os.kill(pid, signal.SIGKILL)
+                    found_none = 0
+        time.sleep(0.1)
 
 
 def _bring_in(note: Path, logs: Path) -> None:
