@@ -18,7 +18,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,8 +63,7 @@ def main() -> None:
     for name in arguments.recipes or [name for name in RECIPES if name.endswith("_tiny")]:
         config = overrides.apply(RECIPES[name](), changes)
         work = Work(config)
-        looks = {} if config.sentinel is None else {LOOK: work.look}
-        parts = in_turns({"": work.step, **work.terms(), **looks}, arguments.repeats)
+        parts = in_turns({"": work.step, **work.parts()}, arguments.repeats)
         step_s = parts.pop("")
         if config.sentinel is not None:
             parts[LOOK] /= config.sentinel.every
@@ -105,23 +103,19 @@ class Work:
         self._optimizer.step()
         self._model.update_teacher(0, 1000)
 
-    def look(self) -> None:
-        """What the sentinel does with a step."""
-        assert self._config.sentinel is not None
-        sentinel.complaint(self._outputs_once, {}, torch.ones(()), self._config.sentinel)
-
-    @cached_property
-    def _outputs_once(self) -> Outputs:
-        return self._outputs()
-
-    def terms(self) -> dict[str, Callable[[], None]]:
-        """Each term alone, forward and backward, on the outputs of one forward pass."""
-        outputs = self._outputs()
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """Each term alone, forward and backward, and the sentinel's look, on the outputs of one forward pass."""
+        outputs, watched = self._outputs(), self._config.sentinel
 
         def alone(term: TermConfig) -> Callable[[], None]:
             return lambda: term(_leaves(outputs)).backward()  # type: ignore[no-untyped-call]
 
-        return {name: alone(term) for name, term in self._objective.terms.items()}
+        def look() -> None:
+            if watched is not None:
+                sentinel.complaint(outputs, {}, torch.ones(()), watched)
+
+        looks = {} if watched is None else {LOOK: look}
+        return {name: alone(term) for name, term in self._objective.terms.items()} | looks
 
 
 def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:

@@ -180,10 +180,10 @@ def main() -> int:
         warm_folder, nested_folder = folder / "warm", folder / "nested"
         warm_folder.mkdir(parents=True)
         nested_folder.mkdir(parents=True)
-        # More logical CPUs than this may have: the nested pattern needs one for its driver. The dashboard is what the
-        # nested pattern needs to clean up after itself.
         # Else Ray saves a token in the home folder, which the next `ray start` demands of all its nodes.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # More logical CPUs than this may have: the nested pattern needs one for its driver. The dashboard is what the
+        # nested pattern needs to clean up after itself.
         ray.init(num_cpus=WORKERS + 2, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
         try:
             starts = measure_warm(config, arguments.trials, warm_folder)

@@ -5,7 +5,6 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -215,7 +214,7 @@ def _saying_how_much(folder: Path, state: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not storage.is_full(error):
             raise
         needed, free = _tensor_bytes(state), shutil.disk_usage(folder).free
         raise DiskFullError(

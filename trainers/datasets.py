@@ -8,7 +8,6 @@ that are encoded here depend on Pillow's version too.) This module imports neith
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import logging
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers import storage
 from trainers.beton import LARGEST_PAGE, LARGEST_SIDE, BetonWriter, file_bytes, page_size_for
 from trainers.lock import HeldError, held
 from trainers.manifest import (
@@ -233,7 +233,7 @@ def _build_locked(request: _Request) -> Dataset:
         staging.rename(out)
         _sync(out.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = storage.is_full(error)
         remedy = "free some disk space or choose another --out" if full else "check that it exists, and who may use it"
         raise ValueError(
             f"{error.filename or out}: could not be read or written ({error.strerror or error}); {remedy}"

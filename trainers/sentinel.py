@@ -24,16 +24,15 @@ def complaint(outputs: Outputs, metrics: Mapping[str, Tensor], gradient_norm: Te
     """What is wrong with this step's embeddings, in words; empty if nothing is. The same on all ranks.
 
     Projections [n, q] of the first view, what terms tell of the step (`Objective.metrics`), and the norm of all
-    gradients. Wrong are: all in one direction (the standard
-    deviation of unit rows times sqrt(q), 1 if they are spread over the sphere, is below `min_spread`); all in few
-    directions (the effective rank, as of `health.ranks`, is below `min_rank_share` of what so many rows can have);
-    all of one length near zero, as where a loss sees lengths (the standard deviation of the rows themselves is below
-    `min_scale`); all sorted alike, by a term that sorts images into prototypes (its metric `information` is below
-    `min_information`); no gradient at all.
+    gradients. Wrong are: all in one direction (the standard deviation of unit rows times sqrt(q), 1 if they are spread
+    over the sphere, is below `min_spread`); all in few directions (the effective rank, as of `health.ranks`, is below
+    `min_rank_share` of what so many rows can have); all of one length near zero, as where a loss sees lengths (the
+    standard deviation of the rows themselves is below `min_scale`); all sorted alike, by a term that sorts images into
+    prototypes (its metric `information` is below `min_information`); no gradient at all.
     """
     rows = dist.gather_rows_detached(outputs.projections[0][:ROWS].detach().contiguous())
-    # One rank judges: a decomposition may round differently on another machine, and all ranks must end alike.
     information = [float(value) for name, value in metrics.items() if name.endswith("/information")]
+    # One rank judges: a decomposition may round differently on another machine, and all ranks must end alike.
     judged = _judged(rows, information, float(gradient_norm), config) if dist.rank() == 0 else ""
     return dist.broadcast_object(judged)
 

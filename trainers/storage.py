@@ -42,6 +42,11 @@ class StorageError(OSError):
     """The storage refused, or failed for longer than the bound; the text says what and where."""
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_uri(text: str) -> bool:
     return "://" in text
 

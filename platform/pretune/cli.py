@@ -525,6 +525,8 @@ def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: S
     from pretune import journal, live, tables
     from pretune.conductor import SweepFailedError
     from pretune.curves import SweepCurves
+    from pretune.lease import LeaseLostError
+    from trainers import storage
 
     since = time.time()
     progress = live.Progress(experiment, since=since)
@@ -538,7 +540,8 @@ def _run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: S
     except RequestError as error:
         _refuse(str(error))
     except Exception as error:
-        if not isinstance(error, SweepFailedError | OSError):  # a full disk or a lost storage needs no stack of Tune's
+        known = isinstance(error, SweepFailedError | storage.StorageError | LeaseLostError) or storage.is_full(error)
+        if not known:  # what is said in full below needs no stack of Tune's
             traceback.print_exc()
         reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
         begun = (experiment.folder / journal.FILE).exists()

@@ -8,7 +8,6 @@ same process: every global setting and random state is put back before it starts
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import logging
@@ -30,6 +29,7 @@ import torch.distributed
 from pretune.group import SlotSettings, process_started
 from pretune.logfile import LogFile
 from pretune.mailbox import Command, Ended, Failed, Order, Reported, Taken, Worker
+from trainers import storage
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -84,7 +84,6 @@ class WarmTrainer:
         progress: Callable[[int, int], bool | None],
         device: torch.device,
     ) -> Outcome:
-        from trainers import storage
         from trainers.datasets import verify
         from trainers.nearby import SEARCH_FILES, open_anywhere
 
@@ -401,7 +400,7 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
         except Abandoned:
             raise
         except Exception as error:
-            disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc(), disk_full))
+            full = storage.is_full(error)
+            line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc(), full))
             raise
         line.post(Ended(line.generation, run, line.rank, outcome))

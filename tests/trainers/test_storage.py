@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,10 @@ def test_a_checkpoints_manifest_is_written_after_its_data(place: str, monkeypatc
     saved = checkpoint.save(place, {"model": torch.ones(3)}, epoch=7)
     assert written == ["epoch-0007.pt", "epoch-0007.pt.json"]
     assert torch.equal(checkpoint.load(saved)["model"], torch.ones(3))
+
+
+def test_a_full_disk_or_quota_is_told_from_other_errors() -> None:
+    assert storage.is_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert storage.is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not storage.is_full(OSError(errno.EACCES, "Permission denied"))
+    assert not storage.is_full(ValueError("full"))

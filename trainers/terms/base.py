@@ -127,7 +127,8 @@ class TermConfig(BaseModel, ABC):
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
         """More to log each step, as `health/<name>/<key>`: scalars over the *global* batch, equal on all ranks, finite.
 
-        Called without gradients, on every rank, after `__call__`.
+        Called without gradients, on every rank, after `__call__`. `information`, the nats that a term's answer tells of
+        an image, is what the sentinel reads of it.
         """
         return {}
 
