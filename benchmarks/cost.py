@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune import ablation, overrides
+from pretune.analysis import ablation
+from pretune.request import overrides
 from search_spaces import RECIPES
 from trainers import optim, sentinel
 from trainers.config import TrialConfig

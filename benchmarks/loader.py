@@ -1,4 +1,4 @@
-"""Two augmented views per image: images/s of `trainers.data` against torchvision v2 transforms in a PyTorch DataLoader.
+"""Two augmented views per image: images/s of our loader against torchvision v2 transforms in a PyTorch DataLoader.
 
 Both read the same data set, use the same augmentations (random resized crop, flip, color jitter with hue, grayscale,
 blur, solarize, normalization) with the same probabilities, and the same number of threads or worker processes.
@@ -36,8 +36,8 @@ from torchvision.io import ImageReadMode, decode_jpeg  # type: ignore[import-unt
 from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ignore]
 
 from trainers.config import TrialConfig, ViewConfig
-from trainers.data import Loaders
-from trainers.datasets import Dataset, ensure_builtin, open_dataset
+from trainers.data.datasets import Dataset, ensure_builtin, open_dataset
+from trainers.data.loader import Loaders
 
 TARGET_RATIO = 12
 """At 32 px from raw pixels."""

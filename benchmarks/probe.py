@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from search_spaces.recipes.sfrik import sfrik_cifar10
-from trainers import health, probe
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
-from trainers.data import Loaders
-from trainers.datasets import Dataset, build, open_dataset
+from trainers.data.datasets import Dataset, build, open_dataset
+from trainers.data.loader import Loaders
+from trainers.evaluation import health, probe
 from trainers.model import build_model
 from trainers.report import EpochReport
 from trainers.train import train

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from pretune import lookup, overrides, request
+from pretune.request import lookup, overrides, request
 from search_spaces import RECIPES
 from trainers.changes import with_changes
-from trainers.data import Loaders
+from trainers.data.loader import Loaders
 from trainers.model import build_model
 from trainers.report import EpochReport
 from trainers.train import train

@@ -4,7 +4,7 @@ next.
 Measured on rank 0, inside the training itself, for the same trial (one epoch of the tiny ResNet on digits, 2 DDP
 workers, FFCV):
 
-* warm:   a Tune sweep over `pretune.slot.Slot`, whose worker group serves all trials;
+* warm:   a Tune sweep over `pretune.execution.slot.Slot`, whose worker group serves all trials;
 * nested: what Ray documents, a Tune function that calls `TorchTrainer(...).fit()`, and so starts a worker group per
 trial.
 
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainers.config import TrialConfig
-from trainers.datasets import ensure_builtin
+from trainers.data.datasets import ensure_builtin
 from trainers.report import Checkpoint, EpochReport, Outcome
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Marking:
     """The real training; rank 0 notes when each trial began, made its first optimizer step, and returned."""
 
     def __init__(self, marks: Path) -> None:
-        from pretune.worker import WarmTrainer
+        from pretune.execution.worker import WarmTrainer
 
         self._train = WarmTrainer()
         self._marks = marks
@@ -97,7 +97,7 @@ def measure_warm(config: dict[str, Any], trials: int, folder: Path) -> int:
 
     from ray import tune
 
-    from pretune.slot import Slot, SlotSettings
+    from pretune.execution.slot import Slot, SlotSettings
 
     settings = SlotSettings(sweep_folder=str(folder), workers=WORKERS)
     results = tune.Tuner(

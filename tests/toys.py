@@ -22,11 +22,11 @@ import optuna
 import ray
 from ray import tune
 
-from pretune.conductor import Conductor
-from pretune.experiment import Experiment
-from pretune.journal import Asked, Ended, Epoch, Journal, Opened, Record, Started, read
-from pretune.search import Space
-from pretune.slot import Slot, SlotSettings
+from pretune.core.conductor import Conductor
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.core.search import Space
+from pretune.execution.slot import Slot, SlotSettings
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 from trainers.terms import Alignment

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainers.config import MaskingConfig
-from trainers.draws import keys_of, shuffles, uniforms
+from trainers.keyed_random import keys_of, shuffles, uniforms
+from trainers.settings import MaskingConfig
 
 ORDER, MISMATCH, DONOR = range(3)
 """Operations of a draw, part of its key."""

@@ -1,7 +1,7 @@
 """Has the trial collapsed? A look at one batch's embeddings every few steps, so that a dead trial ends within an epoch.
 
-The rest of `trainers.health` waits for the end of an epoch and looks at the probe's images; this looks at what a step
-has at hand, in training mode, and costs one small gather and one eigendecomposition of at most `ROWS` rows a rank.
+`evaluation.health` waits for the end of an epoch and looks at the probe's images; this looks at what a step has at
+hand, in training mode, and costs one small gather and one eigendecomposition of at most `ROWS` rows a rank.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trainers import dist, health
+from trainers import dist
 from trainers.config import SentinelConfig
+from trainers.evaluation import health
 from trainers.terms import Outputs
 
 ROWS = 64

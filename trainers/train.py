@@ -24,16 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import checkpoint, dist, health, optim, probe, sentinel, storage
+from trainers import checkpoint, dist, optim, sentinel, storage
 from trainers.config import TrialConfig
-from trainers.data import steps_per_epoch
+from trainers.data.loader import steps_per_epoch
+from trainers.evaluation import health, probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.report import Checkpoint, EpochReport, Outcome
 
 if TYPE_CHECKING:
-    from trainers.data import Loaders
-    from trainers.datasets import Dataset
+    from trainers.data.datasets import Dataset
+    from trainers.data.loader import Loaders
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.config import DecoderConfig, ViTConfig
 from trainers.masking import Mask
+from trainers.settings import DecoderConfig, ViTConfig
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.cli import app
+from pretune.cli.app import app
 
 
 def main() -> None:

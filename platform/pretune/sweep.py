@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretune import ablation, results, segments
-from pretune import journal as journals
-from pretune.conductor import Conductor, Listener, SweepFailedError
-from pretune.experiment import Experiment
-from pretune.history import History
-from pretune.journal import Extended, Opened, Resumed
-from pretune.messages import RequestError
-from pretune.results import SweepResult
-from pretune.retention import Trimming
-from pretune.search import Search, Space
+from pretune.core import journal as journals
+from pretune.core import journal_remote, results
+from pretune.core.conductor import Conductor, Listener
+from pretune.core.errors import RequestError, SweepFailedError
+from pretune.core.experiment import Experiment
+from pretune.core.history import History
+from pretune.core.journal import Extended, Opened, Resumed
+from pretune.core.results import SweepResult
+from pretune.core.retention import Trimming
+from pretune.core.search import Search, Space
 from trainers import storage
 from trainers.config import TrialConfig
 
@@ -64,7 +64,7 @@ def run(
     """
     check(experiment, space)
     folder, remote = experiment.folder, experiment.remote
-    with segments.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
+    with journal_remote.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
         slots = _slots(experiment, address)
         opened = journal.append(Opened(experiment=experiment, versions=versions(space), host=host()))
         if listener is not None:
@@ -95,7 +95,7 @@ def resume(
     """
     folder = folder.expanduser().absolute()
     remote = remote or _remote(folder)
-    with segments.opened(folder, remote, new=False) as journal:
+    with journal_remote.opened(folder, remote, new=False) as journal:
         history = History(journal.records)
         if history.opened is None:
             raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
@@ -172,7 +172,7 @@ def _remote(folder: Path) -> str | None:
 def _conduct(
     conductor: Conductor, folder: Path, remote: str | None, slots: int, trainable: MakeTrainable | None
 ) -> SweepResult:
-    from pretune.tuning import execute
+    from pretune.execution.tuning import execute
 
     conductor.listener = Trimming(conductor, conductor.listener)
     try:
@@ -198,10 +198,7 @@ def _conduct(
             conductor.close("exhausted" if conductor.exhausted else "finished")
     conductor.write_study(folder / STUDY_FILE)
     result = results.read(folder, remote=remote)
-    if result.experiment.points:
-        # Its best trial is the luckiest seed of a level.
-        ablation.write(result)
-    else:
+    if not result.experiment.points:  # the best trial of an ablation is the luckiest seed of a level
         results.write_best(result)
     return result
 
@@ -209,7 +206,7 @@ def _conduct(
 def _warm_slot(experiment: Experiment, folder: Path, *, remote: str | None) -> type[tune.Trainable]:
     from ray import tune
 
-    from pretune.slot import Slot, SlotSettings
+    from pretune.execution.slot import Slot, SlotSettings
 
     settings = SlotSettings(
         sweep_folder=str(folder),
@@ -227,14 +224,14 @@ def _warm_slot(experiment: Experiment, folder: Path, *, remote: str | None) -> t
 @contextmanager
 def _cluster(folder: Path, address: str | None, cpus: int | None) -> Iterator[None]:
     # Ray is imported only once the request is known to be good.
-    from pretune.cluster import connected
+    from pretune.execution.cluster import connected
 
     with connected(address, cpus=cpus, logs=folder / "logs"):
         yield
 
 
 def _slots(experiment: Experiment, address: str | None) -> int:
-    from pretune.cluster import head_bytes, nodes, slots
+    from pretune.execution.cluster import head_bytes, nodes, slots
 
     return slots(experiment, nodes(address), head_bytes=head_bytes())
 

@@ -9,7 +9,7 @@ import random
 import time
 from pathlib import Path
 
-from pretune import results
+from pretune.core import results
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.toys import epochs_run

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretune import journal, sweep
+from pretune import sweep
+from pretune.core import journal
 from tests.toys import BASE, experiment, space, warm_slots
 
 ROOT = Path(__file__).parents[2]

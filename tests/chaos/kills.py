@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pretune import journal, results
-from pretune.journal import Ended, Epoch, Started
+from pretune.core import journal, results
+from pretune.core.journal import Ended, Epoch, Started
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.toys import begin, decisions, epochs_run, follow, space

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.core.generated import autoscaler_pb2
 
-from pretune import results
+from pretune.core import results
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.chaos.workers import SETTINGS, judge, parent, training

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import optuna
 
-from pretune.conductor import Conductor
-from pretune.experiment import Experiment
-from pretune.journal import Ended, Journal, Record, read
+from pretune.core.conductor import Conductor
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Ended, Journal, Record, read
 from tests.chaos.counts import Counts
 from tests.toys import BASE, Executor, begin, branching, decisions, experiment, follow, space
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pretune import journal
-from pretune.journal import Epoch
-from pretune.verify import timeless
+from pretune.analysis.verify import timeless
+from pretune.core import journal
+from pretune.core.journal import Epoch
 from tests.chaos import clusters
 from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT

@@ -12,8 +12,8 @@ import signal
 import time
 from pathlib import Path
 
-from pretune import results
-from pretune.group import process_started
+from pretune.core import results
+from pretune.execution.processes import process_started
 from tests.chaos import driver
 from tests.chaos.counts import Counts
 from tests.toys import epochs_run

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pretune.cli import app
-from pretune.experiment import Experiment
-from pretune.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
+from pretune.cli.app import app
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
 from search_spaces import RECIPES, SPACES
-from trainers import datasets, storage
+from trainers import storage
+from trainers.data import datasets
 
 DIGITS_TRAIN = 997
 
@@ -206,7 +207,8 @@ space.default_recipe = "sfrik_tiny"
 
 
 def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_accepted(here: Path) -> None:
-    from pretune import lookup, sweep
+    from pretune import sweep
+    from pretune.request import lookup
 
     (here / "mine.py").write_text(SPACE)
     base = RECIPES["sfrik_tiny"]()

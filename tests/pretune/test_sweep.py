@@ -14,11 +14,12 @@ import optuna
 import pytest
 import ray
 
-from pretune import results, sweep
-from pretune.cluster import connected
-from pretune.journal import Attempt, Closed, Opened, Resumed, Started, read
-from pretune.messages import RequestError
-from pretune.search import PROBES
+from pretune import sweep
+from pretune.core import results
+from pretune.core.errors import RequestError
+from pretune.core.journal import Attempt, Closed, Opened, Resumed, Started, read
+from pretune.core.search import PROBES
+from pretune.execution.cluster import connected
 from tests.toys import Ear, experiment, fragile, plain, score, space, warm_slots
 from trainers.config import TrialConfig
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from search_spaces import RECIPES
-from trainers import datasets
 from trainers.changes import with_changes
-from trainers.data import Loaders
-from trainers.datasets import Dataset
+from trainers.data import datasets
+from trainers.data.datasets import Dataset
+from trainers.data.loader import Loaders
 from trainers.report import Outcome
 from trainers.train import train
 

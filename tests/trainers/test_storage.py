@@ -101,7 +101,9 @@ def test_what_stands_behind_the_question_mark_stays_there() -> None:
 
 
 def test_pyarrow_is_not_imported_before_a_uri_is_used() -> None:
-    program = "import sys, trainers.storage, pretune.segments, pretune.request; sys.exit('pyarrow' in sys.modules)"
+    program = (
+        "import sys, trainers.storage, pretune.core.journal_remote, pretune.request; sys.exit('pyarrow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from tests.two_processes import TwoProcesses
-from trainers import checkpoint, dist, probe
+from trainers import checkpoint, dist
 from trainers import train as train_module
 from trainers.config import TrialConfig
-from trainers.data import Batch
+from trainers.data.loader import Batch
+from trainers.evaluation import probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.report import Checkpoint, EpochReport, Outcome

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trainers.terms.alignment import Alignment
-from trainers.terms.base import Outputs, Patches, TermConfig
+from trainers.terms.base import Facts, Outputs, Patches, TermConfig
 from trainers.terms.brownian import Brownian
 from trainers.terms.centroid import MultiviewCentroid
 from trainers.terms.covariance import Covariance
@@ -51,6 +51,7 @@ __all__ = [
     "Covariance",
     "CrossCorrelation",
     "Dino",
+    "Facts",
     "InfoNCE",
     "KernelMMD",
     "MismatchDetection",

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, unit_rows, wide
+from trainers.terms.base import Facts, Outputs, TermConfig, unit_rows, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Alignment(TermConfig):
@@ -53,14 +51,10 @@ class Alignment(TermConfig):
         value = dist.mean_over_ranks(distances / ((view_count - 1) * row_count))
         return value if self.normalize else value / q
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "alignment")
+        if self.global_views is not None and self.global_views > len(facts.views):
             raise ValueError(
-                f"objective.{name} (alignment) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
-        if self.global_views is not None and self.global_views > len(config.views):
-            raise ValueError(
-                f"objective.{name}.global_views must be at most the number of views, {len(config.views)}, "
+                f"objective.{name}.global_views must be at most the number of views, {len(facts.views)}, "
                 f"but is {self.global_views}; lower it"
             )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainers.settings import ModelConfig, ViewConfig
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 def wide(rows: Tensor) -> Tensor:
@@ -104,6 +105,31 @@ class Outputs(NamedTuple):
     """Moving average of the mean of `target_scores` over images, as it was before this step, [M]."""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a term may know of the run that it is part of, so that it can refuse one that it cannot work in."""
+
+    views: tuple[ViewConfig, ...]
+    model: ModelConfig
+    batch_size: int
+    """Global: images of a step, over all workers."""
+    masked_patch_counts: Mapping[int, int]
+    """Views that the student sees masked: place in `views` -> number of patches of the whole view."""
+
+    @property
+    def width(self) -> int:
+        """q, of the projections."""
+        return self.model.projector.widths[-1]
+
+    def require_two_views(self, name: str, kind: str) -> None:
+        """ValueError where there is but one view: term `name` of this kind compares views of one image."""
+        if len(self.views) < 2:
+            raise ValueError(
+                f"objective.{name} ({kind}) compares views of one image and needs at least 2, but views has "
+                f"{len(self.views)}; add a view, or set objective.{name}.weight=0"
+            )
+
+
 class TermConfig(BaseModel, ABC):
     """A term: its settings, and its formula as `__call__`.
 
@@ -132,8 +158,8 @@ class TermConfig(BaseModel, ABC):
         """
         return {}
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        """Raise ValueError (what, rule, value, remedy) where this term cannot work with the rest of `config`."""
+    def check(self, name: str, facts: Facts) -> None:
+        """Raise ValueError (what, rule, value, remedy) where this term cannot work in a run with these `facts`."""
 
-    def check_workers(self, name: str, config: TrialConfig, workers: int) -> None:
+    def check_workers(self, name: str, facts: Facts, workers: int) -> None:
         """Raise ValueError (what, rule, value, remedy) where this term cannot be computed by so many workers."""

@@ -36,7 +36,7 @@ class Brownian(TermConfig):
         import torch
 
         from trainers import dist
-        from trainers.draws import key_of, keys_of, normals
+        from trainers.keyed_random import key_of, keys_of, normals
 
         embeddings = outputs.projections
         if self.source == "prediction" and outputs.predictions is not None:

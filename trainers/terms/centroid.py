@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from trainers.terms.base import Outputs, TermConfig, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import TrialConfig
 
 Reading = Literal["c2c", "v2c", "pairs"]
 Split = Literal["split", "loo", "all"]
@@ -60,7 +59,7 @@ class MultiviewCentroid(TermConfig):
 
     def __call__(self, outputs: Outputs) -> Tensor:
         from trainers import dist
-        from trainers.draws import key_of
+        from trainers.keyed_random import key_of
 
         online = outputs.projections if outputs.predictions is None else outputs.predictions
         targets = outputs.targets
@@ -72,13 +71,9 @@ class MultiviewCentroid(TermConfig):
         directions = directions_of(self.reading, self.view_split, len(online), order)
         return dist.mean_over_ranks(centroid_distance(online, targets, directions, normalize=self.normalize))
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (centroid) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
-        predictor, width = config.model.predictor, config.model.projector.widths[-1]
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "centroid")
+        predictor, width = facts.model.predictor, facts.width
         if predictor is not None and predictor.widths[-1] != width:
             raise ValueError(
                 f"objective.{name} (centroid) compares predictions with projections, so the last of "

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, wide
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class CrossCorrelation(TermConfig):
@@ -55,9 +53,5 @@ class CrossCorrelation(TermConfig):
                     values.append(own + self.off_diagonal * others)
         return torch.stack(values).mean().to(x.dtype)
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (cross_correlation) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "cross_correlation")

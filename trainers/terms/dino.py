@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.base import Facts, Outputs, TermConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Dino(TermConfig):
@@ -83,11 +81,11 @@ class Dino(TermConfig):
         share = step / self.warmup_steps
         return self.warmup_temperature + share * (self.teacher_temperature - self.warmup_temperature)
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if config.model.teacher is None or config.model.prototypes is None or len(config.views) < 2:
+    def check(self, name: str, facts: Facts) -> None:
+        if facts.model.teacher is None or facts.model.prototypes is None or len(facts.views) < 2:
             raise ValueError(
                 f"objective.{name} (dino) needs model.teacher, model.prototypes and at least 2 views, but they are "
-                f"{config.model.teacher!r}, {config.model.prototypes!r} and {len(config.views)} views; set them, for "
+                f"{facts.model.teacher!r}, {facts.model.prototypes!r} and {len(facts.views)} views; set them, for "
                 f"example model.prototypes.count=1024, or objective.{name}.weight=0"
             )
 

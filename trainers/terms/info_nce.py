@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class InfoNCE(TermConfig):
@@ -56,9 +54,5 @@ class InfoNCE(TermConfig):
         mask = ~same[..., 0].expand_as(losses)
         return dist.mean_over_ranks(losses[mask].mean())
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (info_nce) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "info_nce")

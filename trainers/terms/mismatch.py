@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.base import Facts, Outputs, TermConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class MismatchDetection(TermConfig):
@@ -67,8 +65,8 @@ class MismatchDetection(TermConfig):
             "loss_floor": entr(rate) + entr(1 - rate),
         }
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        masking = config.model.masking
+    def check(self, name: str, facts: Facts) -> None:
+        masking = facts.model.masking
         if masking is None or masking.mismatch_probability == 0.0:
             raise ValueError(
                 f"objective.{name} (mismatch_detection) looks for patches at wrong positions and needs "

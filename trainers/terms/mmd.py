@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
 from trainers.terms.kernels import AnyKernel, Kernel, Truncated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import TrialConfig
 
 BLOCK_ELEMENTS = 1 << 22
 """Gram entries held at once: 16 MB in float32. Larger Grams are computed by blocks of rows."""
@@ -102,16 +101,16 @@ class KernelMMD(TermConfig):
             value = value / collapsed
         return value.mean().to(dtype)
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        width = config.model.projector.widths[-1]
+    def check(self, name: str, facts: Facts) -> None:
+        width = facts.width
         if width < 2:
             raise ValueError(
                 f"objective.{name} (mmd) spreads embeddings over a sphere and needs at least 2 dimensions, "
                 f"but the last of model.projector.widths is {width}; raise it"
             )
-        if self.global_views is not None and self.global_views > len(config.views):
+        if self.global_views is not None and self.global_views > len(facts.views):
             raise ValueError(
-                f"objective.{name}.global_views must be at most the number of views, {len(config.views)}, "
+                f"objective.{name}.global_views must be at most the number of views, {len(facts.views)}, "
                 f"but is {self.global_views}; lower it"
             )
         if self.kernel.singular:

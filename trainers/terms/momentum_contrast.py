@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class MomentumContrast(TermConfig):
@@ -62,13 +60,9 @@ class MomentumContrast(TermConfig):
         value = dist.mean_over_ranks(torch.stack(losses).mean())
         return 4 * self.temperature * value if self.official_scale else value
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (momentum_contrast) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
-        predictor, width = config.model.predictor, config.model.projector.widths[-1]
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "momentum_contrast")
+        predictor, width = facts.model.predictor, facts.width
         if predictor is not None and predictor.widths[-1] != width:
             raise ValueError(
                 f"objective.{name} (momentum_contrast) compares predictions with projections, so the last of "

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from trainers.terms.base import Outputs, TermConfig, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Prediction(TermConfig):
@@ -49,13 +47,9 @@ class Prediction(TermConfig):
         value = dist.mean_over_ranks(torch.stack(squares).mean())
         return value if self.distance == "squared" else value / 2 - 1
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (prediction) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
-        predictor, width = config.model.predictor, config.model.projector.widths[-1]
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "prediction")
+        predictor, width = facts.model.predictor, facts.width
         if predictor is not None and predictor.widths[-1] != width:
             raise ValueError(
                 f"objective.{name} (prediction) compares predictions with projections, so the last of "

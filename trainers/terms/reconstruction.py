@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainers.terms.base import Outputs, TermConfig
+from trainers.terms.base import Facts, Outputs, TermConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Reconstruction(TermConfig):
@@ -49,15 +47,15 @@ class Reconstruction(TermConfig):
             raise ValueError("reconstruction needs masked views, but the outputs have none; set model.masking")
         return dist.mean_over_ranks(torch.stack(losses).mean())
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        masking = config.model.masking
-        if config.model.decoder is None or masking is None:
+    def check(self, name: str, facts: Facts) -> None:
+        masking = facts.model.masking
+        if facts.model.decoder is None or masking is None:
             raise ValueError(
                 f"objective.{name} (reconstruction) needs model.masking and model.decoder, but they are {masking!r} "
-                f"and {config.model.decoder!r}; set them, for example model.masking.drop_ratio=0.75 and "
+                f"and {facts.model.decoder!r}; set them, for example model.masking.drop_ratio=0.75 and "
                 f"model.decoder.depth=2, or objective.{name}.weight=0"
             )
-        for view, patch_count in config.masked_patch_counts.items():
+        for view, patch_count in facts.masked_patch_counts.items():
             if masking.kept_count(patch_count) == patch_count:
                 raise ValueError(
                     f"objective.{name} (reconstruction) needs dropped patches, but model.masking.drop_ratio="

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import TrialConfig
 
 Form = Literal["nuclear", "frobenius", "entropy", "spectral", "logdet"]
 
@@ -107,10 +106,10 @@ class SingularValue(TermConfig):
                 gram = everything @ everything.transpose(1, 2) / row_count
             return self._distance_from_flat(gram, rank).mean().to(dtype)
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        width, batch = config.model.projector.widths[-1], config.batch_size
-        if self.source == "prediction" and config.model.predictor is not None:
-            width = config.model.predictor.widths[-1]
+    def check(self, name: str, facts: Facts) -> None:
+        width, batch = facts.width, facts.batch_size
+        if self.source == "prediction" and facts.model.predictor is not None:
+            width = facts.model.predictor.widths[-1]
         if min(width, batch - self.center) < 2:
             raise ValueError(
                 f"objective.{name} (singular_value) compares at least 2 directions, but embeddings have {width} "

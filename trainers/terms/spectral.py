@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows, wide
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Spectral(TermConfig):
@@ -60,9 +58,5 @@ class Spectral(TermConfig):
         total = dist.sum_over_ranks(torch.stack(values).mean()) / row_count
         return (total / self.squared_radius).to(rows.dtype)
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        if len(config.views) < 2:
-            raise ValueError(
-                f"objective.{name} (spectral) compares views of one image and needs at least 2, "
-                f"but views has {len(config.views)}; add a view, or set objective.{name}.weight=0"
-            )
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "spectral")

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from trainers.config import TrialConfig
 
 
 class Whitening(TermConfig):
@@ -123,7 +121,7 @@ class Whitening(TermConfig):
         import torch
 
         from trainers import dist
-        from trainers.draws import key_of, keys_of, shuffles
+        from trainers.keyed_random import key_of, keys_of, shuffles
 
         n, row_count = z.shape[1], z.shape[1] * dist.world_size()
         length = self.sub_batch_size if self._in_runs() else n
@@ -140,7 +138,7 @@ class Whitening(TermConfig):
         """The random partition of each run's channels as a permutation, [repeats, V, runs, d]."""
         import torch
 
-        from trainers.draws import key_of, keys_of, shuffles
+        from trainers.keyed_random import key_of, keys_of, shuffles
 
         repeats, view_count, run_count, _, width = runs.shape
         key = key_of("whitening, channels", outputs.seed, outputs.step)
@@ -162,16 +160,16 @@ class Whitening(TermConfig):
         identity = torch.eye(size, dtype=moment.dtype, device=moment.device)
         return (1 - self.shrinkage) * moment + self.shrinkage * level * identity
 
-    def check(self, name: str, config: TrialConfig) -> None:
-        self._check(name, config, None)
+    def check(self, name: str, facts: Facts) -> None:
+        self._check(name, facts, None)
 
-    def check_workers(self, name: str, config: TrialConfig, workers: int) -> None:
-        self._check(name, config, workers)
+    def check_workers(self, name: str, facts: Facts, workers: int) -> None:
+        self._check(name, facts, workers)
 
-    def _check(self, name: str, config: TrialConfig, workers: int | None) -> None:
-        problem = self._problem(config.model.projector.widths[-1], config.batch_size, workers)
-        if len(config.views) < 2:
-            problem = f"compares views of one image and needs at least 2, but views has {len(config.views)}; add a view"
+    def _check(self, name: str, facts: Facts, workers: int | None) -> None:
+        problem = self._problem(facts.width, facts.batch_size, workers)
+        if len(facts.views) < 2:
+            problem = f"compares views of one image and needs at least 2, but views has {len(facts.views)}; add a view"
         if problem is not None:
             raise ValueError(f"objective.{name} ({_kind_of(self)}) {problem}")
 

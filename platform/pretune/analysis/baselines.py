@@ -1,0 +1,104 @@
+"""What the best trial has to beat by the same probe: its encoder untrained, and raw pixels. Computed once per sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from pretune.core.errors import RequestError
+from pretune.core.results import SweepResult
+from trainers.config import TrialConfig
+
+FILE = "baselines.json"
+
+
+class Comparison(BaseModel):
+    """Accuracies on `select`, each with its standard error over the images scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    trial: int
+    metric: str
+    images: int
+    best: float
+    best_stderr: float
+    untrained: float
+    untrained_stderr: float
+    pixels: float
+    pixels_stderr: float
+
+    def difference(self, value: float, stderr: float) -> float:
+        """How far the best lies above `value`, in standard errors of the difference.
+
+        Both are scored on the same images; taking them as independent makes the error larger than it is, so the claim
+        is on the safe side.
+        """
+        error = math.hypot(self.best_stderr, stderr)
+        return (self.best - value) / error if error > 0.0 else math.copysign(math.inf, self.best - value)
+
+    def difference_text(self, value: float, stderr: float) -> str:
+        """`best is 5.2 standard errors above`."""
+        errors = self.difference(value, stderr)
+        return f"best is {abs(errors):.1f} standard errors {'above' if errors >= 0.0 else 'below'}"
+
+
+def compare(result: SweepResult) -> Comparison | None:
+    """The comparison for the best trial, computed in this process or read back where it was before.
+
+    None where no trial is complete, or where the sweep's metric is not a probe accuracy.
+    """
+    best = result.best_trial
+    if best is None or best.config is None or best.value is None or not result.metric.startswith("probe/"):
+        return None
+    known = read(result)
+    if known is not None:
+        return known
+    config = TrialConfig.model_validate(best.config)
+    metrics, images = _measure(config)
+    name = result.metric.removeprefix("probe/")
+    found = Comparison(
+        trial=best.id,
+        metric=result.metric,
+        images=images,
+        best=best.value,
+        best_stderr=best.last_metrics[f"{result.metric}_stderr"],
+        untrained=metrics[f"untrained/{name}"],
+        untrained_stderr=metrics[f"untrained/{name}_stderr"],
+        pixels=metrics[f"pixels/{name}"],
+        pixels_stderr=metrics[f"pixels/{name}_stderr"],
+    )
+    path = result.folder / FILE
+    aside = path.with_suffix(".json.part")
+    aside.write_text(found.model_dump_json(indent=2) + "\n")
+    aside.replace(path)
+    return found
+
+
+def read(result: SweepResult) -> Comparison | None:
+    """The comparison that was computed before for this best trial, None where there is none. Imports no torch."""
+    path = result.folder / FILE
+    if result.best_trial is None or not path.is_file():
+        return None
+    try:
+        found = Comparison.model_validate(json.loads(path.read_text()))
+    except ValueError as error:
+        raise RequestError(f"{path} must be what `pretune sweep` wrote, but is not ({error}); remove it") from error
+    same = (found.trial, found.metric, found.best) == (result.best_trial.id, result.metric, result.best_trial.value)
+    return found if same else None
+
+
+def _measure(config: TrialConfig) -> tuple[dict[str, float], int]:
+    """`untrained/…` and `pixels/…` for this config, and the number of images scored."""
+    import torch
+
+    from trainers.data.data_cache import open_anywhere
+    from trainers.data.loader import Loaders
+    from trainers.evaluation import probe
+
+    torch.set_num_threads(config.threads)
+    dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = probe.baselines(config, dataset=dataset, loaders=Loaders(), device=device)
+    return metrics, len(probe.select_subset(dataset, config).ids)

@@ -1,0 +1,154 @@
+"""The winner on the report split, once. Each read is counted, and written down before it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pretune.core.errors import RequestError
+from pretune.core.results import SweepResult
+from trainers import storage
+from trainers.config import TrialConfig
+from trainers.report import Checkpoint
+
+FILE = "finalize.json"
+
+
+class Read(BaseModel):
+    """One look at the report split. `metrics` is empty where it was interrupted: it counts all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    time: str
+    trial: int
+    checkpoint: Checkpoint
+    manifest: str
+    metrics: dict[str, float] = {}
+    """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`."""
+
+
+class Record(BaseModel):
+    """All looks at the report split through this sweep. The first is the one to publish."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    sweep: str
+    metric: str
+    searched_value: float
+    """What the search saw of the newest read's trial: the value it was chosen by, so a little too good."""
+    report_reads: int
+    reads: tuple[Read, ...]
+
+
+class Winner(NamedTuple):
+    """What will be read: the best trial's config and last checkpoint, and what was read before."""
+
+    trial: int
+    value: float
+    config: TrialConfig
+    checkpoint: Checkpoint
+    earlier: tuple[Read, ...]
+
+
+def path(result: SweepResult) -> Path:
+    """Where the record lies."""
+    return result.folder / FILE
+
+
+def check(result: SweepResult, *, again: bool) -> Winner:
+    """The winner, if the report split may be read for it.
+
+    RequestError while the sweep runs, where no trial is complete, its checkpoint is gone, or the split was read before
+    and `again` was not asked for.
+    """
+    if result.live:
+        raise RequestError(f"sweep {result.name!r} runs and its winner may change; finalize it when it has ended")
+    best = result.best_trial
+    if best is None or best.value is None or best.config is None:
+        raise RequestError(f"sweep {result.name!r} has no complete trial; go on with `pretune resume {result.folder}`")
+    if best.checkpoint is None or not storage.exists(best.checkpoint.path):
+        place = "was never written" if best.checkpoint is None else f"{best.checkpoint.path} is gone"
+        raise RequestError(
+            f"the checkpoint of trial {best.id} {place}; "
+            f"train it again with `pretune train {result.folder / 'best.json'}`"
+        )
+    earlier = _read(result)
+    if earlier and not again:
+        raise RequestError(
+            f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
+            f"{earlier[0].time}; {path(result)}); it is honest only once. To read it nevertheless, and have that "
+            "counted, add --again"
+        )
+    return Winner(best.id, best.value, TrialConfig.model_validate(best.config), best.checkpoint, earlier)
+
+
+def run(result: SweepResult, winner: Winner) -> Record:
+    """Full probes of the winner: on `select`, then on `report`. Counts the read before it happens."""
+    import torch
+
+    from trainers import checkpoint
+    from trainers.data.data_cache import open_anywhere
+    from trainers.data.loader import Loaders
+    from trainers.data.manifest import DATA_FILES
+    from trainers.evaluation import probe
+    from trainers.model import build_model
+
+    config = winner.config
+    torch.set_num_threads(config.threads)
+    dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=DATA_FILES)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(config).to(device)
+    model.load_state_dict(checkpoint.load(winner.checkpoint)["model"])
+    model.eval()
+    loaders = Loaders()
+    metrics = probe.evaluate(model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=True)
+
+    read = Read(
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        trial=winner.trial,
+        checkpoint=winner.checkpoint,
+        manifest=dataset.manifest_hash,
+    )
+    _write(result, winner, (*winner.earlier, read))
+    metrics |= probe.report_split(model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
+    return _write(result, winner, (*winner.earlier, read.model_copy(update={"metrics": metrics})))
+
+
+def _read(result: SweepResult) -> tuple[Read, ...]:
+    """What was read before, here or, with a storage URI, anywhere: the longer of the two counts."""
+    found = [path(result).read_bytes()] if path(result).is_file() else []
+    if result.remote is not None:
+        with suppress(FileNotFoundError):
+            found.append(storage.read(storage.join(result.remote, FILE)))
+    try:
+        return max((Record.model_validate_json(text).reads for text in found), key=len, default=())
+    except ValidationError as error:
+        raise RequestError(
+            f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
+            "it: it says how often the report split was read"
+        ) from error
+
+
+def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> Record:
+    record = Record(
+        sweep=result.name,
+        metric=result.metric,
+        searched_value=winner.value,
+        report_reads=len(reads),
+        reads=reads,
+    )
+    aside = path(result).with_suffix(".json.part")
+    with aside.open("w") as file:
+        file.write(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path(result))
+    if result.remote is not None:
+        storage.write(storage.join(result.remote, FILE), path(result).read_bytes())
+    return record

@@ -1,0 +1,79 @@
+"""`pretune replay SWEEP TRIAL`: one trial again, by itself and without Ray, against what the journal says of it.
+
+The same config, data, seed and number of workers give the same numbers, bit for bit, on one type of CPU with the same
+package versions, whatever else ran in the slot before. Where they do not, the first epoch that differs is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretune.analysis.verify import timeless
+from pretune.core.errors import RequestError
+from pretune.core.results import SweepResult
+from pretune.execution import launch
+from trainers.config import TrialConfig
+from trainers.report import EpochReport, Outcome
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One epoch: the journal's metrics and the replay's, times apart."""
+
+    epoch: int
+    told: Mapping[str, float]
+    found: Mapping[str, float]
+
+    @property
+    def different(self) -> list[str]:
+        """Names of the numbers that are not equal bit for bit."""
+        return [
+            name
+            for name in dict.fromkeys([*self.told, *self.found])
+            if name not in self.told or name not in self.found or self.told[name].hex() != self.found[name].hex()
+        ]
+
+
+def trial_of(result: SweepResult, number: int) -> TrialConfig:
+    """The config of a trial that reported at least one epoch. RequestError where there is no such trial."""
+    if not 0 <= number < len(result.trials):
+        raise RequestError(f"TRIAL must be 0 to {len(result.trials) - 1}, but is {number}; see `pretune show`")
+    trial = result.trials[number]
+    if trial.extended:
+        raise RequestError(
+            f"trial {number} of {result.name!r} was trained longer after its end, from a checkpoint of a shorter "
+            "schedule, so a run from the start differs; replay another one"
+        )
+    if trial.config is None or trial.epochs == 0:
+        raise RequestError(
+            f"trial {number} of {result.name!r} ({trial.state}) finished no epoch, so there is nothing to compare "
+            "with; replay another one"
+        )
+    return TrialConfig.model_validate(trial.config)
+
+
+def run(
+    config: TrialConfig, told: Mapping[int, Mapping[str, float]], folder: Path, *, workers: int
+) -> tuple[list[Comparison], Outcome]:
+    """Train `config` into `folder` up to the last epoch of `told`, the journal's.
+
+    Raises as `launch.run`.
+    """
+    last = max(told)
+    compared: list[Comparison] = []
+
+    def compare(found: EpochReport) -> bool:
+        compared.append(
+            Comparison(found.epoch, timeless(told.get(found.epoch, {})), _journaled(timeless(found.metrics)))
+        )
+        return found.epoch < last
+
+    outcome = launch.run(config, folder=folder, workers=workers, report=compare)
+    return compared, outcome
+
+
+def _journaled(metrics: dict[str, float]) -> dict[str, float]:
+    """The journal keeps what has a slash in its name; `epoch` it has apart."""
+    return {name: value for name, value in metrics.items() if "/" in name}

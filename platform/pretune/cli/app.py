@@ -1,0 +1,42 @@
+"""The command line: the only parser of arguments. A request is checked completely before anything is started.
+
+Ray, torch and FFCV are imported by what runs, never here: `--help`, `list`, `show` and a refusal answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from pretune.cli.ablate import ablate_command
+from pretune.cli.data import data_command
+from pretune.cli.finalize import finalize_command
+from pretune.cli.list import list_command
+from pretune.cli.replay import replay_command
+from pretune.cli.resume import resume_command
+from pretune.cli.show import show_command
+from pretune.cli.sweep import sweep_command
+from pretune.cli.train import train_command
+
+app = typer.Typer(
+    name="pretune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Explore self-supervised image pretraining: sweep recipes on Ray, stop weak trials early, say what works.",
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "data": data_command,
+    "train": train_command,
+    "sweep": sweep_command,
+    "ablate": ablate_command,
+    "resume": resume_command,
+    "replay": replay_command,
+    "show": show_command,
+    "list": list_command,
+    "finalize": finalize_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)

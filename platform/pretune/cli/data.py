@@ -1,0 +1,95 @@
+"""`pretune data`: FFCV files with the three splits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pretune.cli.exits import checking
+from pretune.cli.progress import progress_bar
+from pretune.core.errors import RequestError
+
+
+def data_command(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="digits, cifar10, cifar100, stl10, tiny-imagenet, images or npz")
+    ],
+    source: Annotated[
+        list[Path] | None, typer.Option("--source", help="what the kind reads; may be given again")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option("--unlabelled", "--unlabeled", help="images that join pretraining only")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the new folder; default: data/KIND")] = None,
+    max_side: Annotated[
+        int | None, typer.Option("--max-side", min=4, help="bring longer sides down to so many pixels")
+    ] = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="another draw of the splits")] = 0,
+    select_images: Annotated[
+        int | None, typer.Option("--select-images", min=1, help="size of the split the search sees")
+    ] = None,
+    report_images: Annotated[
+        int | None,
+        typer.Option("--report-images", min=1, help="size of the split read once, where the source has no test part"),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="let torchvision fetch the source (CIFAR, STL-10)")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="build nothing: compare every byte in --out with its manifest")
+    ] = False,
+) -> None:
+    """Write FFCV files with the three splits train, select and report."""
+    from pretune.display import format, tables
+    from pretune.request.request import DATA_ROOT
+    from trainers.data import datasets
+
+    console = Console()
+    with checking():
+        kinds = datasets.kinds()
+        name = kind.replace("_", "-")
+        if name not in kinds:
+            from pretune.core.messages import did_you_mean
+
+            raise RequestError(f"KIND {kind!r} is not known; {did_you_mean(kind, list(kinds))}")
+        folder = out if out is not None else DATA_ROOT / name
+        started = time.monotonic()
+        if verify:
+            dataset = datasets.open_dataset(folder)
+            with console.status("hashing every byte"):
+                datasets.verify(dataset)
+        else:
+            with progress_bar(console, "images") as advance:
+                dataset = datasets.build(
+                    name,
+                    source=tuple(source or ()),
+                    unlabeled=unlabelled,
+                    out=folder,
+                    max_side=max_side,
+                    split_seed=split_seed,
+                    select_images=select_images,
+                    report_images=report_images,
+                    progress=advance,
+                    download=download,
+                )
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in datasets.summary(dataset).items():
+        table.add_row(key, value)
+    classes = dataset.manifest.class_names
+    table.add_row("names", ", ".join(classes[:12]) + (f", … ({len(classes) - 12} more)" if len(classes) > 12 else ""))
+    console.print(table)
+    done = "every byte is as its manifest says" if verify else "done"
+    console.print(Text(f"{done}, {format.duration(time.monotonic() - started)}. Next:", style="dim"))
+    flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {folder}"
+    console.print(
+        tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
+        soft_wrap=True,
+    )

@@ -1,0 +1,57 @@
+"""How a command ends, and what it says then: 0 done, 1 the run failed or was interrupted, 2 the request was wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """While a request is checked, what is wrong with it is a ValueError (or a file that cannot be used)."""
+    try:
+        yield
+    except ValueError as error:
+        refuse(str(error))
+    except OSError as error:
+        refuse(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); check path and permissions")
+
+
+def refuse(message: str) -> NoReturn:
+    print_error(message)
+    raise typer.Exit(2)
+
+
+def fail(message: str) -> NoReturn:
+    print_error(message)
+    raise typer.Exit(1)
+
+
+def print_error(message: str) -> None:
+    first, *rest = message.splitlines() or [""]
+    print("\n".join([f"error: {first}", *rest]), file=sys.stderr)
+
+
+def note(console: Console, message: str) -> None:
+    console.print(Text(f"note: {message}", style="yellow"), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(_without_nan(value), indent=2, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no word for what is not finite: null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

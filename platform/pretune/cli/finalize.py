@@ -1,0 +1,40 @@
+"""`pretune finalize`: the winner on the report split."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pretune.cli.exits import checking, fail, print_json
+from pretune.cli.options import STORAGE, Json, Storage, Sweep
+
+
+def finalize_command(
+    sweep: Sweep,
+    storage: Storage = STORAGE,
+    again: Annotated[bool, typer.Option("--again", help="read the report split although it was read before")] = False,
+    as_json: Json = False,
+) -> None:
+    """The winner on the report split, which is there to be read once."""
+    from pretune.analysis import finalize
+    from pretune.display import finalize as display
+    from pretune.request import request
+
+    console = Console()
+    with checking():
+        result = request.read_sweep(sweep, storage, fresh=True)
+        winner = finalize.check(result, again=again)
+    try:
+        with nullcontext() if as_json else console.status("probing the winner"):
+            record = finalize.run(result, winner)
+    except ValueError as error:
+        fail(str(error))
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    console.print(display.table(record))
+    console.print(Text(f"written to {finalize.path(result)}", style="dim"), soft_wrap=True)

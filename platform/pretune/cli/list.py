@@ -1,0 +1,20 @@
+"""`pretune list`: what there is to name in a request."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pretune.cli.exits import print_json
+from pretune.cli.options import Json
+
+
+def list_command(as_json: Json = False) -> None:
+    """Recipes, spaces, terms, and data sets."""
+    from pretune.display import listing
+    from pretune.request import inventory
+
+    found = inventory.collect()
+    if as_json:
+        print_json(found)
+        return
+    Console().print(listing.table(found))

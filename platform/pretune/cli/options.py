@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pretune.core.experiment import Experiment
+
+RUNS = Path("runs")
+STORAGE: str = Experiment.model_fields["storage"].default
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="a shipped name (`pretune list`), a config's .json, module:function or file.py:function"
+    ),
+]
+Space = Annotated[
+    str, typer.Argument(metavar="SPACE", help="a shipped name (`pretune list`), module:function or file.py:function")
+]
+Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name below --storage, its folder or its URI")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),
+]
+Subset = Annotated[int | None, typer.Option("--subset", min=2, help="pretrain on so many images of `train`")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="length of a run; default: the recipe's")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=value", help="change a setting of the recipe; may be given again"),
+]
+Storage = Annotated[str, typer.Option("--storage", help="the folder or URI (s3://, gs://, file:///) that holds sweeps")]
+Slots = Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")]
+WorkersPerTrial = Annotated[int, typer.Option("--workers-per-trial", min=1, help="DDP workers of each trial")]
+GpusPerWorker = Annotated[
+    float, typer.Option("--gpus-per-worker", min=0.0, help="a share below 1 packs several trials on a GPU")
+]
+CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
+]
+Metric = Annotated[str | None, typer.Option("--metric", help="what is maximized; default: probe/linear")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")
+]

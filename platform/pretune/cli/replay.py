@@ -1,0 +1,61 @@
+"""`pretune replay`: one trial of a sweep again, against the journal."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pretune.cli.exits import checking, fail
+from pretune.cli.options import STORAGE, Storage, Sweep
+
+
+def replay_command(
+    sweep: Sweep,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="its number in `pretune show SWEEP`")],
+    storage: Storage = STORAGE,
+) -> None:
+    """Run one trial of a sweep again, without Ray, and compare its numbers with the journal's bit for bit."""
+    console = Console()
+    with checking():
+        from pretune.analysis import replay
+        from pretune.core.history import History
+        from pretune.core.journal import read
+        from pretune.display import replay as display
+        from pretune.display import tables
+        from pretune.execution import launch
+        from pretune.request import request
+
+        result = request.read_sweep(sweep, storage, fresh=True)
+        config = replay.trial_of(result, trial)
+        request.open_data(config.data.path, expected_hash=config.data.manifest)
+        told = History(read(result.folder)).trials[trial].epochs
+    workers = result.experiment.workers_per_trial
+    console.print(
+        Text(f"trial {trial} of {result.name}, {max(told)} of {config.epochs} epochs, {workers} worker(s)"),
+        soft_wrap=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="pretune-replay-") as folder, console.status("training"):
+        try:
+            compared, outcome = replay.run(config, told, Path(folder), workers=workers)
+        except KeyboardInterrupt:
+            fail("interrupted")
+        except launch.TrainingFailedError as error:
+            fail(str(error))
+    console.print(display.table(compared, result.metric))
+    different = next((one for one in compared if one.different), None)
+    if different is not None:
+        fail(
+            f"DIFFERENT from epoch {different.epoch} on, first in {different.different[0]}; equal numbers need the "
+            "same type of CPU, the same versions and, on a GPU, deterministic=true"
+        )
+    if len(compared) < max(told):
+        fail(f"the replay {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}")
+    console.print(Text("EQUAL: every number of every epoch, bit for bit", style="bold green"))
+    again = f"pretune show {shlex.quote(sweep)}"
+    console.print(tables.commands({again: "the sweep"}), soft_wrap=True)

@@ -1,0 +1,87 @@
+"""`pretune resume`: a sweep goes on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pretune.cli.exits import checking, note
+from pretune.cli.options import STORAGE, Address, Storage, Sweep
+from pretune.cli.running import run_sweep
+from pretune.core.errors import RequestError
+
+
+def resume_command(
+    sweep: Sweep,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all, from now on")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
+    ] = False,
+    storage: Storage = STORAGE,
+    address: Address = None,
+) -> None:
+    """Go on with a sweep after any interruption, or add trials to it."""
+    console = Console()
+    with checking():
+        from pretune import sweep as sweeps
+        from pretune.analysis import ablation
+        from pretune.core import journal
+        from pretune.core.history import History
+        from pretune.request import lookup, request
+
+        result = request.read_sweep(sweep, storage, fresh=True)
+        experiment = result.experiment
+        space = ablation.unvaried if experiment.points else lookup.space(experiment.space).function
+        if experiment.points and trials is not None:
+            raise RequestError(
+                f"sweep {result.name!r} is an ablation of {result.asked} trials, each a level and a seed; "
+                "leave --trials out, or run a new `pretune ablate` with more --seeds"
+            )
+        earlier = journal.read(result.folder)
+        extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
+        request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
+        target = result.asked if trials is None else trials
+        if target < len(result.trials):
+            raise RequestError(
+                f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
+            )
+        if target == result.asked and result.closed in ("finished", "exhausted") and not extensions:
+            longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
+            more = longer if experiment.points else f"add some with --trials {result.asked + 8}, {longer}"
+            raise RequestError(
+                f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"
+            )
+        sweeps.check(experiment, space)
+        if not accept_changes:
+            began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
+            sweeps.check_unchanged(began[-1].versions, space)
+
+    def run(listener: Any) -> Any:
+        return sweeps.resume(
+            result.folder,
+            space=space,
+            remote=result.remote,
+            trials=trials,
+            epochs=epochs,
+            listener=listener,
+            address=address,
+        )
+
+    if extensions:
+        begins = sorted({extension.checkpoint.epoch for extension in extensions})
+        note(
+            console,
+            f"{len(extensions)} finished trials go on from epoch {', '.join(map(str, begins))}, before their decay, to "
+            f"epoch {epochs}",
+        )
+        if experiment.base.schedule.kind == "cosine":
+            note(
+                console,
+                "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
+            )
+    run_sweep(console, experiment.model_copy(update={"storage": str(result.folder.parent)}), run, earlier=earlier)

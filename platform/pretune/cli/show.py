@@ -1,0 +1,79 @@
+"""`pretune show`: sweeps, or the trials of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pretune.cli.exits import checking, print_json
+from pretune.cli.options import STORAGE, Json, Storage
+from pretune.cli.screen import screen
+from pretune.core.errors import RequestError
+
+
+def show_command(
+    sweep: Annotated[
+        str | None, typer.Argument(metavar="[SWEEP]", help="a sweep's name or folder; default: list all")
+    ] = None,
+    storage: Storage = STORAGE,
+    as_json: Json = False,
+    svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
+) -> None:
+    """The sweeps there are, or the trials of one; also while it runs."""
+    from pretune.analysis import ablation, baselines
+    from pretune.core import results
+    from pretune.display import tables
+    from pretune.request import request
+    from trainers.storage import is_uri
+
+    console = Console()
+    with checking():
+        if sweep is None:
+            if svg is not None:
+                raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
+            if is_uri(storage):
+                raise RequestError(f"show lists the sweeps of a folder, not of {storage}; name one: pretune show URI")
+            found = results.sweeps(Path(storage))
+            if as_json:
+                print_json([_sweep_json(result) for result in found])
+            elif found:
+                console.print(tables.sweeps(found))
+            else:
+                console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False)
+            return
+        result = request.read_sweep(sweep, storage)
+        compared = baselines.read(result)
+        parts = screen(result, compared)
+        if svg is not None:
+            try:
+                tables.save_picture(svg, f"pretune show {sweep}", parts)
+            except OSError as error:
+                raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
+    if as_json:
+        table = {"ablation": ablation.collect(result).model_dump(mode="json")} if result.experiment.points else {}
+        print_json(result.to_json() | table)
+        return
+    for part in parts:
+        console.print(part)
+    console.print(tables.next_commands(result), soft_wrap=True)
+
+
+def _sweep_json(result: Any) -> dict[str, Any]:
+    from pretune.display import tables
+
+    best = result.best_trial
+    return {
+        "name": result.name,
+        "folder": str(result.folder),
+        "space": result.space,
+        "recipe": result.experiment.recipe,
+        "metric": result.metric,
+        "trials": len(result.trials),
+        "asked": result.asked,
+        "best": result.best,
+        "value": None if best is None else best.value,
+        "state": tables.status(result),
+    }

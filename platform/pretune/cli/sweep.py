@@ -1,0 +1,101 @@
+"""`pretune sweep`: settings of a recipe, tried on warm slots."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pretune.cli.exits import checking, note
+from pretune.cli.options import (
+    STORAGE,
+    Address,
+    CpusPerWorker,
+    Data,
+    Epochs,
+    GpusPerWorker,
+    Metric,
+    Name,
+    Settings,
+    Slots,
+    Space,
+    Storage,
+    Subset,
+    WorkersPerTrial,
+)
+from pretune.cli.running import run_sweep
+from pretune.core.errors import RequestError
+from pretune.core.experiment import Budget, SamplerName
+
+
+def sweep_command(
+    space: Space,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="the recipe to vary; default: the space's own")] = None,
+    data: Data = None,
+    subset: Subset = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
+    epochs: Epochs = None,
+    budget: Annotated[
+        Budget | None,
+        typer.Option("--budget", help="what weak trials are stopped by; default: the space's own, or epochs"),
+    ] = None,
+    slots: Slots = None,
+    workers_per_trial: WorkersPerTrial = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    cpus_per_worker: CpusPerWorker = 1.0,
+    sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="of the sampler and of every trial; default: 0")
+    ] = None,
+    storage: Storage = STORAGE,
+    name: Name = None,
+    settings: Settings = None,
+    stopping: Annotated[bool, typer.Option("--stopping/--no-stopping", help="end weak trials early")] = True,
+    grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
+    metric: Metric = None,
+    address: Address = None,
+) -> None:
+    """Try settings of a recipe and show what works best."""
+    console = Console()
+    with checking():
+        from pretune import sweep
+        from pretune.request import lookup, request
+
+        found_space = lookup.space(space)
+        wanted = recipe if recipe is not None else found_space.recipe
+        if wanted is None:
+            raise RequestError(f"space {space!r} names no recipe of its own; give one with --recipe (`pretune list`)")
+        found_recipe = lookup.recipe(wanted)
+        base = request.configure(found_recipe, subset=subset, epochs=epochs, seed=seed, assignments=settings or ())
+        base.check_workers(workers_per_trial)
+        options = {
+            "data": data if data is not None else base.data.path,
+            "trials": trials,
+            "budget": budget or found_space.budget,
+            "slots": slots,
+            "workers_per_trial": workers_per_trial,
+            "cpus_per_worker": cpus_per_worker,
+            "gpus_per_worker": gpus_per_worker,
+            "sampler": sampler,
+            "seed": base.seed,
+            "storage": storage,
+            "metric": metric,
+            "stopping_enabled": stopping,
+            "stopping_grace": grace,
+        }
+        experiment = request.experiment(found_space, found_recipe, base, name=name, options=options)
+        if address is None:
+            request.check_local_slots(slots, workers_per_trial, cpus_per_worker)
+        request.check_folder_is_new(experiment)
+        request.check_storage(experiment)
+        sweep.check(experiment, found_space.function)
+        base, _ = request.with_data(base, data)
+        experiment = request.experiment(found_space, found_recipe, base, name=experiment.name, options=options)
+        for path in request.varied_by_the_space(found_space.function, base, settings or ()):
+            note(console, f"the space sets {path} itself; --set {path} only changes what it starts from")
+
+    def run(listener: Any) -> Any:
+        return sweep.run(experiment, space=found_space.function, listener=listener, address=address)
+
+    run_sweep(console, experiment, run)

@@ -1,0 +1,155 @@
+"""`pretune train`: one recipe, without Ray; and `--verify-resume`."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pretune.cli.exits import checking, fail, refuse
+from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
+from pretune.cli.progress import progress_bar
+from pretune.core.errors import RequestError
+
+
+def train_command(
+    recipe: Recipe,
+    data: Data = None,
+    subset: Subset = None,
+    epochs: Epochs = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="DDP processes on this machine")] = 1,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the run's folder; default: runs/RECIPE and time")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
+    every_steps: Annotated[
+        int | None,
+        typer.Option("--checkpoint-every-steps", min=1, help="also within epochs, where one takes long"),
+    ] = None,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="keep nothing: kill a short run, resume it, compare bit for bit")
+    ] = False,
+) -> None:
+    """Train one recipe, or replay a sweep's best.json, without Ray."""
+    console = Console()
+    with checking():
+        from pretune.display import run as display
+        from pretune.display import tables
+        from pretune.execution import launch
+        from pretune.execution import run_folder as runs
+        from pretune.request import lookup, request
+
+        found = lookup.recipe(recipe)
+        config = request.configure(
+            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or ()
+        )
+        config.check_workers(workers)
+    if verify_resume:
+        _verify_resume(console, config, data, workers, resume=resume, out=out)
+    with checking():
+        if resume and out is None:
+            raise RequestError("--resume must know the run to go on with; name its folder with --out")
+        folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
+        checkpoint = None
+        if resume:
+            checkpoint = runs.last_checkpoint(folder)
+        else:
+            runs.check_new(folder)
+        if checkpoint is not None and checkpoint.epoch >= config.epochs:
+            raise RequestError(
+                f"the run in {folder} has all its {config.epochs} epochs; "
+                f"train longer with --epochs {2 * config.epochs}"
+            )
+        config, dataset = request.with_data(config, data)
+    # TensorBoard's writer takes a while to import: not while a request is checked.
+    from pretune.display.tensorboard import Curves
+
+    steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
+    start = 0 if checkpoint is None else checkpoint.epoch
+    place = shlex.quote(tables.relative(folder))
+    again = f"pretune train {place}/{runs.CONFIG} --out {place} --resume"
+    console.print(
+        Text(f"{found.label} on {config.data.path}, {config.epochs} epochs of {steps} steps, into {folder}"),
+        soft_wrap=True,
+    )
+    with (
+        runs.Record(folder, config, resume=checkpoint) as record,
+        closing(Curves(folder.parent)) as curves,
+        progress_bar(console, "steps") as advance,
+    ):
+
+        def report(epoch_report: Any) -> bool:
+            if record.add(epoch_report):
+                curves.epoch(folder.name, epoch_report.epoch, epoch_report.metrics)
+            console.print(Text(display.line(epoch_report, config.epochs)), soft_wrap=True)
+            return True
+
+        try:
+            outcome = launch.run(
+                config,
+                folder=folder,
+                workers=workers,
+                resume=checkpoint,
+                report=report,
+                progress=lambda epoch, step: advance(step, config.epochs * steps),
+            )
+        except KeyboardInterrupt:
+            fail(f"interrupted; go on with: {again}")
+        except ValueError as error:
+            # What is refused before the first epoch (a checkpoint of another config, bf16 on a CPU) was asked wrongly.
+            if record.last is not None and record.last.epoch > start:
+                raise
+            record.undo()
+            refuse(str(error))
+        except launch.TrainingFailedError as error:
+            fail(f"{error}\ngo on with: {again}")
+    if record.last is not None:
+        console.print(display.closing(record.last))
+    if outcome.state != "complete":
+        fail(f"the run {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}; see {folder}")
+    longer = f"{again} --epochs {2 * config.epochs}"
+    console.print(tables.commands({f"tensorboard --logdir {place}": "curves", longer: "train longer"}), soft_wrap=True)
+
+
+def _verify_resume(
+    console: Console, config: Any, data: str | None, workers: int, *, resume: bool, out: Path | None
+) -> NoReturn:
+    """Prints VERIFIED and ends with 0, or prints the first difference and ends with 1."""
+    with checking():
+        from pretune.analysis import verify
+        from pretune.execution import launch
+        from pretune.request import request
+
+        if resume or out is not None:
+            raise RequestError("--verify-resume keeps nothing and goes on with nothing; leave out --out and --resume")
+        _, dataset = request.with_data(config, data)
+        config, dataset = request.with_data(verify.shortened(config, len(dataset.pretrain_ids(None))), data)
+    steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
+    with tempfile.TemporaryDirectory(prefix="pretune-verify-") as folder:
+        try:
+            verdict = verify.run(
+                config,
+                Path(folder),
+                steps=steps,
+                workers=workers,
+                tell=lambda line: console.print(Text(line), soft_wrap=True),
+            )
+        except KeyboardInterrupt:
+            fail("interrupted")
+        except (launch.TrainingFailedError, RuntimeError) as error:
+            fail(str(error))
+    if verdict.difference:
+        fail(f"DIFFERENT: {verdict.difference} (without and with the kills; the first of what differs)")
+    console.print(
+        Text.assemble(
+            ("VERIFIED", "bold green"),
+            f": {verdict.tensors} tensors and {verdict.numbers} numbers are equal bit for bit, with and without kills",
+        ),
+        soft_wrap=True,
+    )
+    raise typer.Exit(0)

@@ -1,0 +1,300 @@
+"""The sweep's mind: which trial next, which trial ends, what is written down. No Ray: whatever runs trials can drive
+it.
+
+Every decision goes the same way: write the record, apply it to the history, tell the listener, only then answer. A
+driver that is killed between any two records leaves a journal from which the next one decides the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pretune.core.errors import RequestError, SweepFailedError
+from pretune.core.experiment import Experiment
+from pretune.core.history import History, TrialHistory
+from pretune.core.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
+from pretune.core.search import Search, Space
+from pretune.core.stopping import Stop, SuccessiveHalving
+from trainers.config import TrialConfig
+from trainers.report import Checkpoint
+
+_ENDS: dict[str, End] = {
+    "complete": "COMPLETE",
+    "diverged": "INFEASIBLE",
+    "collapsed": "INFEASIBLE",
+    "out_of_memory": "INFEASIBLE",
+    "failed": "FAIL",
+}
+
+REFUSALS_IN_A_ROW = 50
+"""So many refused proposals one after another mean that the space has no room left for the sampler."""
+
+
+FAILED_IN_A_ROW = 3
+"""So many trials that fail one after another, none of which finished an epoch, mean that no trial will."""
+
+
+class Listener(Protocol):
+    """Who watches: sees each record after it is on the disk, in the driver's thread, in order. Must be quick."""
+
+    def on_event(self, record: Record) -> None: ...
+
+
+class Conductor:
+    """Keeps the books of one sweep over an open journal whose first record is there.
+
+    Rebuilding is construction: the records that are there go through the same code that takes in new ones.
+    """
+
+    def __init__(self, journal: Journal, space: Space, *, listener: Listener | None = None) -> None:
+        self.history = History()
+        self.listener = listener
+        self.error: BaseException | None = None
+        """The first exception in here. Tune turns exceptions into log lines; the sweep raises this one."""
+        self.exhausted = False
+        self._journal = journal
+        self._overdue: Stop | None = None
+        opened = journal.records[0]
+        assert isinstance(opened, Opened)
+        self.experiment: Experiment = opened.experiment
+        self._search = Search(self.experiment, space)
+        self._stopping = SuccessiveHalving.of(self.experiment)
+        self._live: set[int] = set()
+        self._told: dict[int, int] = {}
+        self._last_epochs: dict[int, int] = {}
+        self._refused = 0
+        self._failed = 0
+        last: Epoch | None = None
+        for record in journal.records:
+            stop = self._apply(record)
+            if isinstance(record, Epoch):
+                last, self._overdue = record, stop
+            elif isinstance(record, Ended):
+                self._overdue = None
+        self._overdue_number = last.number if last is not None else -1
+        self._waiting = deque(trial.number for trial in self.history.trials if not trial.ended)
+
+    def settle(self) -> None:
+        """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote."""
+        if self._overdue is not None:
+            self._waiting.remove(self._overdue_number)
+            self._end(self._overdue_number, "PRUNED", reason=self._overdue.reason, rung=self._overdue.rung)
+            self._overdue = None
+        for trial in self.history.trials:
+            if not trial.ended and trial.config is None:
+                self._waiting.remove(trial.number)
+                self._end(trial.number, "INFEASIBLE", reason=self._search.refusal(trial.params))
+
+    @property
+    def live(self) -> int:
+        """Trials handed out and not ended."""
+        return len(self._live)
+
+    @property
+    def all_handed_out(self) -> bool:
+        """Nothing waits for a slot; what runs could still come back."""
+        return not self._waiting and (self.exhausted or len(self.history.trials) >= self.history.target)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing left to hand out, and nothing running that could come back."""
+        return not self._live and self.all_handed_out
+
+    def next(self) -> dict[str, Any] | None:
+        """The next trial for a free slot: unfinished ones first, each with its checkpoint, then a new proposal; None
+        for now.
+
+        Raises:
+            RequestError: the space cannot go on (see `Search.ask`), or refuses everything the sampler proposes.
+        """
+        if self._waiting:
+            return self._hand_out(self.history.trials[self._waiting.popleft()])
+        while not self.exhausted and len(self.history.trials) < self.history.target:
+            proposal = self._search.ask(self.history.trials)
+            if proposal is None:
+                self.exhausted = True
+                return None
+            config = None if proposal.config is None else proposal.config.model_dump(mode="json")
+            self._write(
+                Asked(
+                    number=proposal.number,
+                    params=proposal.params,
+                    distributions=proposal.distributions,
+                    config=config,
+                    duplicate_of=proposal.duplicate_of,
+                )
+            )
+            if proposal.config is not None:
+                self._refused = 0
+                return self._hand_out(self.history.trials[proposal.number])
+            self._end(proposal.number, "INFEASIBLE", reason=proposal.refusal)
+            self._refused += 1
+            if self._refused == REFUSALS_IN_A_ROW:
+                raise RequestError(
+                    f"{proposal.refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
+                    f"with `pretune resume {self.experiment.folder}`"
+                )
+        return None
+
+    def started(self, number: int) -> None:
+        """A slot took the trial."""
+        trial = self.history.trials[number]
+        epoch = 0 if trial.checkpoint is None else trial.checkpoint.epoch
+        self._write(Started(number=number, attempt=trial.attempts, epoch=epoch))
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Takes in one result of a slot (see slot.py) and says whether the trial goes on."""
+        if self.history.trials[number].ended:
+            return False
+        stop = self._take_in(number, result)
+        if stop is None:
+            return True
+        self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
+        return False
+
+    def ended(self, number: int, result: Mapping[str, Any]) -> None:
+        """The trial ended by itself, with its last result. Does nothing for one that `reported` has ended."""
+        trial = self.history.trials[number]
+        outcome = str(result.get("outcome", "running"))
+        if trial.ended:
+            self._live.discard(number)
+            return
+        if outcome == "no_room":
+            # Others hold the cluster: no failure, however often.
+            self._live.discard(number)
+            self._told.pop(number, None)
+            self._waiting.appendleft(number)
+            return
+        if outcome == "disk_full":
+            # It is no end of the trial: whoever makes room resumes it from its last checkpoint.
+            self._live.discard(number)
+            raise SweepFailedError(str(result.get("reason")))
+        if outcome not in _ENDS:
+            self.lost(number, f"its slot let go of it while it was {outcome}")
+            return
+        # A trial that ended by itself keeps its own end, whatever the rungs say of its last report.
+        self._take_in(number, result)
+        state, reason = _ENDS[outcome], str(result.get("reason") or "")
+        value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
+        if state == "COMPLETE" and value is None:
+            state, reason = "FAIL", f"the metric {self.experiment.metric!r} was never reported"
+        elif value is not None and not math.isfinite(value):
+            state, value, reason = "INFEASIBLE", None, f"the metric {self.experiment.metric!r} is {value}"
+        elif state == "INFEASIBLE":
+            reason = f"{outcome}: {reason}" if reason and not reason.startswith(outcome) else reason or outcome
+        self._end(number, state, value=value, reason=reason)
+
+    def lost(self, number: int, reason: str) -> None:
+        """The slot died under the trial: handed out again from its last checkpoint, until it has failed too often."""
+        trial = self.history.trials[number]
+        self._live.discard(number)
+        self._told.pop(number, None)
+        if trial.ended:
+            return
+        self._write(Attempt(number=number, failures=trial.failures + 1, reason=reason))
+        if trial.failures > self.experiment.max_failures:
+            self._end(number, "FAIL", reason=reason)
+        else:
+            self._waiting.appendleft(number)
+
+    def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:
+        """Writes how this driver leaves."""
+        self._write(Closed(reason=reason, detail=detail))
+
+    def write_study(self, path: Path) -> None:
+        """Writes what Optuna was told so far, for optuna-dashboard."""
+        self._search.write_study(self.history.trials, path)
+
+    def extend(self, record: Extended) -> None:
+        """A finished trial trains longer: handed out again after those that are unfinished."""
+        self._write(record)
+        self._last_epochs.pop(record.number, None)
+        self._waiting.append(record.number)
+
+    def record(self, record: Record) -> None:
+        """Writes a record of the driver's own (Resumed)."""
+        self._write(record)
+
+    def _hand_out(self, trial: TrialHistory) -> dict[str, Any]:
+        self._live.add(trial.number)
+        return {
+            "number": trial.number,
+            "config": trial.config,
+            "params": trial.params,
+            "folder": folder_name(trial),
+            "resume": None if trial.checkpoint is None else trial.checkpoint.model_dump(mode="json"),
+            "attempt": trial.attempts,
+        }
+
+    def _take_in(self, number: int, result: Mapping[str, Any]) -> Stop | None:
+        trial = self.history.trials[number]
+        self._note_failures(trial, result)
+        epoch = int(result.get("epoch") or 0)
+        # A trial that fell back to an older checkpoint repeats epochs, bit for bit; the first telling counts.
+        if epoch <= trial.last_epoch:
+            return None
+        checkpoint = result.get("checkpoint")
+        return self._write(
+            Epoch(
+                number=number,
+                epoch=epoch,
+                metrics=_metrics(result),
+                checkpoint=None if checkpoint is None else Checkpoint.model_validate(checkpoint),
+            )
+        )
+
+    def _note_failures(self, trial: TrialHistory, result: Mapping[str, Any]) -> None:
+        """Writes the failures that the slot healed since its last result; it counts from its own start of the trial."""
+        failures = int(result.get("failures", 0))
+        for _ in range(failures - self._told.get(trial.number, 0)):
+            reason = str(result.get("reason") or "a worker was lost; its group was replaced")
+            self._write(Attempt(number=trial.number, failures=trial.failures + 1, reason=reason))
+        self._told[trial.number] = failures
+
+    def _end(
+        self, number: int, state: End, *, value: float | None = None, reason: str = "", rung: int | None = None
+    ) -> None:
+        self._write(Ended(number=number, state=state, value=value, reason=reason, rung=rung))
+        self._live.discard(number)
+        self._told.pop(number, None)
+        self._failed = self._failed + 1 if state == "FAIL" else 0
+        if self._failed == FAILED_IN_A_ROW:
+            raise SweepFailedError(
+                f"{self._failed} trials in a row failed before any epoch was finished, the last one with: {reason}"
+            )
+
+    def _write(self, record: Record) -> Stop | None:
+        record = self._journal.append(record)
+        stop = self._apply(record)
+        if isinstance(record, Epoch):
+            self._failed = 0
+        if self.listener is not None:
+            self.listener.on_event(record)
+        return stop
+
+    def _apply(self, record: Record) -> Stop | None:
+        self.history.apply(record)
+        if not isinstance(record, Epoch) or self._stopping is None:
+            return None
+        if self.history.trials[record.number].extended:  # it was asked for by number of epochs: no rung ends it
+            return None
+        if record.number not in self._last_epochs:
+            config = TrialConfig.model_validate(self.history.trials[record.number].config)
+            self._last_epochs[record.number] = config.schedule.last_epoch_before_decay(config.epochs)
+        last_epoch = self._last_epochs[record.number]
+        return self._stopping.observe(record.number, record.epoch, record.metrics, last_epoch=last_epoch)
+
+
+def folder_name(trial: TrialHistory) -> str:
+    """Of a trial's folder below `trials`. What trains longer has a new one, so that its first end stays as it was."""
+    longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
+    return f"{trial.number:04d}{longer}"
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in a slot's result: their names have a slash, and nothing else's have."""
+    return {name: float(value) for name, value in result.items() if "/" in name and isinstance(value, int | float)}

@@ -1,0 +1,131 @@
+"""What a journal's records add up to: each trial's story so far. Everything that is rebuilt is rebuilt from this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
+from trainers.report import Checkpoint
+
+State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
+
+
+@dataclass
+class TrialHistory:
+    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records, our only
+    clock. `checkpoints` are those that were written, by epoch; retention may have removed older ones. `extended`: it
+    was made longer after its end.
+    """
+
+    number: int
+    params: dict[str, Any]
+    distributions: dict[str, str]
+    config: dict[str, Any] | None
+    duplicate_of: int | None
+    asked_at: int
+    ended_at: int | None = None
+    state: State = "WAITING"
+    attempts: int = 0
+    failures: int = 0
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
+    extended: bool = False
+    value: float | None = None
+    reason: str = ""
+    rung: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("WAITING", "RUNNING")
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest one, where the trial goes on from."""
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs finished, 0 before the first."""
+        return max(self.epochs, default=0)
+
+    def last(self, metric: str) -> float | None:
+        """The newest value of `metric`, None where it was never measured. The best over epochs would reward luck."""
+        for epoch in sorted(self.epochs, reverse=True):
+            if metric in self.epochs[epoch]:
+                return self.epochs[epoch][metric]
+        return None
+
+
+class History:
+    """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.opened: Opened | None = None
+        self.trials: list[TrialHistory] = []
+        self.target = 0
+        self.sessions = 0
+        self.closed: Closed | None = None
+        self._count = 0
+        for record in records:
+            self.apply(record)
+
+    def apply(self, record: Record) -> None:
+        """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
+        position, self._count = self._count, self._count + 1
+        match record:
+            case Opened():
+                self.opened, self.target, self.sessions = record, record.experiment.trials, 1
+            case Resumed():
+                self.target, self.sessions, self.closed = record.trials, self.sessions + 1, None
+            case Closed():
+                self.closed = record
+            case Asked():
+                if record.number != len(self.trials):
+                    raise ValueError(
+                        f"record {position + 1} asks for trial {record.number}, but {len(self.trials)} comes next"
+                    )
+                self.trials.append(
+                    TrialHistory(
+                        record.number, record.params, record.distributions, record.config, record.duplicate_of, position
+                    )
+                )
+            case Started() | Epoch() | Attempt() | Ended() | Extended():
+                self._change(record, position)
+
+    def _change(self, record: Started | Epoch | Attempt | Ended | Extended, position: int) -> None:
+        if record.number >= len(self.trials):
+            raise ValueError(
+                f"record {position + 1} ({record.kind}) is about trial {record.number}, which was never asked"
+            )
+        trial = self.trials[record.number]
+        if trial.ended != isinstance(record, Extended):
+            state = "has ended" if trial.ended else "has not ended"
+            raise ValueError(f"record {position + 1} ({record.kind}) is about trial {record.number}, which {state}")
+        match record:
+            case Started():
+                trial.attempts += 1
+                trial.state = "RUNNING"
+            case Epoch():
+                if record.epoch <= trial.last_epoch:
+                    raise ValueError(
+                        f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
+                    )
+                trial.state = "RUNNING"
+                trial.epochs[record.epoch] = record.metrics
+                if record.checkpoint is not None:
+                    trial.checkpoints[record.epoch] = record.checkpoint
+            case Attempt():
+                trial.failures = record.failures
+            case Ended():
+                trial.state, trial.value, trial.reason = record.state, record.value, record.reason
+                trial.rung = record.rung
+                trial.ended_at = position if trial.ended_at is None else trial.ended_at
+            case Extended():
+                # What came after the checkpoint is told anew, under another schedule.
+                kept = record.checkpoint.epoch
+                trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
+                trial.checkpoints = {kept: record.checkpoint}
+                trial.config, trial.extended = record.config, True
+                trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None

@@ -1,0 +1,227 @@
+"""What came out of a sweep, from its journal alone: a table, the best trial, and its config as JSON that `pretune
+train` replays.
+
+Imports neither Ray, torch nor Optuna, so that `pretune show` answers at once, also while the sweep runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretune.core import journal
+from pretune.core.errors import RequestError
+from pretune.core.experiment import Experiment
+from pretune.core.history import History, State, TrialHistory
+from trainers import storage
+from trainers.report import Checkpoint
+
+BEST = "best.json"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial. `value` is the searched metric's last value for a COMPLETE trial, None for any other."""
+
+    id: int
+    state: State
+    epochs: int
+    value: float | None
+    params: dict[str, Any]
+    reason: str
+    config: dict[str, Any] | None
+    last_metrics: dict[str, float]
+    checkpoint: Checkpoint | None
+    attempts: int
+    failures: int
+    duplicate_of: int | None
+    extended: bool = False
+    """Made longer after its end, with `pretune resume --epochs`."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """One sweep. `best` is the id of the best COMPLETE trial; a stopped one was judged on fewer epochs and does not
+    compare.
+
+    `live`: a process runs it right now. `closed`: how the last driver left it ("finished", "exhausted", "interrupted",
+    "failed"), None while one runs and after one was killed.
+    """
+
+    folder: Path
+    remote: str | None
+    """Where its segments and checkpoints lie, if that is a storage URI."""
+    experiment: Experiment
+    trials: tuple[TrialResult, ...]
+    best: int | None
+    asked: int
+    """How many trials are wanted in all."""
+    live: bool
+    closed: str | None
+    detail: str
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def space(self) -> str:
+        return self.experiment.space
+
+    @property
+    def metric(self) -> str:
+        return self.experiment.metric
+
+    @property
+    def best_trial(self) -> TrialResult | None:
+        return None if self.best is None else self.trials[self.best]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `pretune show SWEEP --json` prints. No times, paths or host facts: equal sweeps are equal."""
+        return {
+            "name": self.name,
+            "space": self.space,
+            "metric": self.metric,
+            "best": self.best,
+            "trials": [
+                {
+                    "id": trial.id,
+                    "state": trial.state,
+                    "epochs": trial.epochs,
+                    "value": trial.value,
+                    "params": trial.params,
+                    "reason": trial.reason,
+                }
+                for trial in self.trials
+            ],
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column heads and one row per trial, best first, then by epochs and last value; all as text."""
+        names = list(dict.fromkeys(name for trial in self.trials for name in trial.params))
+        head = ["trial", "state", "epochs", self.metric, *names, "reason"]
+        return head, [self._row(trial, names) for trial in self.ranked()]
+
+    def ranked(self) -> list[TrialResult]:
+        """COMPLETE trials by value, then the others by how far they got and their last value."""
+        sign = -1.0 if self.experiment.maximize else 1.0
+
+        def key(trial: TrialResult) -> tuple[bool, float, float, int]:
+            shown = trial.last_metrics.get(self.metric, math.nan) if trial.value is None else trial.value
+            complete = trial.state == "COMPLETE"
+            return (
+                not complete,
+                0.0 if complete else -trial.epochs,
+                math.inf if math.isnan(shown) else sign * shown,
+                trial.id,
+            )
+
+        return sorted(self.trials, key=key)
+
+    def _row(self, trial: TrialResult, names: Sequence[str]) -> list[str]:
+        shown = trial.last_metrics.get(self.metric) if trial.value is None else trial.value
+        return [
+            str(trial.id),
+            trial.state,
+            str(trial.epochs),
+            "" if shown is None else f"{shown:.4f}",
+            *(_text(trial.params.get(name)) for name in names),
+            trial.reason,
+        ]
+
+
+def read(folder: Path, *, remote: str | None = None) -> SweepResult:
+    """The sweep in `folder`, running or not; `remote`, if it was found elsewhere than its journal says.
+
+    RequestError where there is none, or its journal is corrupt (the line is
+    named).
+    """
+    # Asked before the journal is read: a driver that ends in between has then written its last line.
+    live = journal.is_locked(folder)
+    history = History(journal.read(folder))
+    if history.opened is None:
+        raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
+    experiment = history.opened.experiment
+    trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
+    return SweepResult(
+        folder=folder,
+        remote=remote or experiment.remote,
+        experiment=experiment,
+        trials=trials,
+        best=best_of(trials, maximize=experiment.maximize),
+        asked=history.target,
+        live=live,
+        closed=None if history.closed is None else history.closed.reason,
+        detail="" if history.closed is None else history.closed.detail,
+    )
+
+
+def sweeps(storage: Path) -> list[SweepResult]:
+    """All sweeps under `storage` that were started, newest first."""
+    files = sorted(storage.glob(f"*/{journal.FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [read(path.parent) for path in files if path.stat().st_size]
+
+
+def best_of(trials: Sequence[TrialResult], *, maximize: bool) -> int | None:
+    """The id of the COMPLETE trial with the best value; the earlier of two equal ones."""
+    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
+    if not complete:
+        return None
+    sign = -1.0 if maximize else 1.0
+    return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.id)).id
+
+
+def best_config_path(folder: Path) -> Path:
+    """Where the best trial's config lies, once a driver has left the sweep in order. It is a plain TrialConfig."""
+    return folder / BEST
+
+
+def write_best(result: SweepResult) -> Path | None:
+    """Writes the best trial's config aside and renames it. None, and nothing is written, where no trial is COMPLETE."""
+    if result.best_trial is None:
+        return None
+    path = best_config_path(result.folder)
+    aside = path.with_suffix(".json.part")
+    with aside.open("w") as file:
+        json.dump(result.best_trial.config, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    if result.remote is not None:
+        storage.write(storage.join(result.remote, BEST), path.read_bytes())
+    return path
+
+
+def _result(trial: TrialHistory, metric: str) -> TrialResult:
+    last = dict(trial.epochs.get(trial.last_epoch, {}))
+    # The table shows the metric of the last epoch that measured it.
+    measured = trial.last(metric)
+    if measured is not None:
+        last[metric] = measured
+    return TrialResult(
+        id=trial.number,
+        state=trial.state,
+        epochs=trial.last_epoch,
+        value=trial.value,
+        params=trial.params,
+        reason=trial.reason,
+        config=trial.config,
+        last_metrics=last,
+        checkpoint=trial.checkpoint,
+        attempts=trial.attempts,
+        failures=trial.failures,
+        duplicate_of=trial.duplicate_of,
+        extended=trial.extended,
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

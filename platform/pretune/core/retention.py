@@ -1,0 +1,75 @@
+"""What stays on the disk of a trial that was stopped: its best checkpoint. The loop itself bounds those of the others.
+
+A sweep stops most of its trials, and none of them is gone on with. The driver removes their other checkpoints once the
+stop is written; what a killed driver left is removed when the sweep is resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretune.core.history import TrialHistory
+from pretune.core.journal import Ended, Record
+from trainers import storage
+from trainers.report import Checkpoint
+
+if TYPE_CHECKING:
+    from pretune.core.conductor import Conductor, Listener
+
+logger = logging.getLogger(__name__)
+
+RUNNING, FINISHED = 5, 3
+"""Checkpoints of a trial at most: while it runs the two newest, the best, the last before the decay and one within an
+epoch; in the end the newest, the best and the last before the decay."""
+STATES = ("PRUNED", "INFEASIBLE")
+
+
+class Trimming:
+    """A listener that removes checkpoints of trials that are stopped, and passes on what it hears."""
+
+    def __init__(self, conductor: Conductor, listener: Listener | None) -> None:
+        self._history, self._experiment = conductor.history, conductor.experiment
+        self._listener = listener
+        for trial in self._history.trials:
+            if trial.state in STATES:
+                self._trim(trial)
+
+    def on_event(self, record: Record) -> None:
+        if self._listener is not None:
+            self._listener.on_event(record)
+        if isinstance(record, Ended) and record.state in STATES:
+            self._trim(self._history.trials[record.number])
+
+    def _trim(self, trial: TrialHistory) -> None:
+        try:
+            trim(trial, self._experiment.metric, maximize=self._experiment.maximize)
+        except OSError as error:  # a sweep does not end because something is left lying about
+            logger.warning("checkpoints of trial %d stay: %s", trial.number, error)
+
+
+def trim(trial: TrialHistory, metric: str, *, maximize: bool) -> None:
+    """Remove all checkpoints of `trial` but the best by `metric`; the newest where none was judged."""
+    left = {epoch: pointer for epoch, pointer in trial.checkpoints.items() if storage.exists(pointer.path)}
+    sign = 1.0 if maximize else -1.0
+    scores = {epoch: sign * trial.epochs.get(epoch, {}).get(metric, -sign * math.inf) for epoch in left}
+    best = max(left, key=lambda epoch: (scores[epoch], epoch), default=0)
+    for epoch, pointer in left.items():
+        if epoch != best:
+            for place in (pointer.path, pointer.manifest):
+                storage.remove(place, bound_s=10.0)
+
+
+def size(pointer: Checkpoint) -> int | None:
+    """Bytes of a checkpoint; None where it lies in an object store, or is gone."""
+    try:
+        return None if storage.is_uri(pointer.path) else Path(pointer.path).stat().st_size
+    except OSError:
+        return None
+
+
+def bound(size: int, *, trials: int, slots: int) -> int:
+    """Bytes that the checkpoints of a sweep take at most, each of `size`, if no trial is stopped."""
+    return size * (trials * FINISHED + slots * (RUNNING - FINISHED))

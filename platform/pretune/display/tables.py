@@ -1,0 +1,225 @@
+"""What `pretune show` and a sweep's end print: the trials, the best against what it has to beat, the next commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pretune.analysis.baselines import Comparison
+from pretune.core import results
+from pretune.core.results import SweepResult, TrialResult
+from pretune.display import format
+
+STYLES = {
+    "COMPLETE": "",
+    "PRUNED": "dim",
+    "INFEASIBLE": "yellow",
+    "FAIL": "red",
+    "RUNNING": "cyan",
+    "WAITING": "dim",
+}
+
+
+def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
+    """The trials, best first: state, epochs, probe with its standard error, settings, and why it ended early.
+
+    Settings share one column, each trial showing those it sampled: a conditional space would need a column for each.
+    """
+    table = Table(box=box.SIMPLE_HEAD, expand=False, padding=(0, 1), pad_edge=False)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("epochs", justify="right", no_wrap=True)
+    # Where epochs do not cost the same, they say little.
+    seconds = result.experiment.budget != "epochs"
+    if seconds:
+        table.add_column("trained", justify="right", no_wrap=True)
+    table.add_column(result.metric, justify="right", no_wrap=True)
+    table.add_column("settings, and why it ended early", overflow="fold")
+    ranked = result.ranked()
+    names = format.short_names(name for trial in ranked for name in trial.params)
+    for trial in ranked[:limit]:
+        style = "bold green" if trial.id == result.best else STYLES[trial.state]
+        settings = Text(format.parameters(trial.params, names=names))
+        if trial.reason:
+            settings.append(f"\n{_short_reason(trial.reason, result.metric)}", style="dim")
+        state = "unfinished" if trial.state == "RUNNING" and status(result) != "running" else trial.state
+        trained = [format.duration(trial.last_metrics.get("budget/seconds", 0.0))] if seconds else []
+        table.add_row(str(trial.id), state, str(trial.epochs), *trained, _score(result, trial), settings, style=style)
+    left_out = len(ranked) - len(ranked[:limit])
+    if not left_out:
+        return table
+    return Group(table, Text(f"and {left_out} more: pretune show {_name(result)}", style="dim"))
+
+
+def families(result: SweepResult) -> RenderableType | None:
+    """The best trial of each family, where the space has a parameter called `family`; best family first.
+
+    Of a family without a completed trial, in brackets, what its best one had when it was stopped.
+    """
+    named: dict[str, list[TrialResult]] = {}
+    for trial in result.ranked():
+        if "family" in trial.params:
+            named.setdefault(str(trial.params["family"]), []).append(trial)
+    if not named:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("completed", justify="right", no_wrap=True)
+    table.add_column(f"best {result.metric}", justify="right", no_wrap=True)
+    for family, members in named.items():
+        complete = [trial for trial in members if trial.state == "COMPLETE"]
+        best = _score(result, (complete or members)[0])
+        stopped = f"({best} at {_epochs(members[0].epochs)})"
+        table.add_row(family, str(len(members)), str(len(complete)), best if complete else stopped)
+    return table
+
+
+def summary(result: SweepResult) -> Text:
+    """`kernels from sfrik_tiny on digits: 6 of 6 trials, 2 stopped early; finished`."""
+    asked = result.experiment
+    ended = sum(trial.state not in ("WAITING", "RUNNING") for trial in result.trials)
+    stopped = sum(trial.state == "PRUNED" for trial in result.trials)
+    infeasible = sum(trial.state == "INFEASIBLE" for trial in result.trials)
+    failed = sum(trial.state == "FAIL" for trial in result.trials)
+    counts = [f"{ended} of {result.asked} trials"]
+    counts += [f"{stopped} stopped early"] if stopped else []
+    counts += [f"{infeasible} infeasible"] if infeasible else []
+    counts += [f"{failed} failed"] if failed else []
+    recipe = f" from {asked.recipe}" if asked.recipe else ""
+    text = Text.assemble(
+        (f"{result.name}", "bold"), f"  {result.space}{recipe} on {asked.data or asked.base.data.path}: "
+    )
+    text.append(", ".join(counts))
+    text.append(f"; {status(result)}")
+    if result.detail:
+        text.append(f" ({result.detail})", style="red")
+    return text
+
+
+def status(result: SweepResult) -> str:
+    """How its driver left it; `running`, or `killed` where it did not say."""
+    if result.closed is None:
+        return "running" if result.live else "killed"
+    return "finished, no points left" if result.closed == "exhausted" else result.closed
+
+
+def comparison(found: Comparison) -> RenderableType:
+    """The best trial against the same encoder untrained and against raw pixels, differences in standard errors."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row(
+        Text(f"best, trial {found.trial}", style="bold green"), format.score(found.best, found.best_stderr), ""
+    )
+    for name, value, stderr in (
+        ("same encoder, untrained", found.untrained, found.untrained_stderr),
+        ("raw pixels", found.pixels, found.pixels_stderr),
+    ):
+        table.add_row(name, format.score(value, stderr), found.difference_text(value, stderr))
+    note = f"{found.metric}, each ± its standard error over the {found.images} images it is scored on"
+    return Group(table, Text(note, style="dim"))
+
+
+def next_commands(result: SweepResult) -> Text:
+    """What to type now."""
+    name = shlex.quote(_name(result))
+    lines: dict[str, str] = {}
+    if status(result) in ("interrupted", "failed", "killed"):
+        lines[f"pretune resume {name}"] = "go on with it"
+    best = results.best_config_path(result.folder)
+    if best.is_file():
+        lines[f"pretune train {shlex.quote(relative(best))}"] = "train the best again"
+    lines[f"pretune show {name}"] = "this table"
+    lines[f"tensorboard --logdir {shlex.quote(relative(curves_folder(result.folder)))}"] = "curves"
+    if result.best is not None and not result.experiment.points:
+        lines[f"pretune finalize {name}"] = "the winner on `report`, once"
+    return commands(lines)
+
+
+def commands(lines: Mapping[str, str]) -> Text:
+    """Commands to type next, each with its purpose as a comment. Print with `soft_wrap`: they are there to be copied.
+
+    After `make sweep` the shell does not know them yet: then the first one makes them known.
+    """
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("pretune") is None and activate.is_file():
+        lines = {f"source {shlex.quote(relative(activate))}": "once per shell", **lines}
+    width = max(map(len, lines))
+    text = Text()
+    for command, purpose in lines.items():
+        text.append(f"{command:<{width}}", style="cyan").append(f"  # {purpose}\n", style="dim")
+    text.rstrip()
+    return text
+
+
+def curves_folder(sweep: Path) -> Path:
+    """Where the sweep's TensorBoard files lie."""
+    return sweep / "tensorboard"
+
+
+def sweeps(found: Sequence[SweepResult]) -> Table:
+    """All sweeps of a storage folder, newest first."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("sweep", overflow="fold")
+    table.add_column("space", overflow="fold")
+    table.add_column("recipe", overflow="fold")
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("best", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for result in found:
+        best = result.best_trial
+        ended = sum(trial.state not in ("WAITING", "RUNNING") for trial in result.trials)
+        table.add_row(
+            result.name,
+            result.space,
+            result.experiment.recipe,
+            f"{ended} of {result.asked}",
+            "–" if best is None else _score(result, best),
+            status(result),
+        )
+    return table
+
+
+def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, width: int = 100) -> None:
+    """The given renderables as an SVG picture of a terminal, `width` columns wide, for a README."""
+    with path.open("w") as nowhere:
+        console = Console(record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor")
+        for part in parts:
+            console.print(part)
+    path.write_text(console.export_svg(title=title))
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _short_reason(reason: str, metric: str) -> str:
+    """A rung's reason without the value, which stands beside it; any other reason as it is."""
+    found = re.fullmatch(rf"{re.escape(metric)} \S+ at (.+) is not among the best (\d+) of (\d+)", reason)
+    if found is None:
+        return reason
+    return f"not among best {found[2]} of {found[3]} at {'1 epoch' if found[1] == '1 epochs' else found[1]}"
+
+
+def _score(result: SweepResult, trial: TrialResult) -> str:
+    value = trial.last_metrics.get(result.metric) if trial.value is None else trial.value
+    return format.score(value, trial.last_metrics.get(f"{result.metric}_stderr"))
+
+
+def _name(result: SweepResult) -> str:
+    """What `pretune show` needs to find it from here: its name under ./sweeps, else its folder."""
+    return result.name if result.folder.parent == Path("sweeps").absolute() else relative(result.folder)
+
+
+def relative(path: Path) -> str:
+    """From here where it lies below, else whole."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,115 @@
+"""The folder of one `pretune train`: config, a line of metrics per epoch, curves and checkpoints; and how it goes on.
+
+config.json        the TrialConfig that runs; `pretune train <it>` runs it again
+metrics.jsonl      one object per finished epoch: epoch, metrics, checkpoint
+checkpoints/       the newest ones
+events.…           TensorBoard's curves
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from pretune.core.errors import RequestError
+from trainers.config import TrialConfig
+from trainers.report import Checkpoint, EpochReport
+
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+
+
+def check_new(folder: Path) -> None:
+    """RequestError where something lies in `folder` already."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RequestError(
+            f"--out {folder} must be a new or empty folder, but is not; go on with --resume, or choose another"
+        )
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """Where a run in `folder` can go on: its newest checkpoint, None where it had written none.
+
+    RequestError where there is no run, or the file of every recorded checkpoint is gone.
+    """
+    if not (folder / CONFIG).is_file():
+        raise RequestError(
+            f"--resume: there is no run in {folder} ({CONFIG} is missing); leave --resume out, or check --out"
+        )
+    written = [report.checkpoint for report in read(folder) if report.checkpoint is not None]
+    kept = [checkpoint for checkpoint in written if Path(checkpoint.path).is_file()]
+    if written and not kept:
+        raise RequestError(
+            f"--resume: the checkpoint {written[-1].path} is gone; put it back, or start again in a new --out"
+        )
+    return kept[-1] if kept else None
+
+
+def read(folder: Path) -> list[EpochReport]:
+    """The finished epochs, in order. A torn last line, of a run that was killed, is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    reports: list[EpochReport] = []
+    lines = path.read_text().splitlines()
+    for position, line in enumerate(lines):
+        try:
+            reports.append(EpochReport.model_validate_json(line))
+        except ValidationError as error:
+            if position < len(lines) - 1:
+                raise RequestError(
+                    f"{path}: line {position + 1} is not what `pretune train` wrote; restore the file, or start again"
+                ) from error
+    return reports
+
+
+class Record:
+    """Writes a run's folder as its epochs end. `resume` is the checkpoint it goes on from: later epochs are dropped."""
+
+    def __init__(self, folder: Path, config: TrialConfig, *, resume: Checkpoint | None) -> None:
+        self.folder = folder
+        self._before = {name: path.read_text() for name in (CONFIG, METRICS) if (path := folder / name).is_file()}
+        folder.mkdir(parents=True, exist_ok=True)
+        done = [report for report in read(folder) if resume is not None and report.epoch <= resume.epoch]
+        _write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+        _write_whole(folder / METRICS, "".join(report.model_dump_json() + "\n" for report in done))
+        self._file = (folder / METRICS).open("a")
+        self.last: EpochReport | None = done[-1] if done else None
+
+    def add(self, report: EpochReport) -> bool:
+        """One epoch ended. What is told again, after a damaged checkpoint, is not written twice (False)."""
+        if self.last is not None and report.epoch <= self.last.epoch:
+            return False
+        self._file.write(report.model_dump_json() + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.last = report
+        return True
+
+    def undo(self) -> None:
+        """Put the folder back as it was found: the request turned out to be wrong before anything ran."""
+        self.close()
+        if not self._before:
+            shutil.rmtree(self.folder)
+        for name, text in self._before.items():
+            _write_whole(self.folder / name, text)
+
+    def close(self) -> None:
+        """Close the files; safe to call again."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text)
+    aside.replace(path)

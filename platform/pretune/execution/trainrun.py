@@ -1,0 +1,106 @@
+"""The Ray Train run of one slot: how its worker group is placed, connected and restarted, and how the run ends with its
+slot.
+
+A file of its own because it imports Ray Train, and with it torch: only a slot's process and Ray Train's controller need
+it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+from pretune.execution import worker
+from trainers import storage
+
+if TYPE_CHECKING:
+    from pretune.execution.settings import SlotSettings
+    from pretune.execution.worker import Train
+
+PLACEMENT_ATTEMPT_S = 30.0
+"""How long one attempt to place the group may take. Between two attempts the run can be ended."""
+UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+"""Parts of Ray Train that start a process each and have nothing to do here. The cleaner asks the dashboard each second
+whether the controller lives, and never finds out where there is no dashboard; `group.py` takes back what a dead slot
+held."""
+
+
+def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callable[[], Train] | None) -> TorchTrainer:
+    """A trainer whose `fit()` returns when the mailbox is closed, and restarts the group whenever a worker is lost."""
+    # Ray Train reads these in this process and hands them on to its controller and workers. Its logging would take over
+    # the root logger of the workers; its metrics, its patch of print and its preemption watcher are not used.
+    os.environ.update(
+        {
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(min(PLACEMENT_ATTEMPT_S, settings.group_start_timeout_s)),
+            "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        }
+    )
+    on_gpu = settings.gpus_per_worker > 0
+    # Every node must see this folder: with a bucket, nothing else is shared.
+    files, place = None, settings.storage or str(Path(settings.sweep_folder) / "slots")
+    if settings.remote is not None and settings.storage is None:
+        files, place = storage.locate(storage.join(settings.remote, "slots"))
+    run_config: Any = (
+        RunConfig(  # TorchTrainer is annotated with the class of the same name of Ray Train's first version
+            name=name,
+            storage_path=place,
+            storage_filesystem=files,
+            failure_config=FailureConfig(max_failures=-1),  # the slot counts failures, per trial
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        )
+    )
+    run_config.callbacks = [EndWithSlot(mailbox)]
+    return LeanTrainer(
+        worker.loop,
+        train_loop_config={
+            "mailbox": mailbox,
+            "settings": settings,
+            "make_train": make_train or partial(worker.WarmTrainer, settings.remote),
+        },
+        torch_config=TorchConfig(
+            # Objects and NumPy arrays travel over gloo even where gradients travel over NCCL.
+            backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout_s=math.ceil(settings.process_group_timeout_s),
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers, use_gpu=on_gpu, resources_per_worker=settings.resources_per_worker
+        ),
+        run_config=run_config,
+    )
+
+
+class LeanTrainer(TorchTrainer):
+    """TorchTrainer without the parts that a slot does not use: fewer processes, an earlier first trial."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if type(one).__name__ not in UNUSED]
+
+
+class SlotClosedError(RuntimeError):
+    """Raised in Ray Train's controller: the slot wants no further worker group."""
+
+
+class EndWithSlot(ControllerCallback):
+    """Asks the mailbox before each start of a worker group. Ray Train does not retry an error that is raised here."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def before_controller_execute_resize_decision(self, resize_decision: object) -> None:
+        if ray.get(self._mailbox.closed.remote(os.getpid()), timeout=60.0):
+            raise SlotClosedError("the slot is closing; no further worker group is started")

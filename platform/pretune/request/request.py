@@ -1,0 +1,252 @@
+"""From what was typed to what will run, checked completely: recipe, overrides, data, space. Nothing is started here.
+
+Imports neither Ray, torch nor FFCV. Every complaint is a RequestError: what, rule, value, remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pretune.core import journal, journal_remote, lease, results
+from pretune.core.errors import RequestError
+from pretune.core.experiment import Experiment, StoppingConfig, local_root
+from pretune.core.messages import describe, did_you_mean
+from pretune.request import lookup, overrides, usercode
+from search_spaces import RECIPES
+from trainers import storage as storages
+from trainers.changes import value_at
+from trainers.config import TrialConfig
+from trainers.data import data_cache, datasets
+from trainers.data.datasets import Dataset
+
+if TYPE_CHECKING:
+    from pretune.core.search import Space
+
+DATA_ROOT = Path("data")
+"""Where `pretune data` writes and where built-in data sets are built, from here."""
+
+
+def configure(
+    recipe: lookup.Recipe,
+    *,
+    subset: int | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    every_steps: int | None = None,
+    assignments: Sequence[str] = (),
+) -> TrialConfig:
+    """The recipe with the command's options and its `--set` applied."""
+    changes = overrides.parse(assignments)
+    options: dict[str, Any] = {
+        "data.subset": subset,
+        "epochs": epochs,
+        "seed": seed,
+        "checkpoint_every_steps": every_steps,
+    }
+    for path, value in options.items():
+        if value is None:
+            continue
+        if path in changes:
+            option = path.removeprefix("data.").replace("_", "-")
+            raise RequestError(
+                f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
+            )
+        changes[path] = value
+    return overrides.apply(recipe.config, changes)
+
+
+def with_data(config: TrialConfig, data: str | None, *, root: Path = DATA_ROOT) -> tuple[TrialConfig, Dataset]:
+    """`config` bound to the bytes of a data set: its folder and its manifest's hash.
+
+    `data` is a folder, a name below `root`, a URI, or 'digits', built there on first use; None is what the recipe says.
+    """
+    named = config.data.path if data is None else data
+    dataset = open_data(named, expected_hash=config.data.manifest if data is None else None, root=root)
+    # A URI stays one: each machine has its own copy.
+    where = named if storages.is_uri(named) else str(dataset.folder.resolve())
+    place = {"path": where, "manifest": dataset.manifest_hash}
+    bound = config.model_copy(update={"data": config.data.model_copy(update=place)})
+    check_data(bound, dataset)
+    return bound, dataset
+
+
+def open_data(text: str, *, expected_hash: str | None = None, root: Path = DATA_ROOT) -> Dataset:
+    """The data set that `text` names; of a URI, this machine's copy. RequestError with the command that builds it where
+    there is none.
+    """
+    if storages.is_uri(text):
+        storages.check_form(text)
+        return data_cache.open_anywhere(text, expected_hash=expected_hash)
+    if text == "digits" and not Path(text).is_dir():
+        dataset = datasets.ensure_builtin(text, root)
+        return datasets.open_dataset(dataset.folder, expected_hash=expected_hash)
+    folder = Path(text)
+    if not folder.is_dir() and (root / text).is_dir():
+        folder = root / text
+    if not folder.is_dir():
+        kinds = datasets.kinds()
+        build = f"pretune data {text} --source …" if text in kinds else f"pretune data KIND --source … --out {text}"
+        raise RequestError(
+            f"data {text!r} must be a folder that `pretune data` wrote, or 'digits', but is neither; run: {build}"
+        )
+    return datasets.open_dataset(folder, expected_hash=expected_hash)
+
+
+def check_data(config: TrialConfig, dataset: Dataset) -> None:
+    """Whether `config` can be trained on, and judged by, this data set."""
+    images = len(dataset.pretrain_ids(config.data.subset))
+    if images < config.batch_size:
+        raise RequestError(
+            f"batch_size must be at most the {images} images to pretrain on (the last partial batch is dropped), "
+            f"but is {config.batch_size}; lower it with --set batch_size={max(2, images // 4)}, or use more images"
+        )
+    fewest = min(dataset.manifest.class_counts["train"], default=0)
+    wanted = config.probe.labels_per_class
+    if wanted is not None and wanted > fewest:
+        raise RequestError(
+            f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, "
+            f"but is {wanted}; lower it with --set probe.labels_per_class={fewest}"
+        )
+
+
+def check_local_slots(slots: int | None, workers: int, cpus_per_worker: float = 1.0) -> None:
+    """Refuse what this machine's CPUs can never hold, before Ray looks more closely."""
+    cpus = os.cpu_count() or 1
+    need = (slots or 1) * workers * cpus_per_worker
+    if need > cpus:
+        raise RequestError(
+            f"{slots or 1} slot(s) of {workers} worker(s) need {need:g} CPUs at {cpus_per_worker:g} each, but this "
+            f"machine has {cpus}; lower --slots or --workers-per-trial, or join a cluster with --address"
+        )
+
+
+def experiment(
+    space: lookup.FoundSpace, recipe: lookup.Recipe, base: TrialConfig, *, name: str | None, options: Mapping[str, Any]
+) -> Experiment:
+    """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
+    given = {key: value for key, value in options.items() if value is not None}
+    stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
+    storage = local_root(given.get("storage", Experiment.model_fields["storage"].default))
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise RequestError(
+            f"--name must be a folder name of letters, digits, '.', '_' and '-', but is {name!r}; change it"
+        )
+    values = {
+        **given,
+        "name": new_name(space.label, storage) if name is None else name,
+        "space": space.name,
+        "recipe": recipe.name,
+        "base": base,
+        "stopping": stopping,
+    }
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(describe(error, Experiment)) from error
+
+
+def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
+    """A RECIPE, or the best config of the sweep of that name. RequestError where there is neither."""
+    if text.endswith(".json") or (usercode.is_reference(text) and not storages.is_uri(text)) or text in RECIPES:
+        return lookup.recipe(text)
+    try:
+        result = read_sweep(text, storage)
+    except RequestError as error:
+        try:
+            return lookup.recipe(text)
+        except RequestError as unknown:
+            raise RequestError(f"{unknown}; nor is it a sweep: {error}") from error
+    best = results.best_config_path(result.folder)
+    if not best.is_file():
+        raise RequestError(
+            f"sweep {text!r} has no best config yet ({best.name} is missing); let a trial complete first"
+        )
+    return lookup.recipe(str(best))
+
+
+def check_folder_is_new(asked: Experiment) -> None:
+    """Whether the sweep's name is free."""
+    if (asked.folder / journal.FILE).exists():
+        raise RequestError(
+            f"a sweep named {asked.name!r} exists in {asked.folder.parent}; choose another --name, or go on with "
+            f"`pretune resume {asked.name}`"
+        )
+
+
+def check_storage(asked: Experiment) -> None:
+    """With a storage URI: whether the bucket is there and lets us write, before anything is built or started."""
+    if asked.remote is not None:
+        storages.check_usable(asked.storage)
+
+
+def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[str], *, draws: int = 8) -> list[str]:
+    """The `--set` paths whose value the space itself replaces, seen in a few random draws."""
+    import optuna
+
+    paths = list(overrides.parse(assignments))
+    if not paths:
+        return []
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    varied: dict[str, None] = {}
+    for _ in range(draws):
+        trial = study.ask()
+        # A draw that the space refuses says nothing here; `sweep.check` has looked at refusals.
+        with suppress(ValueError, optuna.TrialPruned):
+            config = space(trial, base)
+            varied.update({path: None for path in paths if value_at(config, path) != value_at(base, path)})
+    return [path for path in paths if path in varied]
+
+
+def new_name(label: str, folder: Path) -> str:
+    """`<label>-<day>-<time>`, with a number behind it where that exists."""
+    stem = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem if count == 0 else f"{stem}-{count + 1}" for count in range(1000))
+    return next(name for name in names if not (folder / name).exists())
+
+
+def sweep_folder(text: str, storage: Path) -> Path:
+    """The folder of the sweep called `text`: a path, or a name below `storage`."""
+    for folder in (Path(text), storage / text):
+        if (folder / journal.FILE).is_file():
+            return folder.expanduser().absolute()
+    known = sorted(path.parent.name for path in storage.glob(f"*/{journal.FILE}"))
+    if not known:
+        raise RequestError(
+            f"there is no sweep {text!r}: {storage} holds none; start one with `pretune sweep`, or give its folder"
+        )
+    raise RequestError(f"there is no sweep {text!r} in {storage}; {did_you_mean(text, known)}")
+
+
+def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.SweepResult:
+    """The sweep called `text`, from its journal alone.
+
+    A sweep named by a URI is first brought into its working copy under ./sweeps; one with a storage URI that is named
+    by its local folder only if `fresh`: reading what is here needs no network. RequestError also where the two differ.
+    """
+    remote: str | None
+    if storages.is_uri(text) or storages.is_uri(storage):
+        remote = text if storages.is_uri(text) else storages.join(storage, text)
+        storages.check_form(remote)
+        folder = local_root(remote) / storages.name_of(remote)
+    else:
+        folder = sweep_folder(text, Path(storage))
+        remote = results.read(folder).remote if fresh else None
+    if remote is None:
+        return results.read(folder)
+    try:
+        if not journal.is_locked(folder):
+            journal_remote.fetch(remote, folder)
+        live = lease.is_live(storages.join(remote, lease.FILE))
+    except storages.StorageError as error:
+        raise RequestError(str(error)) from error
+    result = results.read(folder, remote=remote)
+    return replace(result, live=result.live or live)

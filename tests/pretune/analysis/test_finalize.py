@@ -1,0 +1,126 @@
+"""The report split is read for the winner alone, each read is counted, and a second one must be asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pretune.analysis import finalize
+from pretune.cli.app import app
+from pretune.core import results
+from pretune.core.errors import RequestError
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from search_spaces import RECIPES
+from trainers.config import TrialConfig
+from trainers.data import datasets
+from trainers.report import Checkpoint
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> datasets.Dataset:
+    return datasets.ensure_builtin("digits", tmp_path / "data")
+
+
+def finished_sweep(folder: Path, config: TrialConfig, checkpoint: Checkpoint | None) -> results.SweepResult:
+    """A sweep of one trial with this checkpoint."""
+    experiment = Experiment(name=folder.name, space="kernels", base=config, trials=1, storage=str(folder.parent))
+    with Journal(folder, new=True) as journal:
+        journal.append(Opened(experiment=experiment))
+        journal.append(Asked(number=0, params={}, distributions={}, config=config.model_dump(mode="json")))
+        journal.append(Started(number=0, attempt=0, epoch=0))
+        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}, checkpoint=checkpoint))
+        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+        journal.append(Closed(reason="finished"))
+    return results.read(folder)
+
+
+def on(dataset: datasets.Dataset) -> TrialConfig:
+    values: dict[str, Any] = RECIPES["sfrik_tiny"]().model_dump(mode="json")
+    values["data"] = {"path": str(dataset.folder), "manifest": dataset.manifest_hash}
+    values["model"]["backbone"]["width"] = 8
+    values["views"] = [{**view, "size": 8} for view in values["views"]]
+    return TrialConfig.model_validate(values)
+
+
+def untrained_checkpoint(folder: Path, config: TrialConfig) -> Checkpoint:
+    from trainers import checkpoint
+    from trainers.model import build_model
+
+    state = {"config": config.model_dump(mode="json"), "model": build_model(config).state_dict()}
+    return checkpoint.save(folder, state, epoch=1)
+
+
+def test_a_sweep_is_not_finalized_while_it_runs(tmp_path: Path, data: datasets.Dataset) -> None:
+    result = finished_sweep(tmp_path / "sweeps" / "known", on(data), None)
+    with Journal(result.folder, new=False), pytest.raises(RequestError, match="finalize it when it has ended"):
+        finalize.check(results.read(result.folder), again=False)
+
+
+def test_a_winner_whose_checkpoint_is_gone_is_refused_before_a_read_is_counted(
+    tmp_path: Path, data: datasets.Dataset
+) -> None:
+    gone = Checkpoint(path=str(tmp_path / "gone.pt"), sha256="0" * 64, epoch=1)
+    result = finished_sweep(tmp_path / "sweeps" / "known", on(data), gone)
+    with pytest.raises(RequestError, match=r"gone\.pt is gone"):
+        finalize.check(result, again=False)
+    assert not finalize.path(result).exists()
+
+
+@pytest.mark.ffcv
+def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
+    tmp_path: Path, data: datasets.Dataset
+) -> None:
+    config = on(data)
+    folder = tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "trials" / "0000" / "checkpoints", config))
+    storage = ["--storage", str(folder.parent)]
+
+    first = CliRunner().invoke(app, ["finalize", "known", *storage, "--json"])
+    assert first.exit_code == 0, first.output
+    record = json.loads(first.stdout)
+    assert record == json.loads(finalize.path(result).read_text())
+    assert record["report_reads"] == 1
+    metrics = record["reads"][0]["metrics"]
+    assert 0.0 < metrics["report/linear"] < 1.0
+    assert metrics["report/full_linear"] > metrics["report/linear"], "all labels beat five per class"
+    assert metrics["report/linear_stderr"] == pytest.approx(
+        (metrics["report/linear"] * (1 - metrics["report/linear"]) / data.report_count) ** 0.5
+    )
+
+    second = CliRunner().invoke(app, ["finalize", "known", *storage])
+    assert second.exit_code == 2
+    assert "was read before" in second.stderr
+    assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
+
+    third = CliRunner().invoke(app, ["finalize", "known", *storage, "--again"])
+    assert third.exit_code == 0
+    assert "was read 2 times" in " ".join(third.stdout.split())
+    record = json.loads(finalize.path(result).read_text())
+    assert record["report_reads"] == 2
+    assert record["reads"][0]["metrics"] == record["reads"][1]["metrics"] == metrics
+
+
+@pytest.mark.ffcv
+def test_a_read_that_fails_halfway_is_counted(
+    tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers.evaluation import probe
+
+    def fails(*arguments: object, **options: object) -> dict[str, float]:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(probe, "report_split", fails)
+    config = on(data)
+    folder = tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "checkpoints", config))
+    winner = finalize.check(result, again=False)
+    with pytest.raises(RuntimeError, match="power cut"):
+        finalize.run(result, winner)
+    assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
+    with pytest.raises(RequestError, match="was read before"):
+        finalize.check(result, again=False)

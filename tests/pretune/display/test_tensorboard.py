@@ -1,0 +1,121 @@
+"""Curves are read back with TensorBoard's own reader and its hyper-parameter plugin."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretune.core.journal import Asked, Ended, Epoch, Record, Started
+from pretune.display.tensorboard import Curves, SweepCurves
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """The points of each curve: value (6 digits) by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: {event.step: round(event.value, 6) for event in events.Scalars(tag)} for tag in tags}
+
+
+def hyperparameter_view(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The experiment and, by run, the start of each session, as TensorBoard's plugin would show them."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import backend_context, metadata
+
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    found = context.hparams_metadata(RequestContext(), "")
+    experiment = context.experiment_from_metadata(RequestContext(), "", True, found, [])
+    sessions = {
+        run: metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG])
+        for run, tags in found.items()
+        if metadata.SESSION_START_INFO_TAG in tags
+    }
+    return experiment, sessions
+
+
+def test_each_trial_has_its_own_curves_at_our_epochs(tmp_path: Path) -> None:
+    listener = SweepCurves(tmp_path, metric="probe/linear")
+    for number in range(2):
+        listener.on_event(Asked(number=number, params={"weight": 0.5 + number}, distributions={}, config={}))
+        listener.on_event(Started(number=number, attempt=0, epoch=0))
+        for epoch in (1, 2, 3):
+            metrics = {
+                "probe/linear": 0.5 + 0.1 * epoch + number,
+                "loss/total": math.nan if epoch == 2 else 1.0 / epoch,
+            }
+            listener.on_event(Epoch(number=number, epoch=epoch, metrics=metrics))
+        listener.on_event(Ended(number=number, state="COMPLETE", value=0.8))
+    listener.close()
+    curves = scalars(tmp_path / "trial-0001")
+    assert curves["probe/linear"] == {1: 1.6, 2: 1.7, 3: 1.8}
+    assert curves["loss/total"] == {1: 1.0, 3: 0.333333}, "a value that is not finite has no point"
+    assert scalars(tmp_path / "trial-0000")["probe/linear"] == {1: 0.6, 2: 0.7, 3: 0.8}
+
+
+def test_the_hyper_parameter_view_lists_every_conditional_parameter_once(tmp_path: Path) -> None:
+    listener = SweepCurves(tmp_path, metric="probe/knn")
+    params: list[dict[str, Any]] = [
+        {"kernel": "rbf", "bandwidth": 0.3, "weight": 2},
+        {"kernel": "linear", "weight": 0, "centered": True},
+    ]
+    for number, sampled in enumerate(params):
+        listener.on_event(Asked(number=number, params=sampled, distributions={}, config={}))
+        listener.on_event(Started(number=number, attempt=0, epoch=0))
+        listener.on_event(Epoch(number=number, epoch=1, metrics={"probe/knn": 0.5}))
+        listener.on_event(Ended(number=number, state="PRUNED", value=None))
+    listener.close()
+    experiment, sessions = hyperparameter_view(tmp_path)
+    assert sorted(info.name for info in experiment.hparam_infos) == ["bandwidth", "centered", "kernel", "weight"]
+    assert experiment.metric_infos[0].name.tag == "probe/knn"
+    assert sessions["trial-0000"].hparams["kernel"].string_value == "rbf"
+    assert sessions["trial-0000"].hparams["bandwidth"].number_value == pytest.approx(0.3)
+    assert sessions["trial-0001"].hparams["centered"].bool_value is True
+    assert "bandwidth" not in sessions["trial-0001"].hparams
+    assert len(list(tmp_path.glob("events.*"))) == 1, "one list of columns, the newest"
+
+
+def test_a_resumed_sweep_goes_on_with_the_same_curves_and_columns(tmp_path: Path) -> None:
+    asked = Asked(number=0, params={"bandwidth": 0.3}, distributions={}, config={}, time=10.0)
+    old: list[Record] = [
+        asked,
+        Started(number=0, attempt=0, epoch=0, time=11.0),
+        Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}, time=12.0),
+    ]
+    first = SweepCurves(tmp_path, metric="probe/linear")
+    new: list[Record] = [
+        Started(number=0, attempt=1, epoch=1, time=101.0),
+        Epoch(number=0, epoch=2, metrics={"probe/linear": 0.6}, time=102.0),
+        Ended(number=0, state="COMPLETE", value=0.6, time=103.0),
+        Asked(number=1, params={"weight": 1.0}, distributions={}, config={}, time=104.0),
+        Started(number=1, attempt=0, epoch=0, time=105.0),
+    ]
+    for record in old:
+        first.on_event(record)
+    first.close()
+    second = SweepCurves(tmp_path, metric="probe/linear", since=100.0)
+    for record in (*old, *new):
+        second.on_event(record)
+    second.close()
+    assert scalars(tmp_path / "trial-0000")["probe/linear"] == {1: 0.5, 2: 0.6}
+    experiment, _ = hyperparameter_view(tmp_path)
+    assert sorted(info.name for info in experiment.hparam_infos) == ["bandwidth", "weight"]
+
+
+def test_a_parameter_that_is_a_number_here_and_a_word_there_is_a_word(tmp_path: Path) -> None:
+    curves = Curves(tmp_path)
+    curves.start("a", {"order": 2})
+    curves.start("b", {"order": "full"})
+    curves.close()
+    experiment, _ = hyperparameter_view(tmp_path)
+    assert [(info.name, info.type) for info in experiment.hparam_infos] == [("order", 1)], "1 is DATA_TYPE_STRING"

@@ -1,0 +1,141 @@
+"""How many trials fit on a cluster at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from pretune.core.errors import RequestError
+from pretune.core.experiment import Experiment
+from pretune.execution import cluster
+from pretune.execution.cluster import SLOT_MEMORY, configured_nodes, connected, slots
+from trainers.config import TrialConfig
+from trainers.terms import Alignment
+
+BASE = TrialConfig(objective={"alignment": Alignment()}, batch_size=64)
+
+
+def experiment(**changes: Any) -> Experiment:
+    return Experiment(**({"name": "s", "space": "x", "base": BASE, "trials": 100} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "expected"),
+    [
+        ({}, [{"CPU": 2.0}], 2),
+        ({"workers_per_trial": 2}, [{"CPU": 4.0}], 2),
+        ({"workers_per_trial": 2}, [{"CPU": 5.0}], 2),
+        ({"cpus_per_worker": 0.1}, [{"CPU": 0.3}], 3),
+        ({"cpus_per_worker": 2.0}, [{"CPU": 3.0}, {"CPU": 3.0}], 2),  # a worker is never split over two nodes
+        ({"workers_per_trial": 4}, [{"CPU": 2.0}, {"CPU": 2.0}], 1),  # but a trial is
+        ({"gpus_per_worker": 1.0}, [{"CPU": 32.0}, {"CPU": 8.0, "GPU": 4.0}], 4),
+        ({"gpus_per_worker": 0.25}, [{"CPU": 32.0, "GPU": 1.0}], 4),
+        ({"trials": 3}, [{"CPU": 64.0}], 3),
+        ({"slots": 2}, [{"CPU": 64.0}], 2),
+    ],
+)
+def test_slots_are_what_the_nodes_hold(changes: dict[str, Any], nodes: list[dict[str, float]], expected: int) -> None:
+    assert slots(experiment(**changes), nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes"),
+    [
+        ({"slots": 3}, [{"CPU": 2.0}]),
+        ({"workers_per_trial": 4}, [{"CPU": 2.0}]),
+        ({"gpus_per_worker": 1.0}, [{"CPU": 2.0}]),
+    ],
+)
+def test_more_than_fits_is_refused_before_a_slot_would_wait_for_ever(
+    changes: dict[str, Any], nodes: list[dict[str, float]]
+) -> None:
+    with pytest.raises(RequestError, match=r"do not fit: the cluster .* holds \d such workers; lower --slots"):
+        slots(experiment(**changes), nodes)
+
+
+def test_all_slots_fit_into_the_heads_memory() -> None:
+    nodes = [{"CPU": 64.0}]
+    assert slots(experiment(), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
+    assert slots(experiment(slots=5), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
+    for known in (nodes, None):
+        with pytest.raises(RequestError, match=r"6 slots must fit .* at 1000 MiB each, .* has 5500 MiB"):
+            slots(experiment(slots=6), known, head_bytes=5.5 * SLOT_MEMORY)
+
+
+def test_an_unknown_maximum_requires_slots() -> None:
+    with pytest.raises(RequestError, match="say with --slots how many trials may run at once"):
+        slots(experiment(), None)
+    assert slots(experiment(slots=7), None) == 7
+
+
+CONFIG = """
+max_workers: 5
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 2}, max_workers: 0}
+  small: {resources: {CPU: 4}, min_workers: 0, max_workers: 4}
+  large: {resources: {CPU: 16, GPU: 4}, max_workers: 2}
+"""
+
+
+def test_the_configured_maximum_counts_nodes_that_are_not_there_yet() -> None:
+    nodes = configured_nodes(yaml.safe_load(CONFIG))
+    assert nodes is not None
+    # Five workers at most: two large ones and three of the four small ones.
+    assert sorted(node["CPU"] for node in nodes) == [2, 4, 4, 4, 16, 16]
+    assert slots(experiment(gpus_per_worker=1.0, workers_per_trial=2), nodes) == 4
+
+
+def test_a_node_type_that_does_not_say_what_it_offers_leaves_the_maximum_unknown() -> None:
+    config = yaml.safe_load(CONFIG)
+    del config["available_node_types"]["small"]["resources"]
+    assert configured_nodes(config) is None
+
+
+def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own bound is short for a machine that does other work; what the first try left is ended."""
+    folders: list[Path] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def init(*, _temp_dir: str, **options: Any) -> None:
+        folders.append(Path(_temp_dir))
+        if len(folders) == 1:
+            command = [sys.executable, "-c", "import time; time.sleep(60)", _temp_dir]
+            children.append(subprocess.Popen(command))
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected(None, cpus=1, logs=tmp_path):
+        assert len(folders) == 2
+        assert children[0].wait(10) == -signal.SIGKILL
+        assert not folders[0].exists()
+        assert folders[1].exists()
+    assert not folders[1].exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (None, False),
+        ({}, False),  # of a cluster that has just started
+        ({"autoscaler_report": None}, False),
+        ({"autoscaler_report": {"active_nodes": {"node_" + "0f" * 28: 1}}}, False),
+        ({"autoscaler_report": {"active_nodes": {"head": 1, "gpu_worker": 2}}}, True),
+    ],
+)
+def test_a_cluster_autoscales_if_its_status_names_types_of_nodes(
+    monkeypatch: pytest.MonkeyPatch, status: Any, expected: bool
+) -> None:
+    written = None if status is None else json.dumps(status).encode()
+    monkeypatch.setattr(ray.experimental.internal_kv, "_internal_kv_get", lambda _: written)
+    assert cluster._autoscales() is expected

@@ -1,0 +1,158 @@
+"""The mailbox's rules, without Ray: numbers, generations, bounds, silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from pretune.execution.mailbox import Command, Ended, Failed, Mailbox, Order, Ready, Reported, Worker
+from trainers.report import EpochReport, Outcome
+
+T = TypeVar("T")
+CONTINUE, STOP, SHUTDOWN = Command("continue"), Command("stop"), Command("shutdown")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, 10.0))
+
+
+def worker(rank: int) -> Worker:
+    return Worker(rank=rank, pid=100 + rank, started=0.0, node="here", handle=None, placement_group="")
+
+
+async def joined(ranks: int) -> tuple[Mailbox, int]:
+    """A mailbox whose group of the first generation has announced itself, and has been heard by the slot."""
+    mailbox = Mailbox(ranks)
+    generation = await mailbox.next_generation()
+    for rank in range(ranks):
+        await mailbox.announce(generation, worker(rank))
+    return mailbox, generation
+
+
+def test_every_rank_takes_the_same_numbered_commands() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(2)
+        start = Command("start", Order(1, 7, {}, "/trials/0007"))
+        for command in (start, CONTINUE, STOP):
+            assert await mailbox.send(generation, command)
+        for rank in (1, 0):
+            taken = [(await mailbox.take(generation, rank, number, 1.0)).command for number in range(3)]
+            assert taken == [start, CONTINUE, STOP]
+
+    run(scenario())
+
+
+def test_a_rank_that_waits_gets_a_command_as_soon_as_it_is_sent() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(1)
+        waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await mailbox.send(generation, CONTINUE)
+        started = time.monotonic()
+        assert (await waiting).command == CONTINUE
+        assert time.monotonic() - started < 1.0
+
+    run(scenario())
+
+
+def test_a_poll_ends_at_its_bound_and_tells_for_how_long_the_slot_was_silent() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(1)
+        await mailbox.events(0, 0.0)
+        taken = await mailbox.take(generation, 0, 0, 0.2)
+        assert taken.command is None
+        assert 0.19 < taken.slot_silent_s < 5.0
+        assert (await mailbox.events(1, 0.01)).events == ()
+
+    run(scenario())
+
+
+def test_the_group_is_ready_when_its_last_rank_has_announced_itself() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox(2)
+        generation = await mailbox.next_generation()
+        await mailbox.announce(generation, worker(1))
+        assert (await mailbox.events(0, 0.01)).events == ()
+        await mailbox.announce(generation, worker(0))
+        ((_, event),) = (await mailbox.events(0, 0.01)).events
+        assert event == Ready(1, (worker(0), worker(1)))
+
+    run(scenario())
+
+
+def test_messages_of_an_older_generation_are_void() -> None:
+    async def scenario() -> None:
+        mailbox, old = await joined(1)
+        new = await mailbox.next_generation()
+        assert not await mailbox.send(old, CONTINUE)
+        assert (await mailbox.take(old, 0, 0, 1.0)).command == SHUTDOWN
+        await mailbox.post(Failed(old, 1, 0, "KeyError", ""), 0)
+        await mailbox.announce(old, worker(0))
+        await mailbox.progress(old, 0)
+        news = await mailbox.events(1, 0.01)
+        assert news.events == ()
+        assert news.silence_s == {}
+        assert (await mailbox.take(new, 0, 0, 0.01)).command is None
+
+    run(scenario())
+
+
+def test_a_new_generation_counts_its_commands_from_zero() -> None:
+    async def scenario() -> None:
+        mailbox, old = await joined(1)
+        await mailbox.send(old, STOP)
+        new = await mailbox.next_generation()
+        await mailbox.send(new, CONTINUE)
+        assert (await mailbox.take(new, 0, 0, 1.0)).command == CONTINUE
+
+    run(scenario())
+
+
+def test_events_stay_until_they_are_acknowledged() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(1)
+        report = Reported(generation, 1, EpochReport(epoch=1, metrics={}))
+        ended = Ended(generation, 1, 0, Outcome(state="complete", epochs=1))
+        await mailbox.post(report, 0)
+        await mailbox.post(ended, 0)
+        first = await mailbox.events(1, 0.01)
+        assert [event for _, event in first.events] == [report, ended]
+        assert (await mailbox.events(1, 0.01)).events == first.events, "an answer that got lost is given again"
+        assert (await mailbox.events(first.events[0][0], 0.01)).events == first.events[1:]
+
+    run(scenario())
+
+
+def test_silence_counts_from_the_last_sign_of_life_and_starts_anew_with_each_command() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(2)
+        await mailbox.send(generation, CONTINUE)
+        await asyncio.sleep(0.2)
+        await mailbox.progress(generation, 0)
+        await mailbox.take(generation, 1, 1, 0.01)
+        silence = (await mailbox.events(1, 0.01)).silence_s
+        assert silence[0] < 0.15
+        assert silence[1] >= 0.2, "an idle poll is no sign of life of the training"
+        await mailbox.send(generation, CONTINUE)
+        assert max((await mailbox.events(1, 0.01)).silence_s.values()) < 0.15
+
+    run(scenario())
+
+
+def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
+    async def scenario() -> None:
+        mailbox, generation = await joined(1)
+        waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
+        await asyncio.sleep(0.05)
+        assert not await mailbox.closed(1)
+        await mailbox.close()
+        assert (await waiting).command == SHUTDOWN
+        assert not await mailbox.send(generation, CONTINUE)
+        later = await mailbox.next_generation()
+        assert (await mailbox.take(later, 0, 0, 5.0)).command == SHUTDOWN
+        assert await mailbox.closed(1)
+
+    run(scenario())

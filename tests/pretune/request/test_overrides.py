@@ -1,0 +1,103 @@
+"""`--set` and what it says when something is wrong: the path, the value, the rule, the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pretune.core.errors import RequestError
+from pretune.request import overrides
+from trainers.changes import value_at
+from trainers.config import TrialConfig, ViTConfig
+
+BASE = TrialConfig.model_validate({"objective": {"alignment": {"weight": 2.0}, "mmd": {"weight": 1.0}}})
+
+
+def changed(*assignments: str) -> TrialConfig:
+    return overrides.apply(BASE, overrides.parse(assignments))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("optimizer.learning_rate=0.1", "optimizer.learning_rate", 0.1),
+        ("optimizer.kind=lars", "optimizer.kind", "lars"),
+        ("views.1.size=16", "views.1.size", 16),
+        ("views.*.flip=0", "views.*.flip", [0.0, 0.0]),
+        ("views.0.crop_scale=[0.3,1]", "views.0.crop_scale", [0.3, 1.0]),
+        ("objective.alignment.weight=0", "objective.alignment.weight", 0.0),
+        ("optimizer.clip_norm=null", "optimizer.clip_norm", None),
+        ("model.teacher.momentum=0.9", "model.teacher.momentum", 0.9),
+    ],
+)
+def test_a_path_changes_what_it_names(assignment: str, path: str, value: Any) -> None:
+    assert value_at(changed(assignment), path) == value
+
+
+def test_nothing_else_changes() -> None:
+    before, after = BASE.model_dump(), changed("views.1.size=16").model_dump()
+    before["views"][1]["size"] = 16
+    assert after == before
+
+
+def test_a_kind_adds_a_term() -> None:
+    config = changed("objective.spread.kind=mmd", "objective.spread.weight=0.5")
+    assert config.objective["spread"].kind == "mmd"
+    assert config.objective["spread"].weight == 0.5
+    assert config.objective["alignment"].weight == 2.0
+
+
+def test_the_name_of_a_term_is_its_kind_where_none_is_given() -> None:
+    alone = TrialConfig.model_validate({"objective": {"alignment": {}}})
+    assert overrides.apply(alone, {"objective.mmd.weight": 0.5}).objective["mmd"].kind == "mmd"
+
+
+def test_a_new_kind_drops_inherited_settings_that_it_does_not_know() -> None:
+    config = changed("model.backbone.kind=vit_tiny", "model.backbone.patch_size=8")
+    assert config.model.backbone == ViTConfig(kind="vit_tiny", patch_size=8)
+
+
+def test_a_setting_that_was_asked_for_is_never_dropped() -> None:
+    with pytest.raises(RequestError, match=r"unknown key: 'model\.backbone\.width'"):
+        changed("model.backbone.kind=vit_tiny", "model.backbone.width=8")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["epochs"], "--set 'epochs' must have the form a.b=value"),
+        (["a..b=1"], "must have the form a.b=value"),
+        (["epochs=1", "epochs=2"], "--set epochs is given twice"),
+        (["optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'?"),
+        (["optimizer.learning_rat=1"], "known keys of 'optimizer': kind, learning_rate, momentum"),
+        (["model.backbone.wdth=1"], "unknown key: 'model.backbone.wdth'; known keys of 'model.backbone': kind, width"),
+        (["epoch=1"], "unknown key: 'epoch'; known keys: data, views, model"),
+        (["epochs=0"], "'epochs' is 0, but must be at least 1; change it"),
+        (["epochs=many"], "'epochs' is 'many', but must be a valid integer"),
+        (["model.norm=group"], "'model.norm' is 'group', but must be 'batch', 'batch_per_rank' or 'layer'"),
+        (["model.backbone.kind=vit_tny"], "did you mean 'vit_tiny'?"),
+        (["objective.koleo.weight=1"], "'objective.koleo.kind' is 'koleo', which is not known; known: alignment, "),
+        (["objective.alignment.weight=-1"], "'objective.alignment.weight' is -1, but must be at least 0"),
+        (["views.2.size=8"], "'2' must be a position from 0 to 1, or '*' for all"),
+        (["epochs.x=1"], "'epochs' is the value 10 and has no 'x'; shorten the path"),
+        (["views.0.crop_scale=[0.9,0.1]"], "crop_scale must be (low, high) with low <= high"),
+        (["optimizer.learning_rate=NaN"], "'optimizer.learning_rate' is nan, but must be a finite number"),
+    ],
+)
+def test_what_cannot_be_set_is_said_in_words(assignments: list[str], message: str) -> None:
+    with pytest.raises(RequestError) as error:
+        changed(*assignments)
+    assert message in str(error.value)
+    assert "pydantic" not in str(error.value)
+    assert "Input should" not in str(error.value)
+
+
+def test_every_complaint_is_listed_once() -> None:
+    with pytest.raises(RequestError) as error:
+        changed("views.*.size=3", "epochs=0")
+    assert str(error.value).splitlines() == [
+        "'views.0.size' is 3, but must be at least 4; change it",
+        "'views.1.size' is 3, but must be at least 4; change it",
+        "'epochs' is 0, but must be at least 1; change it",
+    ]

@@ -1,0 +1,603 @@
+"""Every kind of source, on small files made here; and what is said about damaged ones."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import pickle
+import sys
+import tarfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.data import sources
+from trainers.data.sources.base import Images, Source
+from trainers.data.sources.cifar import unpickle
+
+
+def noise(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def pixels(images: Images) -> np.ndarray:
+    return np.stack([np.asarray(images.read(index).image) for index in range(len(images))])
+
+
+def load(kind: str, *paths: Path, scratch: Path) -> Source:
+    return sources.load(kind, paths, scratch=scratch)
+
+
+def save_png(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+# ---- digits
+
+
+def test_digits_are_the_1797_images_of_scikit_learn_at_16_pixels(scratch: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    source = load("digits", scratch=scratch)
+    assert source.test is None
+    assert source.class_names == tuple("0123456789")
+    assert np.array_equal(source.train.labels, load_digits().target)
+    images = pixels(source.train.images)
+    assert images.shape == (1797, 16, 16, 3)
+    # Enlarging keeps the mean brightness: full scale is 16 there and 255 here.
+    ours, theirs = images.mean((1, 2, 3)), load_digits().images.mean((1, 2)) * 255 / 16
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+    assert images.max() == 255
+    with pytest.raises(ValueError, match="takes no --source"):
+        load("digits", scratch, scratch=scratch)
+
+
+# ---- CIFAR
+
+
+def write_cifar(folder: Path, classes: int = 10, per_file: int = 10, protocol: int = 2) -> tuple[np.ndarray, list[int]]:
+    """Python batches as the originals: rows of red, green, blue planes, keys as Python 2's byte strings."""
+    folder.mkdir(parents=True)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
+    images = noise(per_file * len(names), 32)
+    labels = [index % classes for index in range(len(images))]
+    key = b"labels" if classes == 10 else b"fine_labels"
+    for number, name in enumerate(names):
+        part = slice(number * per_file, (number + 1) * per_file)
+        batch = {b"data": images[part].transpose(0, 3, 1, 2).reshape(per_file, -1), key: labels[part]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=protocol))
+    return images, labels
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_the_original_batches_of_cifar10_are_read_in_their_order(tmp_path: Path, scratch: Path, protocol: int) -> None:
+    images, labels = write_cifar(tmp_path / "cifar-10-batches-py", protocol=protocol)
+    source = load("cifar10", tmp_path, scratch=scratch)  # the folder around it is fine, too
+    assert np.array_equal(pixels(source.train.images), images[:50])
+    assert source.train.labels.tolist() == labels[:50]
+    assert source.test is not None
+    assert np.array_equal(pixels(source.test.images), images[50:])
+    assert source.test.labels.tolist() == labels[50:]
+    assert source.class_names[3] == "cat"
+
+
+def test_cifar100_takes_the_fine_labels_and_the_names_in_meta(tmp_path: Path, scratch: Path) -> None:
+    _, labels = write_cifar(tmp_path / "c", classes=100, per_file=100)
+    (tmp_path / "c" / "meta").write_bytes(
+        pickle.dumps({b"fine_label_names": [f"n{i}".encode() for i in range(100)]}, 2)
+    )
+    source = load("cifar100", tmp_path / "c", scratch=scratch)
+    assert source.train.labels.tolist() == labels[:100]
+    assert source.class_names[:2] == ("n0", "n1")
+
+
+def test_npz_parts_of_cifar10_are_joined_and_the_test_part_kept_apart(tmp_path: Path, scratch: Path) -> None:
+    images = noise(30, 32)
+    for number in range(3):
+        name = ("train_1", "train_2", "test")[number]
+        part = slice(number * 10, number * 10 + 10)
+        np.savez(tmp_path / f"{name}.npz", images=images[part], labels=np.arange(10))
+    source = load("cifar10", tmp_path, scratch=scratch)
+    assert np.array_equal(pixels(source.train.images), images[:20])
+    assert source.test is not None
+    assert np.array_equal(pixels(source.test.images), images[20:])
+    (tmp_path / "test.npz").unlink()
+    with pytest.raises(ValueError, match=r"must include test\.npz"):
+        load("cifar10", tmp_path, scratch=scratch)
+
+
+class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(pickle.dumps({b"data": _Evil(tmp_path / "hacked")}, 2))
+    with pytest.raises(ValueError, match=r"data_batch_1: not a complete pickle.*posix\.mkdir.*not allowed"):
+        unpickle(path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"not a pickle", "not a complete pickle"),
+        (b"", "not a complete pickle"),
+        (pickle.dumps([1, 2], 2), "must hold a dict"),
+        (pickle.dumps({b"labels": [1]}, 2), "must hold b'data'"),
+        (pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"labels": [1, 2]}, 2), "rows of 3072"),
+        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, 2), "1 labels for 2 images"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, 2), "numbered from 0 to 9"),
+    ],
+)
+def test_a_wrong_batch_is_named_with_what_is_wrong(tmp_path: Path, scratch: Path, content: bytes, fault: str) -> None:
+    write_cifar(tmp_path / "c")
+    (tmp_path / "c" / "data_batch_3").write_bytes(content)
+    with pytest.raises(ValueError, match=f"data_batch_3: .*{fault}"):
+        load("cifar10", tmp_path / "c", scratch=scratch)
+
+
+def test_a_truncated_or_missing_batch_is_named(tmp_path: Path, scratch: Path) -> None:
+    write_cifar(tmp_path / "c")
+    path = tmp_path / "c" / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="data_batch_2: not a complete pickle"):
+        load("cifar10", tmp_path / "c", scratch=scratch)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"data_batch_2: .*missing"):
+        load("cifar10", tmp_path / "c", scratch=scratch)
+
+
+# ---- STL-10
+
+
+def write_stl10(folder: Path, count: int = 20) -> np.ndarray:
+    folder.mkdir(parents=True)
+    images = noise(3 * count, 96)
+    for number, name in enumerate(("train", "test", "unlabeled")):
+        part = images[number * count : (number + 1) * count]
+        (folder / f"{name}_X.bin").write_bytes(part.transpose(0, 3, 2, 1).tobytes())  # columns before rows
+        if name != "unlabeled":
+            (folder / f"{name}_y.bin").write_bytes(bytes(index % 10 + 1 for index in range(count)))
+    return images
+
+
+def test_stl10_is_read_upright_with_labels_from_zero(tmp_path: Path, scratch: Path) -> None:
+    images = write_stl10(tmp_path / "stl10_binary")
+    source = load("stl10", tmp_path, scratch=scratch)
+    assert np.array_equal(pixels(source.train.images), images[:20])
+    assert source.train.labels.tolist() == [index % 10 for index in range(20)]
+    assert source.test is not None
+    assert np.array_equal(pixels(source.test.images), images[20:40])
+    for path in (tmp_path, tmp_path / "stl10_binary", tmp_path / "stl10_binary" / "unlabeled_X.bin"):
+        assert np.array_equal(pixels(sources.load_unlabeled(path, scratch=scratch)), images[40:])
+
+
+def test_damaged_binary_files_are_named(tmp_path: Path, scratch: Path) -> None:
+    write_stl10(tmp_path / "s")
+    labels, planes = tmp_path / "s" / "train_y.bin", tmp_path / "s" / "test_X.bin"
+    planes.write_bytes(planes.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"test_X\.bin: must be whole images of 27648 bytes.*truncated"):
+        load("stl10", tmp_path / "s", scratch=scratch)
+    labels.write_bytes(bytes([11] * 20))
+    with pytest.raises(ValueError, match=r"train_y\.bin: labels must be 1 to 10"):
+        load("stl10", tmp_path / "s", scratch=scratch)
+    labels.write_bytes(bytes([1] * 19))
+    with pytest.raises(ValueError, match=r"train_y\.bin: labels don't match the images: 19 labels for 20 images"):
+        load("stl10", tmp_path / "s", scratch=scratch)
+
+
+# ---- Tiny ImageNet
+
+
+def write_tiny_imagenet(root: Path) -> None:
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "words.txt").write_text("n01\tgoldfish\nn02\tsalamander, newt\nn03\tnot here\n")
+    for wnid in ("n01", "n02"):
+        for index in range(3):
+            save_png(root / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", noise(1, 64, index)[0])
+    lines = []
+    for index, wnid in enumerate(("n02", "n01")):
+        save_png(root / "val" / "images" / f"val_{index}.JPEG", noise(1, 64, 9)[0])
+        lines.append(f"val_{index}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+
+
+def test_tiny_imagenet_takes_its_labels_from_folders_and_annotations(tmp_path: Path, scratch: Path) -> None:
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    source = load("tiny-imagenet", tmp_path, scratch=scratch)
+    assert source.class_names == ("goldfish", "salamander, newt")
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 0]
+
+
+def test_annotations_that_do_not_match_the_images_are_refused(tmp_path: Path, scratch: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    complete = annotations.read_text()
+    annotations.write_text(complete.splitlines()[0])
+    with pytest.raises(ValueError, match=r"val_1\.JPEG has no line there"):
+        load("tiny-imagenet", tmp_path, scratch=scratch)
+    annotations.write_text(complete + "val_2.JPEG\tn01\n")
+    with pytest.raises(ValueError, match=r"val_2\.JPEG is missing"):
+        load("tiny-imagenet", tmp_path, scratch=scratch)
+    annotations.write_text(complete.replace("n02", "n99"))
+    with pytest.raises(ValueError, match="line 1: must name a class"):
+        load("tiny-imagenet", tmp_path, scratch=scratch)
+
+
+# ---- images
+
+
+def write_classes(root: Path, *names: str, count: int = 2) -> None:
+    for number, name in enumerate(names):
+        for index in range(count):
+            save_png(root / name / f"{index}.png", noise(1, seed=100 * number + index)[0])
+
+
+def pack(folder: Path, path: Path, prefix: str = "") -> Path:
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(folder.rglob("*")):
+            tar.add(file, arcname=prefix + str(file.relative_to(folder)), recursive=False)
+    return path
+
+
+def names_and_counts(source: Source) -> tuple[tuple[str, ...], list[int], list[int] | None]:
+    test = None if source.test is None else np.bincount(source.test.labels).tolist()
+    return source.class_names, np.bincount(source.train.labels).tolist(), test
+
+
+def test_a_folder_per_class_is_read_without_a_test_part(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in", "cat", "dog")
+    save_png(tmp_path / "in" / "dog" / "deeper" / "x.PNG", noise(1)[0])
+    (tmp_path / "in" / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / ".DS_Store").write_text("hidden")
+    source = load("images", tmp_path / "in", scratch=scratch)
+    assert names_and_counts(source) == (("cat", "dog"), [2, 3], None)
+    assert source.skipped == 1
+    assert np.array_equal(np.asarray(source.train.images.read(0).image), noise(1, seed=0)[0])
+
+
+@pytest.mark.parametrize("test_name", ["val", "valid", "validation", "test"])
+def test_train_and_test_folders_are_recognized_in_folders_and_tars(
+    tmp_path: Path, scratch: Path, test_name: str
+) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / test_name, "a", "b", count=1)
+    expected = (("a", "b"), [2, 2], [1, 1])
+    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == expected
+    for prefix in ("", "./", "around/"):
+        tar = pack(tmp_path / "in", tmp_path / "all.tar", prefix)
+        assert names_and_counts(load("images", tar, scratch=scratch)) == expected
+
+
+def test_parts_may_come_as_several_sources(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / "val", "a", "b", count=1)
+    expected = (("a", "b"), [2, 2], [1, 1])
+    train, val = tmp_path / "in" / "train", tmp_path / "in" / "val"
+    assert names_and_counts(load("images", train, val, scratch=scratch)) == expected
+    for prefix in (("", ""), ("train/", "val/"), ("x/train/", "x/val/")):
+        tars = [
+            pack(folder, tmp_path / f"{folder.name}.tar", p) for folder, p in zip((train, val), prefix, strict=True)
+        ]
+        assert names_and_counts(load("images", *tars, scratch=scratch)) == expected
+    with pytest.raises(ValueError, match="only a test part was found"):
+        load("images", tars[1], scratch=scratch)
+
+
+def test_classes_may_be_called_train_and_test(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in", "train", "test", "car")
+    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == (
+        ("car", "test", "train"),
+        [2, 2, 2],
+        None,
+    )
+
+
+def test_an_unlabeled_test_folder_is_left_out_and_two_labeled_ones_are_ambiguous(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / "val", "a", "b", count=1)
+    save_png(tmp_path / "in" / "test" / "secret.png", noise(1)[0])
+    source = load("images", tmp_path / "in", scratch=scratch)
+    assert names_and_counts(source) == (("a", "b"), [2, 2], [1, 1])
+    assert source.skipped == 1
+    (tmp_path / "in" / "test" / "secret.png").unlink()
+    write_classes(tmp_path / "in" / "test", "a")
+    with pytest.raises(ValueError, match="test and val both have class folders"):
+        load("images", tmp_path / "in", scratch=scratch)
+
+
+def test_a_test_class_without_training_images_and_an_image_beside_the_classes_are_refused(
+    tmp_path: Path, scratch: Path
+) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / "val", "a", "c")
+    with pytest.raises(ValueError, match="labels don't match: the test part has the class 'c'"):
+        load("images", tmp_path / "in", scratch=scratch)
+    write_classes(tmp_path / "flat", "a")
+    save_png(tmp_path / "flat" / "lost.png", noise(1)[0])
+    with pytest.raises(ValueError, match=r"lost\.png: every image must lie in the folder of its class"):
+        load("images", tmp_path / "flat", scratch=scratch)
+
+
+def test_missing_and_empty_sources_are_refused(tmp_path: Path, scratch: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: .* must exist"):
+        load("images", tmp_path / "nowhere", scratch=scratch)
+    with pytest.raises(ValueError, match="needs --source"):
+        load("images", scratch=scratch)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must hold images"):
+        load("images", tmp_path / "empty", scratch=scratch)
+    with pytest.raises(ValueError, match="exactly one --source"):
+        load("cifar10", scratch=scratch)
+    with pytest.raises(ValueError, match=r"must be one of digits, cifar10.*but is 'mnist'"):
+        load("mnist", scratch=scratch)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_a_compressed_tar_is_unpacked_aside(tmp_path: Path, scratch: Path, compress: Callable[[bytes], bytes]) -> None:
+    write_classes(tmp_path / "in", "a", "b")
+    packed = tmp_path / "in.tar.packed"
+    packed.write_bytes(compress(pack(tmp_path / "in", tmp_path / "in.tar").read_bytes()))
+    source = load("images", packed, scratch=scratch)
+    assert names_and_counts(source) == (("a", "b"), [2, 2], None)
+    assert np.array_equal(np.asarray(source.train.images.read(2).image), noise(1, seed=100)[0])
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"in\.tar\.packed: not a complete compressed tar"):
+        load("images", packed, scratch=scratch)
+
+
+@pytest.mark.parametrize("cut", ["inside an image", "after an image", "inside a header"])
+def test_a_truncated_tar_is_refused(tmp_path: Path, scratch: Path, cut: str) -> None:
+    write_classes(tmp_path / "in", "a", "b")
+    path = pack(tmp_path / "in", tmp_path / "in.tar")
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    end = {
+        "inside an image": last.offset_data + 10,
+        "after an image": last.offset_data + -(-last.size // 512) * 512,
+        "inside a header": last.offset + 100,
+    }[cut]
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ValueError, match=r"in\.tar: .*truncated"):
+        load("images", path, scratch=scratch)
+
+
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path, scratch: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"hello" * 200)
+    with pytest.raises(ValueError, match=r"x\.tar: not a complete tar"):
+        load("images", tmp_path / "x.tar", scratch=scratch)
+
+
+# ---- color modes and orientation
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def read_one(path: Path) -> np.ndarray:
+    images = sources.load_unlabeled(path.parent, scratch=path.parent)
+    assert len(images) == 1
+    shape, raster = images.shape(0), images.read(0)
+    assert (shape.height, shape.width) == (raster.image.height, raster.image.width)
+    assert raster.image.mode == "RGB"
+    return np.asarray(raster.image).astype(int)
+
+
+def test_grey_palette_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    red = Image.new("RGB", (8, 8), RED)
+    for number, (image, suffix, expected) in enumerate(
+        [
+            (grey, "png", np.repeat(np.arange(64).reshape(8, 8, 1), 3, 2)),
+            (red.convert("P"), "gif", np.broadcast_to(RED, (8, 8, 3))),
+            (red.convert("CMYK"), "tiff", np.broadcast_to(RED, (8, 8, 3))),
+            (red.convert("CMYK"), "jpg", np.broadcast_to(RED, (8, 8, 3))),
+            (Image.new("1", (8, 8), 1), "png", np.broadcast_to(WHITE, (8, 8, 3))),
+        ]
+    ):
+        path = tmp_path / str(number) / f"x.{suffix}"
+        path.parent.mkdir()
+        image.save(path)
+        assert np.abs(read_one(path) - expected).max() <= 3, suffix
+
+
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
+    half = np.zeros((8, 8, 4), np.uint8)
+    half[:, :, 0] = 255
+    half[:, 4:, 3] = 255  # the left half is invisible red, the right half opaque red
+    found = read_one(save_png(tmp_path / "rgba" / "x.png", half))
+    assert np.array_equal(found[:, :4], np.broadcast_to(WHITE, (8, 4, 3)))
+    assert np.array_equal(found[:, 4:], np.broadcast_to(RED, (8, 4, 3)))
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 255, 0, 255, 0, 0])
+    (tmp_path / "p").mkdir()
+    palette.save(tmp_path / "p" / "x.png", transparency=0)
+    assert np.array_equal(read_one(tmp_path / "p" / "x.png"), np.broadcast_to(WHITE, (8, 8, 3)))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    wide = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    found = read_one(save_png(tmp_path / "x.png", wide))
+    assert np.abs(found[..., 0] - wide / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((6, 10, 3), np.uint8)
+    upright[:3, :5], upright[:3, 5:], upright[3:, :5] = RED, WHITE, (0, 0, 255)
+    # What a camera that was held so stores: the inverse of what a viewer does (EXIF 2.3, tag 274).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("png", "tiff"):
+        path = tmp_path / suffix / f"x.{suffix}"
+        path.parent.mkdir()
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+        assert np.array_equal(read_one(path), upright)
+
+
+def test_only_an_upright_complete_rgb_jpeg_keeps_its_bytes(tmp_path: Path, scratch: Path) -> None:
+    image = Image.fromarray(noise(1, 32)[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a_plain.jpg")
+    image.save(tmp_path / "b_progressive.jpg", progressive=True, subsampling=0)
+    image.save(tmp_path / "c_sideways.jpg", exif=exif)
+    image.convert("L").save(tmp_path / "d_grey.jpg")
+    image.convert("CMYK").save(tmp_path / "e_cmyk.jpg")
+    image.save(tmp_path / "f_other.png")
+    (tmp_path / "g_without_end.jpg").write_bytes((tmp_path / "a_plain.jpg").read_bytes()[:-2] + b"\xff\xd9 and more")
+    images = sources.load_unlabeled(tmp_path, scratch=scratch)
+    kept = [images.read(index).jpeg is not None for index in range(len(images))]
+    assert kept == [True, True, False, False, False, False, False]
+    assert images.read(0).jpeg == (tmp_path / "a_plain.jpg").read_bytes()
+    assert images.shape(0).jpeg == (tmp_path / "a_plain.jpg").stat().st_size
+    assert images.shape(3).jpeg is None
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp", "ppm"])
+def test_a_truncated_image_of_any_format_is_named(tmp_path: Path, scratch: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(noise(1, 64)[0]).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    images = sources.load_unlabeled(tmp_path, scratch=scratch)
+    with pytest.raises(ValueError, match=rf"x\.{suffix}: broken image"):
+        images.read(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"plain text", b"\xff\xd8\xff\xe0 no jpeg"])
+def test_a_file_that_is_no_image_is_named_from_its_header(tmp_path: Path, scratch: Path, content: bytes) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    images = sources.load_unlabeled(tmp_path, scratch=scratch)
+    with pytest.raises(ValueError, match=r"x\.jpg: broken image"):
+        images.shape(0)
+
+
+def test_a_broken_image_in_a_tar_is_named_with_its_tar(tmp_path: Path, scratch: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x.jpg").write_bytes(b"oops")
+    tar = pack(tmp_path / "in", tmp_path / "in.tar")
+    with pytest.raises(ValueError, match=r"in\.tar: a/x\.jpg: broken image"):
+        load("images", tar, scratch=scratch).train.images.shape(0)
+
+
+# ---- npz
+
+
+def test_npz_takes_grey_arrays_and_class_names(tmp_path: Path, scratch: Path) -> None:
+    grey = noise(6)[..., 0]
+    np.savez(
+        tmp_path / "x.npz", images=grey, labels=np.array([0, 1] * 3, np.uint8), class_names=np.array(["no", "yes"])
+    )
+    source = load("npz", tmp_path / "x.npz", scratch=scratch)
+    assert source.class_names == ("no", "yes")
+    assert source.test is None
+    assert np.array_equal(pixels(source.train.images), np.repeat(grey[..., None], 3, 3))
+    assert np.array_equal(pixels(sources.load_unlabeled(tmp_path / "x.npz", scratch=scratch))[..., 1], grey)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({"images": noise(3)}, r"lacks labels \(it holds images\)"),
+        ({"images": noise(3), "labels": np.arange(2)}, "labels don't match the images: 2 labels for 3 images"),
+        ({"images": noise(3), "labels": np.array([0.0, 1.0, 2.0])}, "labels must be integers"),
+        ({"images": noise(3), "labels": np.array([-1, 0, 1])}, "numbered from 0, but range from -1 to 1"),
+        ({"images": noise(3) / 255, "labels": np.arange(3)}, "images must be uint8"),
+        ({"images": noise(3)[..., :2], "labels": np.arange(3)}, "must have the shape"),
+        ({"images": np.array([None] * 3), "labels": np.arange(3)}, "not a complete .npz file of plain arrays"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[str, np.ndarray], fault: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"x\.npz: .*{fault}"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_a_truncated_npz_is_named(tmp_path: Path, scratch: Path, keep: float) -> None:
+    np.savez_compressed(tmp_path / "x.npz", images=noise(9), labels=np.arange(9))
+    content = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=r"x\.npz: not a complete .npz"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path: Path, scratch: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(9), labels=np.arange(9))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[800] ^= 1  # a pixel; the zip's checksum knows
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz: not a complete .npz"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+# ---- downloads
+
+
+def fake_torchvision(monkeypatch: pytest.MonkeyPatch, cifar10: Callable[..., None]) -> None:
+    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    vars(datasets)["CIFAR10"] = cifar10
+    vars(package)["datasets"] = datasets
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+
+
+def test_a_download_is_read_from_where_torchvision_put_it(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(root: str, download: bool) -> None:
+        print("Downloading loudly")
+        assert download
+        write_cifar(Path(root) / "cifar-10-batches-py")
+
+    fake_torchvision(monkeypatch, fetch)
+    source = sources.load("cifar10", [], scratch=scratch, download=True)
+    assert len(source.train.labels) == 50
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("File not found or corrupted."), OSError("<urlopen error>")])
+def test_a_failed_download_says_what_to_do(scratch: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(root: str, download: bool) -> None:
+        raise error
+
+    fake_torchvision(monkeypatch, fail)
+    with pytest.raises(ValueError, match=r"cifar10: torchvision could not download it .*--source"):
+        sources.load("cifar10", [], scratch=scratch, download=True)
+
+
+def test_what_cannot_be_downloaded_is_refused(scratch: Path) -> None:
+    with pytest.raises(ValueError, match="only cifar10, cifar100, stl10 can be downloaded, but npz cannot"):
+        sources.load("npz", [], scratch=scratch, download=True)

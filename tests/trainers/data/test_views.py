@@ -1,0 +1,248 @@
+"""The compiled views against torchvision's operations with the same drawn parameters, and the draws' statistics."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ignore]
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped, unused-ignore]
+
+from trainers.config import ViewConfig
+from trainers.data.views import Drawn, draw, evaluation_table, render, settings_table
+
+Images = list[NDArray[np.uint8]]
+MEAN, DEVIATION = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+SEED, EPOCH = 3, 2
+
+
+def random_images(sizes: Sequence[tuple[int, int]], seed: int = 0) -> Images:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
+
+
+def rendered(
+    images: Images, settings: NDArray[Any], *, seed: int = SEED, epoch: int = EPOCH
+) -> list[NDArray[np.float32]]:
+    """Views of raw images, one array [n, S, S, 3] per row of the settings, by the function that the loader calls."""
+    record = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")], align=True)
+    metadata = np.zeros(len(images), record)
+    lengths = np.array([image.size for image in images], dtype=np.uint64)
+    metadata["mode"] = 1
+    metadata["data_ptr"] = np.cumsum(lengths) - lengths
+    metadata["height"], metadata["width"] = zip(*(image.shape[:2] for image in images), strict=True)
+    memory = np.concatenate([image.ravel() for image in images])
+    sizes = settings["size"].tolist()
+    rows = len(images)
+    pixels = np.full(rows * sum(3 * size * size for size in sizes), np.nan, np.float32)
+    side = max(max(image.shape[:2]) for image in images)
+    numbers = np.array([seed, epoch, 0, rows, side, 0, 0])
+    broken = np.full(1, -1)
+    storage = (memory, metadata["data_ptr"].copy(), lengths)
+    render(np.arange(rows), pixels, settings, numbers, broken, metadata, storage)
+    assert broken[0] == -1
+    blocks = np.split(pixels, np.cumsum([3 * size * size * rows for size in sizes])[:-1])
+    return [block.reshape(rows, size, size, 3) for block, size in zip(blocks, sizes, strict=True)]
+
+
+def as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+def by_torchvision(image: Tensor, drawn: Drawn, view: ViewConfig) -> NDArray[np.float32]:
+    """The independent reference, on float images."""
+    x = functional.resized_crop(
+        image, drawn.top, drawn.left, drawn.height, drawn.width, [view.size, view.size], antialias=True
+    )
+    if drawn.flip:
+        x = functional.horizontal_flip(x)
+    for operation in drawn.jitter_order:
+        if operation == 0:
+            x = functional.adjust_brightness(x, drawn.brightness)
+        elif operation == 1:
+            x = functional.adjust_contrast(x, drawn.contrast)
+        elif operation == 2:
+            x = functional.adjust_saturation(x, drawn.saturation)
+        else:
+            x = functional.adjust_hue(x, drawn.hue)
+    if drawn.grayscale:
+        x = functional.rgb_to_grayscale(x, 3)
+    if drawn.blur_sigma is not None:
+        taps = 2 * min(math.ceil(3 * drawn.blur_sigma), view.size - 1) + 1
+        x = functional.gaussian_blur(x, [taps, taps], [drawn.blur_sigma, drawn.blur_sigma])
+    if drawn.solarize:
+        x = functional.solarize(x, view.solarize_threshold)
+    result: NDArray[np.float32] = functional.normalize(x, list(MEAN), list(DEVIATION)).permute(1, 2, 0).numpy()
+    return result
+
+
+def drawn_many(view: ViewConfig, count: int, *, height: int = 48, width: int = 64, **keys: int) -> list[Drawn]:
+    keyed = {"seed": 0, "epoch": 0, "view_index": 0, **keys}
+    return [draw(view, sample_id=i, image_height=height, image_width=width, **keyed) for i in range(count)]
+
+
+@pytest.mark.ffcv
+def test_views_equal_torchvision_with_the_same_draws() -> None:
+    sizes = [(int(h), int(w)) for h, w in np.random.default_rng(1).integers(8, 120, (60, 2))]
+    images = random_images([*sizes, (5, 300), (300, 5), (32, 32), (1, 1)])
+    views = [
+        ViewConfig(size=32, blur=0.5, solarize=0.3),
+        ViewConfig(size=13, blur=0.7, blur_sigma=(0.1, 5.0), jitter=0.0, grayscale=0.0),  # kernels wider than the view
+        ViewConfig(size=64, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, jitter=1.0, solarize_threshold=0.2),
+    ]
+    found = rendered(images, settings_table(views, MEAN, DEVIATION))
+    for index, view in enumerate(views):
+        for sample, image in enumerate(images):
+            height, width = image.shape[:2]
+            drawn = draw(
+                view, seed=SEED, epoch=EPOCH, sample_id=sample, view_index=index, image_height=height, image_width=width
+            )
+            expected = by_torchvision(as_tensor(image), drawn, view)
+            # Next to solarize's threshold a last bit turns a value around: a pixel may differ, but hardly ever does.
+            differs = np.abs(found[index][sample] - expected) > 1e-4
+            assert differs.mean() < 2e-3, (view, drawn, np.abs(found[index][sample] - expected).max())
+
+
+@pytest.mark.ffcv
+def test_evaluation_equals_torchvision_resize_and_center_crop() -> None:
+    images = random_images([(40, 40), (24, 24), (17, 50), (90, 33), (8, 8), (300, 7)])
+    (found,) = rendered(images, evaluation_table(24, MEAN, DEVIATION))
+    for sample, image in enumerate(images):
+        x = functional.center_crop(functional.resize(as_tensor(image), [24], antialias=True), [24, 24])
+        expected = functional.normalize(x, list(MEAN), list(DEVIATION)).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found[sample], expected, atol=1e-4)
+
+
+@pytest.mark.ffcv
+def test_a_view_does_not_depend_on_its_neighbors_in_the_batch_or_on_later_views() -> None:
+    images = random_images([(20, 30), (33, 21), (16, 16)])
+    view, other = ViewConfig(size=16, blur=0.5, solarize=0.5), ViewConfig(size=24)
+    together = rendered(images, settings_table([view, other], MEAN, DEVIATION))[0]
+    alone = rendered(images[:1], settings_table([view], MEAN, DEVIATION))[0]
+    np.testing.assert_array_equal(alone[0], together[0])
+
+
+@pytest.mark.ffcv
+def test_a_channel_without_variance_stays_finite() -> None:
+    (found,) = rendered(random_images([(16, 16)]), settings_table([ViewConfig(size=16)], MEAN, (0.2, 0.0, 0.2)))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.ffcv
+def test_a_second_process_links_the_compiled_code_instead_of_compiling_it() -> None:
+    rendered(random_images([(8, 8)]), evaluation_table(8, MEAN, DEVIATION))
+    script = "\n".join(
+        [
+            "from __future__ import annotations",
+            "import numpy as np",
+            "from trainers.data.views import evaluation_table, render",
+            f"SEED, EPOCH = {SEED}, {EPOCH}",
+            inspect.getsource(random_images),
+            inspect.getsource(rendered),
+            f"rendered(random_images([(8, 8)]), evaluation_table(8, {MEAN}, {DEVIATION}))",
+            "print(sum(render.stats.cache_hits.values()), sum(render.stats.cache_misses.values()))",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["1", "0"], done.stderr
+
+
+def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:
+    view = ViewConfig(size=32, blur=1.0)
+    keys = [
+        (0, 0, 0, 0),
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
+        (1, 1, 0, 0),
+        (2, 0, 0, 0),
+        (0, 2, 0, 0),
+    ]
+    numbers = {
+        tuple(
+            draw(view, seed=seed, epoch=epoch, sample_id=sample, view_index=index, image_height=500, image_width=500)[
+                7:11
+            ]
+        )
+        for seed, epoch, sample, index in keys
+    }
+    assert len(numbers) == len(keys)
+    # Replicates must not share epochs, as they would with a key of seed + epoch.
+    one = Counter(drawn.brightness for drawn in drawn_many(view, 200, seed=0, epoch=1))
+    other = Counter(drawn.brightness for drawn in drawn_many(view, 200, seed=1, epoch=0))
+    assert not one & other
+
+
+def test_draws_have_the_probabilities_and_ranges_that_were_asked_for() -> None:
+    view = ViewConfig(
+        size=32, flip=0.3, jitter=0.6, grayscale=0.15, blur=0.7, blur_sigma=(0.5, 1.5), solarize=0.25,
+        brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1,
+    )  # fmt: skip
+    count = 4000
+    drawn = drawn_many(view, count)
+    for expected, happened in (
+        (view.flip, [one.flip for one in drawn]),
+        (view.jitter, [bool(one.jitter_order) for one in drawn]),
+        (view.grayscale, [one.grayscale for one in drawn]),
+        (view.blur, [one.blur_sigma is not None for one in drawn]),
+        (view.solarize, [one.solarize for one in drawn]),
+    ):
+        error = math.sqrt(expected * (1 - expected) / count)
+        assert abs(np.mean(happened) - expected) < 4.5 * error
+    for low, high, values in (
+        (0.6, 1.4, [one.brightness for one in drawn]),
+        (0.7, 1.3, [one.contrast for one in drawn]),
+        (0.8, 1.2, [one.saturation for one in drawn]),
+        (-0.1, 0.1, [one.hue for one in drawn]),
+        (0.5, 1.5, [one.blur_sigma for one in drawn if one.blur_sigma is not None]),
+    ):
+        shares = (np.sort(values) - low) / (high - low)
+        uniform = (np.arange(len(shares)) + 0.5) / len(shares)
+        assert shares.min() >= 0.0
+        assert shares.max() <= 1.0
+        assert np.abs(shares - uniform).max() < 2.2 / math.sqrt(len(shares))  # Kolmogorov-Smirnov, far below 1 %
+    orders = Counter(one.jitter_order for one in drawn if one.jitter_order)
+    assert len(orders) == 24
+    assert min(orders.values()) > 0.5 * sum(orders.values()) / 24
+    draws = np.array(
+        [[one.flip, bool(one.jitter_order), one.brightness, one.hue, one.solarize] for one in drawn], float
+    )
+    assert np.abs(np.corrcoef(draws.T) - np.eye(5)).max() < 5 / math.sqrt(count)
+
+
+def test_crops_are_distributed_as_torchvision_draws_them() -> None:
+    height, width, count = 48, 64, 4000
+    view = ViewConfig(size=32, crop_scale=(0.2, 1.0))
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    image = torch.zeros(3, height, width)
+    made = [reference.make_params([image]) for _ in range(count)]
+    expected = np.array([[one["top"], one["left"], one["height"], one["width"]] for one in made], float)
+    ours = np.array([one[:4] for one in drawn_many(view, count, height=height, width=width)], float)
+    assert (ours[:, 2] >= 1).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+    error = expected.std(0) * math.sqrt(2 / count)
+    assert (np.abs(ours.mean(0) - expected.mean(0)) < 4.5 * error).all()
+    np.testing.assert_allclose(ours.std(0), expected.std(0), rtol=0.1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 5), (5, 300)])
+def test_an_image_too_long_for_any_crop_gives_the_largest_allowed_one_at_its_center(height: int, width: int) -> None:
+    drawn = draw(
+        ViewConfig(size=32, crop_scale=(0.9, 1.0)),
+        seed=0, epoch=0, sample_id=0, view_index=0, image_height=height, image_width=width,
+    )  # fmt: skip
+    expected = v2.RandomResizedCrop(32, scale=(0.9, 1.0)).make_params([torch.zeros(3, height, width)])
+    assert drawn[:4] == (expected["top"], expected["left"], expected["height"], expected["width"])

@@ -1,0 +1,316 @@
+"""A data set on disk: what its manifest says, how it is opened, and how its files are checked. Builds nothing.
+
+A data set is a folder that holds
+
+    manifest.json        source, counts, classes, sizes, channel means, hashes; its own sha256 is the data set's name
+    search.beton         FFCV file, rows in the order train | select | unlabeled; fields `image` and `label`
+    report.beton         FFCV file, the split that is read once, by `pretune finalize`
+    search_labels.npy    int64, one per row of search.beton; -1 for an unlabeled image
+    report_labels.npy    int64, one per row of report.beton
+
+This module imports neither torch nor FFCV.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainers.data.splits import Integers, stratified_order
+
+MANIFEST_FILE = "manifest.json"
+SEARCH_FILE, REPORT_FILE = "search.beton", "report.beton"
+SEARCH_LABELS, REPORT_LABELS = "search_labels.npy", "report_labels.npy"
+DATA_FILES = (SEARCH_FILE, REPORT_FILE, SEARCH_LABELS, REPORT_LABELS)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileRecord(_Record):
+    """`quick` is a hash of the size, both ends and 256 blocks between: it takes milliseconds whatever the size."""
+
+    bytes: int
+    sha256: str
+    quick: str
+
+
+class Counts(_Record):
+    train: int
+    select: int
+    report: int
+    unlabeled: int
+
+
+class Manifest(_Record):
+    """What a data set is. Sizes are (height, width) in pixels; `mean` and `std` are of train's RGB channels on a 0
+    to 1 scale.
+    """
+
+    format_version: Literal[1] = 1
+    kind: str
+    source: str
+    class_names: tuple[str, ...]
+    counts: Counts
+    class_counts: Mapping[str, tuple[int, ...]]
+    """Images per class in `train`, `select` and `report`."""
+    encoding: Literal["raw", "jpeg"]
+    fixed_size: tuple[int, int] | None
+    """The size of every image, or None where they differ."""
+    min_size: tuple[int, int]
+    max_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    split_seed: int
+    report_origin: Literal["source", "carved"]
+    """Whether `report` is the source's own test part, or was carved from its only part."""
+    max_side: int | None
+    reencoded: int
+    """Images whose JPEG bytes were made here (quality 95, full chroma) instead of taken from the source."""
+    skipped: int
+    """Files of the source that were left out because they are no images."""
+    duplicates: Mapping[str, int]
+    """`a/b`: images of `a` whose pixels occur in `b` too; `train/train`: images of `train` that repeat an earlier
+    one.
+    """
+    content: Mapping[str, str]
+    """sha256 over every image's decoded pixels and label, per split: independent of how the file stores them."""
+    files: Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data set. Sample ids are row numbers of the search file: train, then select, then unlabeled."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_hash: str
+
+    @property
+    def train_count(self) -> int:
+        return self.manifest.counts.train
+
+    @property
+    def select_count(self) -> int:
+        return self.manifest.counts.select
+
+    @property
+    def report_count(self) -> int:
+        return self.manifest.counts.report
+
+    @property
+    def unlabeled_count(self) -> int:
+        return self.manifest.counts.unlabeled
+
+    @property
+    def class_count(self) -> int:
+        return len(self.manifest.class_names)
+
+    @property
+    def search_file(self) -> Path:
+        return self.folder / SEARCH_FILE
+
+    @property
+    def report_file(self) -> Path:
+        return self.folder / REPORT_FILE
+
+    @property
+    def train_ids(self) -> Integers:
+        """Rows of the search file, [train]."""
+        return np.arange(self.train_count, dtype=np.int64)
+
+    @property
+    def select_ids(self) -> Integers:
+        """Rows of the search file, [select]."""
+        return np.arange(self.train_count, self.train_count + self.select_count, dtype=np.int64)
+
+    @property
+    def unlabeled_ids(self) -> Integers:
+        """Rows of the search file, [unlabeled]."""
+        start = self.train_count + self.select_count
+        return np.arange(start, start + self.unlabeled_count, dtype=np.int64)
+
+    def pretrain_ids(self, subset: int | None = None) -> Integers:
+        """Rows to pretrain on, sorted: `train` and the unlabeled images, or a stratified `subset` of `train` of that
+        size.
+
+        The subset is a function of the data set alone; smaller ones lie inside larger ones.
+        """
+        if subset is None:
+            return np.concatenate([self.train_ids, self.unlabeled_ids])
+        if not 1 <= subset <= self.train_count:
+            raise ValueError(
+                f"data.subset must be 1 to {self.train_count} (the images of `train` in {self.folder}), but is "
+                f"{subset}; lower it"
+            )
+        labels = self.search_labels()[: self.train_count]
+        return np.sort(stratified_order(labels, f"subset/{self.manifest.split_seed}")[:subset])
+
+    def search_labels(self) -> Integers:
+        """Labels of the search file's rows, [train + select + unlabeled]; -1 where unlabeled."""
+        counts = self.manifest.counts
+        return self._labels(SEARCH_LABELS, counts.train + counts.select + counts.unlabeled)
+
+    def report_labels(self) -> Integers:
+        """Labels of the report file's rows, [report]."""
+        return self._labels(REPORT_LABELS, self.report_count)
+
+    def _labels(self, name: str, count: int) -> Integers:
+        path = self.folder / name
+        _check_hash(path, self.manifest.files[name].sha256, sha256_of(path))
+        labels: Integers = np.load(path, allow_pickle=False)
+        if labels.shape != (count,) or labels.dtype != np.int64:
+            raise ValueError(
+                f"{path}: must hold {count} int64 labels, but holds {labels.dtype} {list(labels.shape)}; build it again"
+            )
+        return labels
+
+
+def open_dataset(path: str | Path, *, expected_hash: str | None = None, files: Sequence[str] = DATA_FILES) -> Dataset:
+    """Read and check the manifest and the sizes of `files`. Builds nothing, hashes nothing large.
+
+    Raises ValueError where the folder is no data set, is incomplete, or is another one than `expected_hash` (the
+    sha256 of manifest.json) says.
+    """
+    folder = Path(path)
+    try:
+        text = (folder / MANIFEST_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{folder}: a data set is a folder with a {MANIFEST_FILE}, but there is none; build it with `pretune "
+            f"data`, or check the path"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{folder / MANIFEST_FILE}: cannot be read ({error.strerror}); check who may read it"
+        ) from error
+    found = hashlib.sha256(text).hexdigest()
+    if expected_hash is not None and found != expected_hash:
+        raise ValueError(
+            f"{folder}: the run was made for the data set {expected_hash[:12]}, but this one is {found[:12]}; "
+            "name the folder with the original data, or start a new run"
+        )
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(
+            f"{folder / MANIFEST_FILE}: not a manifest of this version ({_first_fault(error)}); build it again"
+        ) from error
+    for name in files:
+        record = manifest.files.get(name)
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if record is None or size != record.bytes:
+            rule = "must be listed in the manifest" if record is None else f"must have {record.bytes} bytes"
+            raise ValueError(f"{folder / name}: {rule}, but {_says(size)}; build the data set again")
+    return Dataset(folder, manifest, found)
+
+
+def verify(dataset: Dataset, *, files: Sequence[str] | None = None, full: bool = True) -> None:
+    """Compare the files' bytes with the manifest: all bytes, or with `full=False` the quick hash (milliseconds).
+
+    `files` defaults to all four; a search passes `(SEARCH_FILE,)`, so that it never opens the report split. A file
+    that was hashed once by this process and has not been touched since is not hashed again. Raises ValueError, naming
+    the file.
+    """
+    for name in DATA_FILES if files is None else files:
+        path, record = dataset.folder / name, dataset.manifest.files[name]
+        if full:
+            _check_hash(path, record.sha256, sha256_of(path))
+        else:
+            _check_hash(path, record.quick, quick_hash(path))
+
+
+def summary(dataset: Dataset) -> dict[str, str]:
+    """A data set in words, for a terminal: what a row is called, and what it says."""
+    manifest, counts = dataset.manifest, dataset.manifest.counts
+    low, high = manifest.min_size, manifest.max_size
+    size = f"{low[1]}x{low[0]}" if low == high else f"{low[1]}x{low[0]} to {high[1]}x{high[0]}"
+    stored = sum(record.bytes for record in manifest.files.values())
+    leaks = {pair: count for pair, count in manifest.duplicates.items() if count}
+    return {
+        "folder": str(dataset.folder),
+        "source": manifest.source,
+        "classes": f"{dataset.class_count}",
+        "train": f"{counts.train:,} images",
+        "select": f"{counts.select:,} images, carved from the training part",
+        "report": f"{counts.report:,} images, "
+        + (
+            "the source's own test part"
+            if manifest.report_origin == "source"
+            else "carved, as the source has no test part"
+        ),
+        "unlabeled": f"{counts.unlabeled:,} images",
+        "images": f"{size}, stored as {manifest.encoding}",
+        "duplicates": ", ".join(f"{pair} {count:,}" for pair, count in leaks.items()) or "none",
+        "disk": f"{stored / 2**20:,.1f} MiB",
+        "hash": dataset.manifest_hash,
+    }
+
+
+_hashed: dict[tuple[str, int, int, int], str] = {}
+"""What this process has hashed: (path, inode, size, time of change in ns) -> sha256. A cache only; it changes no
+result.
+"""
+
+
+def sha256_of(path: Path) -> str:
+    try:
+        state = path.stat()
+        key = (str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in _hashed:
+            with path.open("rb") as file:
+                _hashed[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _hashed[key]
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); build the data set again, or check who may read it"
+        ) from error
+
+
+def quick_hash(path: Path) -> str:
+    """sha256 of a file's size, its first and last MiB, and 256 blocks of 4 KiB spread evenly: bounded work for any
+    size.
+    """
+    end, block = 1 << 20, 1 << 12
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            sha.update(str(size).encode())
+            for offset, length in (
+                (0, end),
+                (max(0, size - end), end),
+                *((size * i // 256, block) for i in range(256)),
+            ):
+                file.seek(offset)
+                sha.update(file.read(length))
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); build the data set again, or check who may read it"
+        ) from error
+    return sha.hexdigest()
+
+
+def _check_hash(path: Path, expected: str, found: str) -> None:
+    if expected != found:
+        raise ValueError(
+            f"{path}: its bytes must have the hash {expected[:12]} of the manifest, but have {found[:12]}; "
+            "the file was changed or damaged: build the data set again"
+        )
+
+
+def _says(size: int | None) -> str:
+    return "is missing" if size is None else f"has {size} bytes"
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
