@@ -19,6 +19,7 @@ def resume_command(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
     ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: as before")] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
@@ -30,11 +31,12 @@ def resume_command(
     with checking():
         from pretune import sweep as sweeps
         from pretune.analysis import ablation
-        from pretune.core import journal
+        from pretune.core import journal, results
         from pretune.core.history import History
         from pretune.request import lookup, request
 
         result = request.read_sweep(sweep, storage, fresh=True)
+        results.check_understood(result)
         experiment = result.experiment
         space = ablation.unvaried if experiment.points else lookup.space(experiment.space).function
         if experiment.points and trials is not None:
@@ -68,6 +70,7 @@ def resume_command(
             remote=result.remote,
             trials=trials,
             epochs=epochs,
+            slots=slots,
             listener=listener,
             address=address,
         )

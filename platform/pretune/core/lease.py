@@ -1,8 +1,9 @@
 """Who runs a sweep on an object store: one small object with owner, heartbeat and fencing number.
 
-Advisory: a bucket cannot write an object on the condition that it is absent, so two drivers that take a lease within
-the same moment are told apart only by reading it again after a pause. What makes a late writer harmless is the fencing
-number in the names of its segments (journal_remote.py). Staleness compares the clocks of two machines: they must agree
+Advisory: S3 itself can write an object on the condition that it is absent (`If-None-Match: *`), but pyarrow's file
+systems, which all storage goes through, have no way to ask for it. So two drivers that take a lease within the same
+moment are told apart only by reading it again after a pause. What makes a late writer harmless is the fencing number in
+the names of its segments (journal_remote.py). Staleness compares the clocks of two machines: they must agree
 to within much less than `STALE_S`.
 """
 
@@ -32,9 +33,9 @@ SETTLE_S = 1.0
 
 
 class Lease(BaseModel):
-    """`heartbeat` is in Unix seconds. `released`: the owner left in order."""
+    """`heartbeat` is in Unix seconds. `released`: the owner left in order. A later version may say more."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     owner: str
     host: str
