@@ -133,8 +133,8 @@ class Group:
         have = ", ".join(f"{held.get(name, 0.0):g} {name} of which {free.get(name, 0.0):g} free" for name in names)
         return (
             f"no worker group within {settings.group_start_timeout_s:g} s: {settings.workers} workers of {wanted} each "
-            f"were asked for, the cluster holds {have}; use fewer slots or workers, or raise group_start_timeout_s if "
-            "nodes take longer to start"
+            f"were asked for, the cluster holds {have}; add nodes, or run fewer trials at once with --slots. They are "
+            "asked for again until there is room"
         )
 
     def replace(self, reason: str) -> None:

@@ -28,7 +28,7 @@ from ray import tune
 from pretune.execution.cluster import HEAD, SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import LogFile
-from pretune.execution.mailbox import Command, Ended, Failed, Order, Ready, Reported
+from pretune.execution.mailbox import Command, Failed, Order, Ready, Reported, Returned
 from pretune.execution.settings import SlotSettings
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome
@@ -231,7 +231,7 @@ class Slot(tune.Trainable):
         trial.reason = trial.traceback = ""
         return row
 
-    def _collect(self, event: Ended) -> dict[str, Any] | None:
+    def _collect(self, event: Returned) -> dict[str, Any] | None:
         """A trial is over when all ranks say so, in the same words."""
         trial, workers = self._trial, self._settings.workers
         trial.ended[event.rank] = event.outcome

@@ -7,7 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from pretune.execution.mailbox import Command, Ended, Failed, Mailbox, Order, Ready, Reported, Worker
+from pretune.execution.mailbox import Command, Failed, Mailbox, Order, Ready, Reported, Returned, Worker
 from trainers.report import EpochReport, Outcome
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def test_events_stay_until_they_are_acknowledged() -> None:
     async def scenario() -> None:
         mailbox, generation = await joined(1)
         report = Reported(generation, 1, EpochReport(epoch=1, metrics={}))
-        ended = Ended(generation, 1, 0, Outcome(state="complete", epochs=1))
+        ended = Returned(generation, 1, 0, Outcome(state="complete", epochs=1))
         await mailbox.post(report, 0)
         await mailbox.post(ended, 0)
         first = await mailbox.events(1, 0.01)
