@@ -1,5 +1,4 @@
-"""The sweep's mind: which trial next, which trial ends, what is written down. No Ray: whatever runs trials can drive
-it.
+"""What a sweep decides: which trial comes next, and which one ends. No Ray: whatever runs trials asks and tells it.
 
 Every decision goes the same way: write the record, apply it to the history, tell the listener, only then answer. A
 driver that is killed between any two records leaves a journal from which the next one decides the same.
@@ -47,7 +46,7 @@ class Listener(Protocol):
 class Conductor:
     """Keeps the books of one sweep over an open journal whose first record is there.
 
-    Rebuilding is construction: the records that are there go through the same code that takes in new ones.
+    A sweep that is resumed is rebuilt here: its records go through the same code that takes in new ones.
     """
 
     def __init__(self, journal: Journal, space: Space, *, listener: Listener | None = None) -> None:
@@ -234,7 +233,7 @@ class Conductor:
         trial = self.history.trials[number]
         self._note_failures(trial, result)
         epoch = int(result.get("epoch") or 0)
-        # A trial that fell back to an older checkpoint repeats epochs, bit for bit; the first telling counts.
+        # A trial that fell back to an older checkpoint repeats epochs, bit for bit: they are written once.
         if epoch <= trial.last_epoch:
             return None
         checkpoint = result.get("checkpoint")
@@ -248,7 +247,9 @@ class Conductor:
         )
 
     def _note_failures(self, trial: TrialHistory, result: Mapping[str, Any]) -> None:
-        """Writes the failures that the slot healed since its last result; it counts from its own start of the trial."""
+        """Writes the failures since the slot's last result, after which it tried again by itself. The slot counts them
+        from where it took the trial.
+        """
         failures = int(result.get("failures", 0))
         for _ in range(failures - self._told.get(trial.number, 0)):
             reason = str(result.get("reason") or "a worker was lost; its group was replaced")
@@ -290,7 +291,7 @@ class Conductor:
 
 
 def folder_name(trial: TrialHistory) -> str:
-    """Of a trial's folder below `trials`. What trains longer has a new one, so that its first end stays as it was."""
+    """The name of a trial's folder below `trials`; another one once it trains longer, so that its first end is kept."""
     longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
     return f"{trial.number:04d}{longer}"
 

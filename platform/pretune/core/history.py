@@ -1,4 +1,4 @@
-"""What a journal's records add up to: each trial's story so far. Everything that is rebuilt is rebuilt from this."""
+"""What a journal's records add up to: the state of each trial. Sampler, rungs and results are rebuilt from it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 
 @dataclass
 class TrialHistory:
-    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records, our only
-    clock. `checkpoints` are those that were written, by epoch; retention may have removed older ones. `extended`: it
-    was made longer after its end.
+    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
+    order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
+    retention may have removed older ones. `extended`: it was made longer after its end.
     """
 
     number: int

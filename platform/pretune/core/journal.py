@@ -12,7 +12,7 @@ and `closed`. Each class below says what its fields mean. With a storage URI the
 
 What other versions wrote is read as far as it is understood (upgrade.py): an older record is brought up to date, a
 later one's unknown keys are set aside, and a record that only a later version understands becomes an `Unknown`.
-What is written is today's, to the last key.
+What is written is of today's format and has no unknown key.
 """
 
 from __future__ import annotations
@@ -484,7 +484,7 @@ class _Reader:
         return record
 
     def _todays(self, body: bytes) -> Record | None:
-        """The quick way, which most lines go: a record that is today's to the last key."""
+        """The record of a line of today's format, None where it needs a closer look. Most lines need none."""
         if self.format != FORMAT:
             return None
         try:

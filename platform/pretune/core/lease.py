@@ -67,7 +67,7 @@ class Held:
             )
 
     def beat(self, *, released: bool = False, bound_s: float = storage.BOUND_S) -> None:
-        """Says that the owner lives, or leaves. Never over another owner's lease, as far as a look tells."""
+        """Says that the owner lives, or leaves. LeaseLostError, and nothing is written, where it is another owner's."""
         self.check(bound_s=bound_s)
         lease = self._lease.model_copy(update={"heartbeat": self._clock(), "released": released})
         storage.write(self._uri, lease.model_dump_json().encode(), bound_s=bound_s)

@@ -142,8 +142,7 @@ class SweepResult:
 def read(folder: Path, *, remote: str | None = None) -> SweepResult:
     """The sweep in `folder`, running or not; `remote`, if it was found elsewhere than its journal says.
 
-    RequestError where there is none, or its journal is corrupt (the line is
-    named).
+    RequestError where there is none, or its journal is corrupt (the line is named).
     """
     # Asked before the journal is read: a driver that ends in between has then written its last line.
     live = journal.is_locked(folder)

@@ -208,7 +208,7 @@ def _child(
     meeting: str,
     process_group_timeout_s: float,
 ) -> None:
-    """One process of the family."""
+    """One process of the training: meets the others, trains, and tells the parent what happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its children
 
     from pretune.execution import worker

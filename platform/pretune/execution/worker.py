@@ -164,8 +164,8 @@ def write_config(config: TrialConfig, path: Path) -> None:
 
 
 def start_clean(config: TrialConfig, device: torch.device) -> None:
-    """Put back every global state that a former trial may have changed. Our randomness is keyed: this is for anybody
-    else's.
+    """Put back every global state that a former trial may have changed. Our own randomness is keyed and has none; what
+    a library or a user's code draws has.
     """
     random.seed(config.seed)
     np.random.seed(config.seed)
