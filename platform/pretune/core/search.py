@@ -227,6 +227,8 @@ class Search:
         return study, study.ask()
 
     def _note(self, number: int, study: optuna.Study, trial: optuna.Trial) -> None:
+        # Optuna draws when the first parameter is asked for; only then is anything noted on the trial.
+        _ = trial.relative_params
         self._notes[number] = dict(study.get_trials(deepcopy=False)[trial.number].system_attrs)
 
     def _sampler(self, number: int) -> BaseSampler:
@@ -275,7 +277,7 @@ class Search:
             distributions=_distributions(trial),
             intermediate_values=values,
             constraints={"feasible": 1.0} if infeasible else None,
-            system_attrs=self._notes.get(trial.number),
+            system_attrs=dict(self._notes.get(trial.number, {})),  # a copy: Optuna writes constraints into it
         )
 
 
