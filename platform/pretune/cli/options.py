@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pretune.core.experiment import Experiment
+from pretune.core.choices import LOCAL_ROOT
 
 RUNS = Path("runs")
-STORAGE: str = Experiment.model_fields["storage"].default
+STORAGE = LOCAL_ROOT
 
 Recipe = Annotated[
     str,

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,8 +16,10 @@ from rich.text import Text
 from pretune.cli.exits import fail, refuse
 from pretune.cli.screen import screen
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment
-from pretune.core.journal import Record
+
+if TYPE_CHECKING:
+    from pretune.core.experiment import Experiment
+    from pretune.core.journal import Record
 
 
 class _Listeners:

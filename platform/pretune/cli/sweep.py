@@ -25,8 +25,8 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import run_sweep
+from pretune.core.choices import Budget, SamplerName
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Budget, SamplerName
 
 
 def sweep_command(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pretune.core.choices import Budget
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Budget
 from pretune.core.messages import did_you_mean
 from pretune.request import overrides, usercode
 from search_spaces import RECIPES, SPACES
