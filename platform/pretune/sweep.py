@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, results
+from pretune.core import journal_remote, points, results
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -24,14 +24,14 @@ from pretune.core.history import History
 from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
-from pretune.core.search import Search, Space
+from pretune.core.search import Space
 from trainers import storage
 from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
     from ray import tune
 
-__all__ = ["Listener", "SweepFailedError", "check", "resume", "run"]
+__all__ = ["Listener", "SweepFailedError", "resume", "run"]
 
 STUDY_FILE = "study.log"
 """What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
@@ -62,14 +62,15 @@ def run(
         RequestError: the request cannot be done. Nothing was run.
         SweepFailedError: trials ran, but no trial can go on; the journal is closed as failed, and `resume` goes on.
     """
-    check(experiment, space)
+    proposer = points.proposer(experiment, space)
+    proposer.check()
     folder, remote = experiment.folder, experiment.remote
     with journal_remote.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
         slots = _slots(experiment, address)
         opened = journal.append(Opened(experiment=experiment, versions=versions(space), host=host()))
         if listener is not None:
             listener.on_event(opened)
-        conductor = Conductor(journal, space, listener=listener)
+        conductor = Conductor(journal, proposer, listener=listener)
         return _conduct(conductor, folder, remote, slots, trainable)
 
 
@@ -106,10 +107,11 @@ def resume(
         extensions = [] if epochs is None else longer(history, epochs)
         if target == asked and not extensions and all(trial.ended for trial in history.trials):
             return results.read(folder, remote=remote)
-        check(experiment, space)
+        proposer = points.proposer(experiment, space)
+        proposer.check()
         with _cluster(folder, address, cpus):
             slots = _slots(experiment.model_copy(update={"trials": target}), address)
-            conductor = Conductor(journal, space, listener=listener)
+            conductor = Conductor(journal, proposer, listener=listener)
             conductor.record(Resumed(trials=target, versions=versions(space), host=host()))
             for extension in extensions:
                 conductor.extend(extension)
@@ -159,11 +161,6 @@ def longer(history: History, epochs: int) -> list[Extended]:
     return found
 
 
-def check(experiment: Experiment, space: Space) -> None:
-    """Everything that can be refused before Ray starts. RequestError, as `Search.check`."""
-    Search(experiment, space).check()
-
-
 def _remote(folder: Path) -> str | None:
     first = next(iter(journals.read(folder)), None)
     return first.experiment.remote if isinstance(first, Opened) else None
@@ -198,8 +195,7 @@ def _conduct(
             conductor.close("exhausted" if conductor.exhausted else "finished")
     conductor.write_study(folder / STUDY_FILE)
     result = results.read(folder, remote=remote)
-    if not result.experiment.points:  # the best trial of an ablation is the luckiest seed of a level
-        results.write_best(result)
+    results.write_best(result)
     return result
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,19 +22,11 @@ from pretune.request import overrides
 from trainers.changes import value_at, with_changes
 from trainers.config import TrialConfig
 
-if TYPE_CHECKING:
-    import optuna
-
 SPACE = "ablation"
 """What `Experiment.space` says of a sweep that samples nothing."""
 SEED = "seed"
 Factors = Mapping[str, Sequence[Any]]
 Point = dict[str, Any]
-
-
-def unvaried(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    """The space of an ablation."""
-    return base
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[Any]]:

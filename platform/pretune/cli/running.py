@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pretune.cli import kinds
 from pretune.cli.exits import fail, refuse
-from pretune.cli.screen import screen
 from pretune.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -68,17 +68,15 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
 def close(console: Console, result: Any) -> NoReturn:
     """The closing screen of a sweep."""
     from pretune.analysis import baselines
-    from pretune.core import results
-    from pretune.display import ablation, tables
+    from pretune.display import tables
 
-    compared = None
-    if result.closed in ("finished", "exhausted") and result.best is not None and not result.experiment.points:
+    kind, compared = kinds.of(result.experiment), None
+    if result.closed in ("finished", "exhausted") and result.winner is not None:
         with console.status("comparing with the untrained encoder and raw pixels"):
             compared = baselines.compare(result)
-    for part in screen(result, compared, limit=30):
+    for part in kind.screen(result, compared, limit=30):
         console.print(part)
-    written = ablation.write(result) if result.experiment.points else [results.best_config_path(result.folder)]
-    for path in filter(Path.is_file, written):
+    for path in filter(Path.is_file, kind.write(result)):
         console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
     console.print(tables.next_commands(result), soft_wrap=True)
     if result.closed == "interrupted":

@@ -21,6 +21,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(dict.fromkeys(_line(problem, model) for problem in told))
 
 
+def in_words(error: Exception, model: type[BaseModel]) -> str:
+    """What `error` says: pydantic's on `model` as `describe` has it, any other's own text."""
+    return describe(error, model) if isinstance(error, ValidationError) else str(error)
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """A remedy to append: the closest known name and all of them, in their order."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

@@ -81,6 +81,11 @@ class SweepResult:
     def best_trial(self) -> TrialResult | None:
         return None if self.best is None else self.trials[self.best]
 
+    @property
+    def winner(self) -> TrialResult | None:
+        """The best trial, where a best one was looked for: that of an ablation is the luckiest seed of one level."""
+        return None if self.experiment.points else self.best_trial
+
     def to_json(self) -> dict[str, Any]:
         """The object that `pretune show SWEEP --json` prints. No times, paths or host facts: equal sweeps are equal."""
         return {
@@ -182,13 +187,13 @@ def best_config_path(folder: Path) -> Path:
 
 
 def write_best(result: SweepResult) -> Path | None:
-    """Writes the best trial's config aside and renames it. None, and nothing is written, where no trial is COMPLETE."""
-    if result.best_trial is None:
+    """Writes the winner's config aside and renames it. None, and nothing is written, where there is no winner."""
+    if result.winner is None:
         return None
     path = best_config_path(result.folder)
     aside = path.with_suffix(".json.part")
     with aside.open("w") as file:
-        json.dump(result.best_trial.config, file, indent=2)
+        json.dump(result.winner.config, file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

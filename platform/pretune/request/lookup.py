@@ -81,6 +81,15 @@ def space(text: str, *, folder: Path | None = None) -> FoundSpace:
     return FoundSpace(text, text, function, default_recipe(function), default_budget(function))
 
 
+def space_and_recipe(space_text: str, recipe_text: str | None) -> tuple[FoundSpace, Recipe]:
+    """SPACE, and the recipe it varies: the one that is named, else the space's own. RequestError where it has none."""
+    found = space(space_text)
+    wanted = recipe_text if recipe_text is not None else found.recipe
+    if wanted is None:
+        raise RequestError(f"space {space_text!r} names no recipe of its own; give one with --recipe (`pretune list`)")
+    return found, recipe(wanted)
+
+
 def default_recipe(function: Callable[..., Any]) -> str | None:
     """The recipe that a space names for itself: its module's or its own `default_recipe`."""
     own = getattr(function, "default_recipe", None)

@@ -13,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from pretune.core import study
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
@@ -104,7 +105,7 @@ def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
 
     # The same for optuna-dashboard, and once more after the sweep went on.
     for _ in range(2):
-        made.write_study(trials, tmp_path / "study.log")
+        study.write(made.study(trials), made.experiment.name, tmp_path / "study.log")
         assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
         storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
         written = optuna.load_study(study_name=made.experiment.name, storage=storage)
