@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking
 from pretune.cli.options import (
     STORAGE,
@@ -28,7 +29,12 @@ from pretune.cli.running import run_sweep
 
 def ablate_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE|SWEEP", help="what to vary: a recipe as of `train`, or a sweep's best")
+        str,
+        typer.Argument(
+            metavar="RECIPE|SWEEP",
+            help="what to vary: a recipe as of `train`, or a sweep's best",
+            autocompletion=completion.recipes_and_sweeps,
+        ),
     ],
     factors: Annotated[
         list[str] | None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
@@ -30,7 +31,12 @@ from pretune.core.choices import Budget, SamplerName
 
 def sweep_command(
     space: Space,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="the recipe to vary; default: the space's own")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="the recipe to vary; default: the space's own", autocompletion=completion.recipes
+        ),
+    ] = None,
     data: Data = None,
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
