@@ -77,12 +77,12 @@ def ablate_command(
             local=address is None,
             trials=len(points),
             points=points,
-            stopping_enabled=False,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
             storage=storage,
+            stopping_enabled=False,
             metric=metric,
         )
 

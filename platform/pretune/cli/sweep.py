@@ -85,14 +85,14 @@ def sweep_command(
             local=address is None,
             trials=trials,
             budget=budget,
-            sampler=sampler,
-            stopping_enabled=stopping,
-            stopping_grace=grace,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            sampler=sampler,
             storage=storage,
+            stopping_enabled=stopping,
+            stopping_grace=grace,
             metric=metric,
         )
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):
