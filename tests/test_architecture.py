@@ -56,7 +56,15 @@ LAYERS: dict[str, set[str]] = {
     "search_spaces.weights": {"search_spaces.suggest"},
     "search_spaces.suggest": set(),
     # One run, from the loop down to what knows nothing of ours.
-    "trainers": set(),
+    "trainers": {"trainers.encoder"},
+    "trainers.encoder": {
+        "trainers.evaluation",
+        "trainers.model",
+        "trainers.data",
+        "trainers.checkpoint",
+        "trainers.report",
+        "trainers.config",
+    },
     "trainers.train": {
         "trainers.sentinel",
         "trainers.evaluation",

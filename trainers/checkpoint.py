@@ -109,6 +109,32 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     return state
 
 
+def find(place: Path | str) -> Checkpoint:
+    """The checkpoint at `place`, a file or a URI, as the manifest beside it has it; a file without one is believed.
+
+    DamagedError where there is no such file.
+    """
+    if isinstance(place, str) and storage.is_uri(place):
+        where: Path | str = storage.parent_of(place)
+        name = storage.name_of(place)
+    else:
+        where, name = Path(place).absolute().parent, Path(place).name
+    known = _manifest(where, name)
+    if known is not None:
+        return known
+    path = storage.join(where, name) if isinstance(where, str) else str(where / name)
+    if not storage.exists(path):
+        raise DamagedError(f"checkpoint {path} must be a file, but there is none; check the path")
+    match = _AT_END.fullmatch(name)
+    if isinstance(where, str):
+        with tempfile.TemporaryFile() as file:
+            found = storage.download(path, file)
+    else:
+        with (where / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(path=path, sha256=found, epoch=int(match[1]) if match else 0)
+
+
 def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash: str) -> None:
     """Refuse to go on with another data set, or with settings under which `state` would not have come about.
 

@@ -509,6 +509,8 @@ def _save(
         state = {
             "config": config.model_dump(mode="json"),
             "manifest": dataset.manifest_hash,
+            # What an encoder needs of the data, so that it can be used where they are not.
+            "normalization": {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)},
             "counters": asdict(counters),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -42,7 +42,13 @@ class MemoryDataset:
 
     folder = Path("memory")
     manifest_hash = "0" * 64
-    manifest = SimpleNamespace(split_seed=0, class_names=("a", "b", "c"), counts=SimpleNamespace(train=TRAIN))
+    manifest = SimpleNamespace(
+        split_seed=0,
+        class_names=("a", "b", "c"),
+        counts=SimpleNamespace(train=TRAIN),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
     class_count = CLASSES
     train_count, select_count, unlabeled_count = TRAIN, SELECT, 0
     train_ids, select_ids = np.arange(TRAIN), np.arange(TRAIN, TRAIN + SELECT)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking
 from pretune.cli.options import (
     STORAGE,
@@ -28,7 +29,12 @@ from pretune.cli.running import run_sweep
 
 def ablate_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE|SWEEP", help="what to vary: a recipe as of `train`, or a sweep's best")
+        str,
+        typer.Argument(
+            metavar="RECIPE|SWEEP",
+            help="what to vary: a recipe as of `train`, or a sweep's best",
+            autocompletion=completion.recipes_and_sweeps,
+        ),
     ],
     factors: Annotated[
         list[str] | None,
@@ -71,12 +77,12 @@ def ablate_command(
             local=address is None,
             trials=len(points),
             points=points,
-            stopping_enabled=False,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
             storage=storage,
+            stopping_enabled=False,
             metric=metric,
         )
 

@@ -6,6 +6,7 @@ Ray, torch and FFCV are imported by what runs, never here: `--help`, `list`, `sh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -22,7 +23,6 @@ from pretune.cli.train import train_command
 app = typer.Typer(
     name="pretune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Explore self-supervised image pretraining: sweep recipes on Ray, stop weak trials early, say what works.",
@@ -40,3 +40,21 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, before anything else that was typed is looked at."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"pretune {version('pretune')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def without_a_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""

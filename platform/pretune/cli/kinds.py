@@ -32,7 +32,7 @@ class Kind(Protocol):
         """The object that `pretune show SWEEP --json` prints."""
 
     def write(self, result: SweepResult) -> list[Path]:
-        """Writes what is not there yet at its end; the files that say what came out, where there was anything."""
+        """Writes what the driver has not written, at its end. Returns where what came out lies, if anything did."""
 
 
 def of(experiment: Experiment) -> Kind:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli import kinds
+from pretune.cli import completion, kinds
 from pretune.cli.exits import checking, print_json
 from pretune.cli.options import STORAGE, Json, Storage
 from pretune.core.errors import RequestError
@@ -16,7 +16,10 @@ from pretune.core.errors import RequestError
 
 def show_command(
     sweep: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP]", help="a sweep's name or folder; default: list all")
+        str | None,
+        typer.Argument(
+            metavar="[SWEEP]", help="a sweep's name or folder; default: list all", autocompletion=completion.sweeps
+        ),
     ] = None,
     storage: Storage = STORAGE,
     as_json: Json = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
@@ -25,12 +26,17 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import run_sweep
-from pretune.core.experiment import Budget, SamplerName
+from pretune.core.choices import Budget, SamplerName
 
 
 def sweep_command(
     space: Space,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="the recipe to vary; default: the space's own")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="the recipe to vary; default: the space's own", autocompletion=completion.recipes
+        ),
+    ] = None,
     data: Data = None,
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
@@ -79,14 +85,14 @@ def sweep_command(
             local=address is None,
             trials=trials,
             budget=budget,
-            sampler=sampler,
-            stopping_enabled=stopping,
-            stopping_grace=grace,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            sampler=sampler,
             storage=storage,
+            stopping_enabled=stopping,
+            stopping_grace=grace,
             metric=metric,
         )
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pretune.core.choices import Budget
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Budget
 from pretune.core.messages import did_you_mean
 from pretune.request import overrides, usercode
 from search_spaces import RECIPES, SPACES
@@ -18,6 +18,10 @@ from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
     from pretune.core.search import Space
+
+
+GivenRecipe = str | TrialConfig | Callable[[], TrialConfig]
+"""A recipe's name, the function itself, or what it would return."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,29 @@ def space(text: str, *, folder: Path | None = None) -> FoundSpace:
     return FoundSpace(text, text, function, default_recipe(function), default_budget(function))
 
 
-def space_and_recipe(space_text: str, recipe_text: str | None) -> tuple[FoundSpace, Recipe]:
-    """SPACE, and the recipe it varies: the one that is named, else the space's own. RequestError where it has none."""
-    found = space(space_text)
-    wanted = recipe_text if recipe_text is not None else found.recipe
-    if wanted is None:
-        raise RequestError(f"space {space_text!r} names no recipe of its own; give one with --recipe (`pretune list`)")
-    return found, recipe(wanted)
+def space_and_recipe(wanted_space: str | Space, wanted_recipe: GivenRecipe | None) -> tuple[FoundSpace, Recipe]:
+    """SPACE, and the recipe it varies: the one that is given, else the space's own. RequestError where it has none.
+
+    Python may give both as objects; of a function the name is looked up that finds it again (`usercode.reference`).
+    """
+    found = space(wanted_space if isinstance(wanted_space, str) else _name_of(wanted_space, SPACES, what="SPACE"))
+    if wanted_recipe is None:
+        wanted_recipe = found.recipe
+    if wanted_recipe is None:
+        raise RequestError(
+            f"space {wanted_space!r} names no recipe of its own; give one with --recipe (`pretune list`)"
+        )
+    if isinstance(wanted_recipe, TrialConfig):
+        return found, Recipe("", "given", wanted_recipe)  # the journal has it whole: it need not be found again
+    if not isinstance(wanted_recipe, str):
+        wanted_recipe = _name_of(wanted_recipe, RECIPES, what="RECIPE")
+    return found, recipe(wanted_recipe)
+
+
+def _name_of(given: Callable[..., Any], shipped: Mapping[str, Callable[..., Any]], *, what: str) -> str:
+    """The shipped name of a function, or the reference to a user's."""
+    names = [name for name, function in shipped.items() if function is given]
+    return names[0] if names else usercode.reference(given, what=what)
 
 
 def default_recipe(function: Callable[..., Any]) -> str | None:

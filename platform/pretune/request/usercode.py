@@ -49,6 +49,26 @@ def absolute(text: str, folder: Path) -> str:
     return f"{(folder / place).resolve()}{colon}{name}" if place.endswith(".py") else text
 
 
+def reference(function: Callable[..., Any], *, what: str) -> str:
+    """The text by which `load` finds `function` again: `file.py:function`, or `module:function` of a package's module.
+
+    RequestError where there is none: a sweep could not be resumed with a function that was typed into a notebook or the
+    running script, a lambda, or one within another function.
+    """
+    name = str(getattr(function, "__qualname__", ""))
+    module = sys.modules.get(str(getattr(function, "__module__", None)))
+    if module is None or module.__name__ == "__main__" or getattr(module, name, None) is not function:
+        plain = name.rpartition(".")[2]
+        example = plain if plain.isidentifier() else "mine"
+        raise RequestError(
+            f"{what} must be found again when the sweep is resumed, but {name or repr(function)} lies in no file that "
+            f"can be imported; save it to one (in a notebook: %%writefile mine.py) and give 'mine.py:{example}'"
+        )
+    of_a_package = "." in module.__name__ or hasattr(module, "__path__")
+    file = getattr(module, "__file__", None)
+    return f"{module.__name__}:{name}" if of_a_package or file is None else f"{Path(file).resolve()}:{name}"
+
+
 def call(function: Callable[..., Result], *arguments: Any, what: str) -> Result:
     """`function(*arguments)`; what it raises becomes a RequestError: a ValueError's message, else its own traceback."""
     try:

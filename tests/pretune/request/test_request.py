@@ -33,12 +33,20 @@ def search(digits: Path, *, data: bool = True, **options: Any) -> Experiment:
     return request.checked(space, recipe, base, name="s", data=str(digits) if data else None, **options)
 
 
-def ablation(digits: Path, *points: dict[str, Any], **options: Any) -> Experiment:
+def ablation(digits: Path, *points: dict[str, Any]) -> Experiment:
     recipe = lookup.recipe("sfrik_tiny")
     space = lookup.FoundSpace("ablation", "ablate-sfrik_tiny", unvaried, None, None)
     base = request.configure(recipe)
-    settings = {"name": "s", "data": str(digits), "points": points, "trials": len(points), "stopping_enabled": False}
-    return request.checked(space, recipe, base, **(settings | options))
+    return request.checked(
+        space,
+        recipe,
+        base,
+        name="s",
+        data=str(digits),
+        points=points,
+        trials=len(points),
+        stopping_enabled=False,
+    )
 
 
 def test_what_is_ready_to_run_names_its_data_by_their_bytes(digits: Path) -> None:
