@@ -1,144 +1,157 @@
-"""What the disk must hold: the loop's own retention, run for real on noise, never keeps more than the bound says."""
+"""What stays on the disk of a trial that was stopped, and how much the checkpoints of a sweep take at most."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-import torch
 
 from pretune.core import retention
-from pretune.core.history import TrialHistory
-from trainers import checkpoint
-from trainers.config import TrialConfig
-from trainers.data.loader import Batch
-from trainers.evaluation import health, probe
-from trainers.report import Checkpoint, EpochReport
-from trainers.train import train
+from pretune.core.history import History, TrialHistory
+from pretune.core.journal import Asked, Closed, Ended, Epoch, Record, Started
+from tests.toys import Ear, begin, experiment, space
+from trainers import storage
+from trainers.report import Checkpoint
 
-STEPS, BATCH, SIZE = 3, 4, 8
+METRIC = "probe/linear"
 
 
-class Noise:
-    """As much of a data set as a run that is not judged asks for."""
-
-    manifest_hash = "0" * 64
-
-    def pretrain_ids(self, subset: int | None) -> Any:
-        return np.arange(STEPS * BATCH)
-
-
-class NoiseLoaders:
-    def epoch(self, *_: Any, first_step: int = 0, **__: Any) -> Iterator[Batch]:
-        for _step in range(first_step, STEPS):
-            yield Batch(views=(torch.randn(BATCH, 3, SIZE, SIZE),) * 2, sample_ids=torch.arange(BATCH))
-
-
-class Shape(NamedTuple):
-    """A run: its length, how often it saves, the epoch that is judged best, and the one after which it is stopped."""
-
-    epochs: int
-    every: int = 1
-    every_steps: int | None = None
-    best: int = 1
-    stopped: int | None = None
+def trial(folder: Path, values: list[float | None], number: int = 0) -> list[Record]:
+    """A running trial with a checkpoint, and its manifest, at each epoch; None: the epoch was not judged."""
+    records: list[Record] = [
+        Asked(number=number, params={}, distributions={}, config={}),
+        Started(number=number, attempt=0, epoch=0),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for epoch, value in enumerate(values, start=1):
+        pointer = Checkpoint(path=str(folder / f"epoch-{epoch}.pt"), sha256="", epoch=epoch)
+        Path(pointer.path).write_bytes(b"state")
+        Path(pointer.manifest).write_text("{}")
+        metrics = {"loss/total": 1.0} if value is None else {METRIC: value}
+        records.append(Epoch(number=number, epoch=epoch, metrics=metrics, checkpoint=pointer))
+    return records
 
 
-class Kept(NamedTuple):
-    """Checkpoints of one trial: the most that lay there at any moment, and those that are left when it has ended."""
-
-    most: int
-    left: int
+def history(folder: Path, values: list[float | None]) -> TrialHistory:
+    return History(trial(folder, values)).trials[0]
 
 
-def run(folder: Path, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> Kept:
-    """Trains on noise, counts the files whenever one was written, and trims where the trial was stopped."""
-    config = TrialConfig.model_validate(
-        {
-            "views": [{"size": SIZE}, {"size": SIZE}],
-            "model": {"backbone": {"kind": "resnet_tiny", "width": 8}, "projector": {"widths": [4]}},
-            "objective": {"alignment": {}},
-            "sentinel": None,
-            "epochs": shape.epochs,
-            "batch_size": BATCH,
-            "checkpoint_every": shape.every,
-            "checkpoint_every_steps": shape.every_steps,
-        }
-    )
-    trial = TrialHistory(0, {}, {}, config.model_dump(mode="json"), None, 0)
-    most = 0
-
-    def files() -> int:
-        return len(list(folder.rglob("epoch-*.pt")))
-
-    def save(place: Path | str, state: Mapping[str, Any], **at: Any) -> Checkpoint:
-        nonlocal most
-        saved = write(place, state, **at)
-        most = max(most, files())
-        return saved
-
-    def judge(*_: Any, **__: Any) -> dict[str, float]:
-        return {"probe/linear": 1.0 if len(trial.epochs) + 1 == shape.best else 0.5}
-
-    def report(told: EpochReport) -> bool:
-        trial.epochs[told.epoch] = told.metrics
-        if told.checkpoint is not None:
-            trial.checkpoints[told.epoch] = told.checkpoint
-        return told.epoch != shape.stopped
-
-    write = checkpoint.save
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        patch.setattr(probe, "evaluate", judge)
-        patch.setattr(health, "evaluate", lambda *_, **__: {})
-        outcome = train(
-            config,
-            dataset=Noise(),  # type: ignore[arg-type]
-            loaders=NoiseLoaders(),  # type: ignore[arg-type]
-            folder=folder,
-            report=report,
-            device=torch.device("cpu"),
-        )
-    assert outcome.state == ("complete" if shape.stopped is None else "stopped")
-    if shape.stopped is not None:
-        retention.trim(trial, "probe/linear", maximize=True)
-    return Kept(most, files())
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-SHAPES = (
-    Shape(1),
-    Shape(3, best=2),
-    Shape(10, best=9),
-    Shape(20, best=3),  # best, last before the decay, and the two newest are all different
-    Shape(20, best=3, every_steps=1),
-    Shape(20, best=6, every=3),
-    Shape(20, best=3, stopped=18, every_steps=2),
+@pytest.mark.parametrize(
+    ("values", "maximize", "best"),
+    [
+        ([0.2, 0.7, 0.5], True, 2),
+        ([0.2, 0.7, 0.5], False, 1),
+        ([0.5, 0.5, 0.2], True, 2),  # of equals the newer one, which has trained longer
+        ([None, 0.1, None], True, 2),  # an epoch that was not judged is never better
+        ([None, 0.1, None], False, 2),
+        ([None, None, None], True, 3),  # none was judged: the newest
+        ([0.4], True, 1),
+        ([-math.inf, 0.1], True, 2),
+    ],
 )
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_checkpoints_of_a_sweep_never_take_more_than_the_bound(
-    shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_best_checkpoint_stays_with_its_manifest_and_no_other(
+    tmp_path: Path, values: list[float | None], maximize: bool, best: int
 ) -> None:
-    kept = run(tmp_path, shape, monkeypatch)
-    for trials, slots in ((1, 1), (8, 1), (8, 4), (40, 8), (3, 8)):
-        # At the worst moment all slots hold as much as they ever do, and all other trials have ended.
-        running = min(trials, slots)
-        worst = running * kept.most + (trials - running) * kept.left
-        bound = retention.bound(1000, trials=trials, slots=slots)
-        assert bound >= 1000 * worst, (
-            f"{trials} trials on {slots} slots: {worst} files, bound {bound / 1000:g} ({kept})"
-        )
+    retention.trim(history(tmp_path, values), METRIC, maximize=maximize)
+    assert left(tmp_path) == [f"epoch-{best}.pt", f"epoch-{best}.pt.json"]
 
 
-def test_the_bound_is_reached_and_so_not_too_high_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    most, left = run(tmp_path, Shape(20, best=3, every_steps=1), monkeypatch)
-    assert retention.bound(1, trials=8, slots=4) == 4 * most + 4 * left
+def test_a_checkpoint_that_is_gone_already_is_not_the_one_that_stays(tmp_path: Path) -> None:
+    story = history(tmp_path, [0.2, 0.7, 0.5])
+    (tmp_path / "epoch-2.pt").unlink()
+    (tmp_path / "epoch-2.pt.json").unlink()
+    retention.trim(story, METRIC, maximize=True)
+    assert left(tmp_path) == ["epoch-3.pt", "epoch-3.pt.json"]
+    retention.trim(story, METRIC, maximize=True)
+    assert left(tmp_path) == ["epoch-3.pt", "epoch-3.pt.json"], "a second time nothing happens"
 
 
-def test_of_a_trial_that_is_stopped_one_checkpoint_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(tmp_path, Shape(20, best=3, stopped=18, every_steps=2), monkeypatch).left == 1
-    assert [path.name for path in tmp_path.rglob("epoch-*.pt")] == ["epoch-0003.pt"]
+def test_a_trial_without_checkpoints_has_nothing_to_lose(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    retention.trim(History([Asked(number=0, params={}, distributions={}, config={})]).trials[0], METRIC, maximize=True)
+    assert left(tmp_path) == ["config.json"]
+
+
+def test_checkpoints_in_an_object_store_are_trimmed_there(tmp_path: Path) -> None:
+    story = history(tmp_path, [0.2, 0.7, 0.5])
+    story.checkpoints = {
+        epoch: pointer.model_copy(update={"path": f"file://{pointer.path}"})
+        for epoch, pointer in story.checkpoints.items()
+    }
+    retention.trim(story, METRIC, maximize=True)
+    assert left(tmp_path) == ["epoch-2.pt", "epoch-2.pt.json"]
+
+
+# ---- as a listener ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "trimmed"), [("PRUNED", True), ("INFEASIBLE", True), ("COMPLETE", False), ("FAIL", False)]
+)
+def test_only_a_trial_that_is_not_gone_on_with_is_trimmed(tmp_path: Path, state: str, trimmed: bool) -> None:
+    """A complete one can be trained longer from before its decay; a failed one may be tried again."""
+    ear, conductor = Ear(), begin(tmp_path / "s", experiment(tmp_path), space)
+    listener = retention.Trimming(conductor, ear)
+    records = [*trial(tmp_path / "0000", [0.2, 0.7]), Ended.model_validate({"number": 0, "state": state})]
+    for record in records:
+        conductor.history.apply(record)
+        assert len(left(tmp_path / "0000")) == 4
+        listener.on_event(record)
+    assert ear.heard == records
+    epochs = [2] if trimmed else [1, 2]
+    assert left(tmp_path / "0000") == [f"epoch-{epoch}.pt{end}" for epoch in epochs for end in ("", ".json")]
+
+
+def test_the_listener_behind_it_hears_of_an_end_while_all_files_are_there(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    seen: list[int] = []
+
+    class Looking(Ear):
+        def on_event(self, record: Record) -> None:
+            seen.append(len(left(tmp_path / "0000")))
+
+    listener = retention.Trimming(conductor, Looking())
+    records = trial(tmp_path / "0000", [0.2, 0.7, 0.5])
+    for record in (*records, Ended(number=0, state="PRUNED"), Closed(reason="finished")):
+        conductor.history.apply(record)
+        listener.on_event(record)
+    assert seen == [6] * (len(records) + 1) + [2]
+
+
+def test_a_disk_that_refuses_is_a_warning_and_not_the_sweeps_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: str, **_: float) -> None:
+        raise OSError(30, "Read-only file system")
+
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    listener = retention.Trimming(conductor, None)
+    for record in (*trial(tmp_path / "0000", [0.2, 0.7]), Ended(number=0, state="PRUNED")):
+        conductor.history.apply(record)
+    monkeypatch.setattr(storage, "remove", refuse)
+    with caplog.at_level(logging.WARNING, logger="pretune.core.retention"):
+        listener.on_event(Ended(number=0, state="PRUNED"))
+    assert "checkpoints of trial 0 stay: [Errno 30] Read-only file system" in caplog.text
+
+
+# ---- how much --------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_of_a_checkpoint_is_its_files_and_unknown_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "epoch-1.pt"
+    path.write_bytes(b"12345")
+    assert retention.size(Checkpoint(path=str(path), sha256="", epoch=1)) == 5
+    assert retention.size(Checkpoint(path=str(tmp_path / "gone.pt"), sha256="", epoch=1)) is None
+    assert retention.size(Checkpoint(path="s3://bucket/epoch-1.pt", sha256="", epoch=1)) is None
+
+
+def test_the_bound_counts_three_checkpoints_a_trial_and_three_more_while_it_runs() -> None:
+    assert retention.bound(10, trials=1, slots=1) == 60
+    assert retention.bound(10, trials=100, slots=4) == 10 * (3 * 96 + 6 * 4)
+    assert retention.bound(0, trials=100, slots=4) == 0
