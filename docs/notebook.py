@@ -50,6 +50,7 @@ print(best.config.objective["mmd"])
 # A `torch.nn.Module` from images to features. It normalizes by itself, with `encoder.mean` and `encoder.std`.
 
 # %%
+assert best.checkpoint is not None, "it was removed"
 encoder = trainers.load_encoder(best.checkpoint)
 print(f"{encoder.width} features of images of {encoder.size} px, mean {encoder.mean.tolist()}")
 
