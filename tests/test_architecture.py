@@ -216,6 +216,12 @@ def test_the_folder_named_platform_never_becomes_a_package() -> None:
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_every_folder_is_a_package_that_a_wheel_holds(package: str) -> None:
+    folders = {path.parent for path in source_files(package)}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_no_module_is_named_after_nothing(package: str) -> None:
     assert not {path.stem for path in source_files(package)} & NAMES_OF_NOTHING
 
