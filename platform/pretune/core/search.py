@@ -35,14 +35,14 @@ from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, Random
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import ValidationError
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.messages import describe
+from pretune.core.messages import in_words
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
+from trainers.usercode import ChangedError
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -172,10 +172,9 @@ class Search:
         """An ablation's trial; RequestError where it is no valid config, or cannot run with this sweep's workers."""
         point = self.experiment.points[number]
         try:
-            config = with_changes(self.experiment.base, point)
-            config.check_workers(self.experiment.workers_per_trial)
+            config = self._complete(with_changes(self.experiment.base, point))
         except ValueError as error:
-            raise RequestError(f"{point}: {_in_words(error)}") from error
+            raise RequestError(f"{point}: {in_words(error)}") from error
         distributions: dict[str, str] = {}
         for path in point:
             levels: list[Any] = []
@@ -196,12 +195,13 @@ class Search:
                     f"end it with `return base.model_copy(...)` or a new TrialConfig"
                 )
             # model_copy checks nothing: whatever the space did, what leaves here is valid.
-            config = TrialConfig.model_validate(config.model_dump(mode="json"))
-            config.check_workers(self.experiment.workers_per_trial)
+            config = self._complete(TrialConfig.model_validate(config.model_dump(mode="json")))
         except RequestError:
             raise
+        except ChangedError as error:  # no fault of the parameters: each proposal from now on would be refused
+            raise RequestError(str(error)) from error
         except (optuna.TrialPruned, ValueError) as error:
-            why = _in_words(error) or type(error).__name__
+            why = in_words(error) or type(error).__name__
             return None, f"space {name!r} refuses {trial.params}: {why}"
         except Exception as error:
             raise RequestError(
@@ -209,6 +209,15 @@ class Search:
                 f"parameters, raise ValueError or optuna.TrialPruned)"
             ) from error
         return config, ""
+
+    def _complete(self, config: TrialConfig) -> TrialConfig:
+        """`config`, checked for this sweep's workers, with the hashes of one's own parts in it. ValueError as of
+        `TrialConfig.check_own`."""
+        workers = self.experiment.workers_per_trial
+        config.check_workers(workers)
+        complete = config.completed()
+        complete.check_own(workers)
+        return complete
 
     def _ask_optuna(self, trials: Sequence[TrialHistory]) -> optuna.Trial:
         number = len(trials)
@@ -296,10 +305,6 @@ def _study(sampler: BaseSampler, maximize: bool) -> optuna.Study:
 def _seed(seed: int, number: int) -> int:
     """A seed for one ask: neighbors in either argument give unrelated ones, and (1, 0) is not (0, 1)."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _in_words(error: Exception) -> str:
-    return describe(error, TrialConfig) if isinstance(error, ValidationError) else str(error)
 
 
 def _distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:

@@ -24,7 +24,7 @@ from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
 from trainers import storage as storages
 from trainers.changes import value_at
-from trainers.config import TrialConfig
+from trainers.config import TimmConfig, TrialConfig
 from trainers.data import data_cache, datasets
 from trainers.data.datasets import Dataset
 
@@ -44,7 +44,10 @@ def configure(
     every_steps: int | None = None,
     assignments: Sequence[str] = (),
 ) -> TrialConfig:
-    """The recipe with the command's options and its `--set` applied."""
+    """The recipe with the command's options and its `--set` applied, and with parts of one's own found and tried.
+
+    Torch is imported only where there are such parts.
+    """
     changes = overrides.parse(assignments)
     options: dict[str, Any] = {
         "data.subset": subset,
@@ -61,7 +64,23 @@ def configure(
                 f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
             )
         changes[path] = value
-    return overrides.apply(recipe.config, changes)
+    return with_own_parts(overrides.apply(recipe.config, changes))
+
+
+def with_own_parts(config: TrialConfig) -> TrialConfig:
+    """`config` with what it names by reference found from anywhere and hashed, if it does what it must on a few random
+    rows (`trainers.contracts.check_parts`). RequestError in words.
+    """
+    if not config.own_parts and not isinstance(config.model.backbone, TimmConfig):
+        return config
+    from trainers.contracts import check_parts
+
+    config = usercode.checked(config, Path.cwd())
+    try:
+        check_parts(config)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return config
 
 
 def with_data(config: TrialConfig, data: str | None, *, root: Path = DATA_ROOT) -> tuple[TrialConfig, Dataset]:
