@@ -2,7 +2,8 @@
 
 Paths are as everywhere: `optimizer.learning_rate`; `views.0.flip` for one view, `views.*.flip` for all;
 `objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` drops the inherited keys that it does not
-know. A path through something absent (`model.teacher.momentum` without a teacher) creates it.
+know, and all but the weight where one of the two is a part of one's own, whose keys only its code knows. A path through
+something absent (`model.teacher.momentum` without a teacher) creates it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainers.config import Config, TrialConfig
+from trainers.usercode import is_reference
 
 Settings = TypeVar("Settings", bound=Config)
 Keys = tuple[str, ...]
@@ -32,6 +34,10 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
             holder = _holder(values, keys, path)
             if keys[-1] == "kind" and isinstance(holder, dict) and holder.get("kind") != value:
                 rekinded.append(keys[:-1])
+                if is_reference(value) or is_reference(holder.get("kind")):
+                    for inherited in holder.keys() - {"weight"}:
+                        if (*keys[:-1], inherited) not in chosen:
+                            del holder[inherited]
             _put(holder, keys[-1], value, path)
             chosen.add(keys)
     try:
