@@ -108,7 +108,7 @@ def train(
     if config.precision == "bf16" and device.type != "cuda":
         raise ValueError(
             f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
-            "set precision=float32, or give each worker a GPU (--gpus-per-worker 1)"
+            "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
         )
     counters = Counters()
     try:

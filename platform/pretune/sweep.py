@@ -82,6 +82,7 @@ def resume(
     remote: str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    slots: int | None = None,
     listener: Listener | None = None,
     address: str | None = None,
     cpus: int | None = None,
@@ -91,9 +92,9 @@ def resume(
     kept.
 
     `trials` is the number of trials asked for in all from now on (None: as before). `epochs` makes each finished trial
-    that is shorter so long (see `longer`). `space` is that of
-    `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its journal. The rest
-    is as for `run`.
+    that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for).
+    `space` is that of `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its
+    journal. The rest is as for `run`.
     """
     folder = folder.expanduser().absolute()
     remote = remote or _remote(folder)
@@ -111,12 +112,12 @@ def resume(
         proposer = points.proposer(experiment, space)
         proposer.check()
         with _cluster(folder, address, cpus):
-            slots = _slots(experiment.model_copy(update={"trials": target}), address)
+            room = _slots(experiment.model_copy(update={"trials": target, "slots": slots or experiment.slots}), address)
             conductor = Conductor(journal, proposer, listener=listener)
             conductor.record(Resumed(trials=target, versions=versions(space, experiment.base), host=host()))
             for extension in extensions:
                 conductor.extend(extension)
-            return _conduct(conductor, folder, remote, slots, trainable)
+            return _conduct(conductor, folder, remote, room, trainable)
 
 
 def longer(history: History, epochs: int) -> list[Extended]:

@@ -2,7 +2,7 @@
 
 An ablation is a sweep that samples nothing: `Experiment.points` holds the changes of each trial, and warm slots,
 journal and resume are a sweep's. Trials of one seed see the same images in the same order, the same views and the same
-initial weights, so a level is compared with the base seed by seed: the spread that seeds share cancels.
+initial weights, so a level is compared with the base seed by seed: what seeds share cancels.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ class Level(BaseModel):
     values: dict[int, float]
     seeds: int
     mean: float | None
-    spread: float | None
+    std: float | None
     """Standard deviation over seeds; None below two."""
     difference: float | None
     """To the base: mean over the seeds that both have completed. None for the base."""
     difference_stderr: float | None
-    """Standard error of that mean, from the spread of the paired differences; None below two pairs."""
+    """Standard error of that mean, from the std of the paired differences; None below two pairs."""
     pairs: int
     reasons: dict[int, str]
     """Of seeds that ended otherwise: how, and why."""
@@ -139,7 +139,7 @@ def collect(result: SweepResult) -> Ablation:
                 values=values,
                 seeds=len(members),
                 mean=statistics.fmean(values.values()) if values else None,
-                spread=_spread(list(values.values())),
+                std=_std(list(values.values())),
                 difference=statistics.fmean(differences) if differences else None,
                 difference_stderr=_stderr(differences),
                 pairs=len(differences),
@@ -180,7 +180,7 @@ def _has(base: TrialConfig, path: str, value: Any) -> bool:
     return _checked(base, {path: value}) == base
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 

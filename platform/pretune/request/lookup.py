@@ -15,6 +15,7 @@ from pretune.core.messages import did_you_mean
 from pretune.request import overrides, usercode
 from search_spaces import RECIPES, SPACES
 from trainers.config import TrialConfig
+from trainers.upgrade import upgrade_config
 
 if TYPE_CHECKING:
     from pretune.core.search import Space
@@ -151,7 +152,7 @@ def _from_json(path: Path) -> TrialConfig:
             f"recipe {path} must be an object of settings, but is {type(values).__name__}; give a config's .json"
         )
     try:
-        return overrides.validated(values)
+        return overrides.validated(upgrade_config(values))  # an older version may have written it
     except RequestError as error:
         raise RequestError(f"recipe {path}: {error}") from error
 

@@ -108,7 +108,10 @@ def test_dataclasses_and_annotations_of_a_users_file_work_as_in_a_module(tmp_pat
         ("mine.py:", "/mine.py:' must be file.py:Name or module:Name, for example mine.py:Spread"),
         (":space", "must be file.py:Name or module:Name"),
         ("mine.py:spa-ce", "must be file.py:Name or module:Name"),
-        ("nowhere.py:space", "SPACE 'nowhere.py:space': there is no file {folder}/nowhere.py on this machine; check the path"),
+        (
+            "nowhere.py:space",
+            "SPACE 'nowhere.py:space': there is no file {folder}/nowhere.py on this machine",
+        ),
         ("mine.py:spce", "mine.py has no 'spce'; known: space, other; did you mean 'space'?"),
         ("mine.py:LENGTH", "SPACE 'mine.py:LENGTH' must be a function, but is 7; name a function"),
         ("usercode_test_nowhere:space", "there is no module 'usercode_test_nowhere'; install it, or give file.py:"),
