@@ -77,7 +77,7 @@ class Marking:
 def the_trial(folder: Path) -> dict[str, Any]:
     """The config of every trial, as JSON values."""
     dataset = ensure_builtin("digits", folder)
-    view = {"size": 16, "flip": 0.0}
+    view = {"size": 16, "flip_probability": 0.0}
     config = TrialConfig.model_validate(
         {
             "data": {"path": str(dataset.folder.resolve()), "manifest": dataset.manifest_hash},

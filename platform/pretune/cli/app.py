@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pretune.cli.ablate import ablate_command
+from pretune.cli.check import check_command
 from pretune.cli.data import data_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.list import list_command
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay_command,
     "show": show_command,
     "list": list_command,
+    "check": check_command,
     "finalize": finalize_command,
 }
 for name, command in COMMANDS.items():

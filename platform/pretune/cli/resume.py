@@ -20,6 +20,7 @@ def resume_command(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
     ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: as before")] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
@@ -30,11 +31,12 @@ def resume_command(
     console = Console()
     with checking():
         from pretune import sweep as sweeps
-        from pretune.core import journal, points
+        from pretune.core import journal, points, results
         from pretune.core.history import History
         from pretune.request import request
 
         result = request.read_sweep(sweep, storage, fresh=True)
+        results.check_understood(result)
         experiment = result.experiment
         kind = kinds.of(experiment)
         space, full = kind.space(experiment), kind.why_no_more(result)
@@ -57,7 +59,7 @@ def resume_command(
         points.proposer(experiment, space).check()
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
-            sweeps.check_unchanged(began[-1].versions, space)
+            sweeps.check_unchanged(began[-1].versions, space, experiment.base)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -66,6 +68,7 @@ def resume_command(
             remote=result.remote,
             trials=trials,
             epochs=epochs,
+            slots=slots,
             listener=listener,
             address=address,
         )

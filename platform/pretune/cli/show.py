@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pretune.cli import completion, kinds
-from pretune.cli.exits import checking, print_json
+from pretune.cli.exits import checking, note, print_json
 from pretune.cli.options import STORAGE, Json, Storage
 from pretune.core.errors import RequestError
 
@@ -60,6 +60,8 @@ def show_command(
         return
     for part in parts:
         console.print(part)
+    for notice in [] if result.later is None else result.later.notices():
+        note(console, notice)
     console.print(tables.next_commands(result), soft_wrap=True)
 
 

@@ -77,7 +77,7 @@ def train_command(
         soft_wrap=True,
     )
     with (
-        runs.Record(folder, config, resume=checkpoint) as record,
+        runs.RunLog(folder, config, resume=checkpoint) as record,
         closing(Curves(folder.parent)) as curves,
         progress_bar(console, "steps") as advance,
     ):

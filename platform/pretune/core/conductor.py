@@ -1,5 +1,4 @@
-"""The sweep's mind: which trial next, which trial ends, what is written down. No Ray: whatever runs trials can drive
-it.
+"""What a sweep decides: which trial comes next, and which one ends. No Ray: whatever runs trials asks and tells it.
 
 Every decision goes the same way: write the record, apply it to the history, tell the listener, only then answer. A
 driver that is killed between any two records leaves a journal from which the next one decides the same.
@@ -47,7 +46,7 @@ class Listener(Protocol):
 class Conductor:
     """Keeps the books of one sweep over an open journal whose first record is there.
 
-    Rebuilding is construction: the records that are there go through the same code that takes in new ones.
+    A sweep that is resumed is rebuilt here: its records go through the same code that takes in new ones.
     """
 
     def __init__(self, journal: Journal, proposer: Proposer, *, listener: Listener | None = None) -> None:
@@ -234,7 +233,7 @@ class Conductor:
     def _take_in(self, row: Row) -> Stop | None:
         trial = self.history.trials[row.number]
         self._note_failures(trial, row)
-        # A trial that fell back to an older checkpoint repeats epochs, bit for bit; the first telling counts.
+        # A trial that fell back to an older checkpoint repeats epochs, bit for bit: they are written once.
         if row.epoch <= trial.last_epoch:
             return None
         return self._write(
@@ -242,7 +241,9 @@ class Conductor:
         )
 
     def _note_failures(self, trial: TrialHistory, row: Row) -> None:
-        """Writes the failures that the slot healed since its last row; it counts from its own start of the trial."""
+        """Writes the failures since the slot's last row, after which it tried again by itself. The slot counts them
+        from where it took the trial.
+        """
         for _ in range(row.failures - self._told.get(trial.number, 0)):
             reason = row.reason or "a worker was lost; its group was replaced"
             self._write(Attempt(number=trial.number, failures=trial.failures + 1, reason=reason))
@@ -283,6 +284,6 @@ class Conductor:
 
 
 def folder_name(trial: TrialHistory) -> str:
-    """Of a trial's folder below `trials`. What trains longer has a new one, so that its first end stays as it was."""
+    """The name of a trial's folder below `trials`; another one once it trains longer, so that its first end is kept."""
     longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
     return f"{trial.number:04d}{longer}"

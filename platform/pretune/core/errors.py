@@ -26,7 +26,7 @@ def checking_a_request() -> Iterator[None]:
 
 
 class SweepFailedError(RuntimeError):
-    """Going on would only burn trials. The sweep can be resumed once the cause is gone."""
+    """No trial can go on, or each one would fail like those before. The sweep can be resumed once the cause is gone."""
 
 
 class LeaseLostError(OSError):

@@ -17,7 +17,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
-from pretune.core.search import Proposal, Proposer, Search, Space
+from pretune.core.search import Proposal, Proposer, Search, Space, completed
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 
@@ -68,10 +68,9 @@ class FixedPoints:
     def _config(self, point: dict[str, Any]) -> tuple[TrialConfig | None, str]:
         """The base with the point's changes, or None and why that cannot run with this sweep's workers."""
         try:
-            config = with_changes(self.experiment.base, point)
-            config.check_workers(self.experiment.workers_per_trial)
+            config = completed(with_changes(self.experiment.base, point), self.experiment)
         except ValueError as error:
-            return None, f"{point}: {in_words(error, TrialConfig)}"
+            return None, f"{point}: {in_words(error)}"
         return config, ""
 
     def _levels(self, path: str) -> list[Any]:

@@ -1,6 +1,6 @@
 """What stays on the disk of a trial that was stopped: its best checkpoint. The loop itself bounds those of the others.
 
-A sweep stops most of its trials, and none of them is gone on with. The driver removes their other checkpoints once the
+A sweep stops most of its trials, and a stopped one never goes on. The driver removes their other checkpoints once the
 stop is written; what a killed driver left is removed when the sweep is resumed.
 """
 

@@ -31,6 +31,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
 from trainers.config import TrialConfig
+from trainers.usercode import ChangedError
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -156,12 +157,13 @@ class Search:
                     f"end it with `return base.model_copy(...)` or a new TrialConfig"
                 )
             # model_copy checks nothing: whatever the space did, what leaves here is valid.
-            config = TrialConfig.model_validate(config.model_dump(mode="json"))
-            config.check_workers(self.experiment.workers_per_trial)
+            config = completed(TrialConfig.model_validate(config.model_dump(mode="json")), self.experiment)
         except RequestError:
             raise
+        except ChangedError as error:  # no fault of the parameters: each proposal from now on would be refused
+            raise RequestError(str(error)) from error
         except (optuna.TrialPruned, ValueError) as error:
-            why = in_words(error, TrialConfig) or type(error).__name__
+            why = in_words(error) or type(error).__name__
             return None, f"space {name!r} refuses {trial.params}: {why}"
         except Exception as error:
             raise RequestError(
@@ -213,6 +215,16 @@ class Search:
                 case "cmaes":
                     # Stopped trials count with their last value: else a generation of trials that all stop never ends.
                     return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+
+
+def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
+    """`config`, checked for the workers of this sweep, with the hashes of one's own parts in it. ValueError as of
+    `TrialConfig.check_own`.
+    """
+    config.check_workers(experiment.workers_per_trial)
+    complete = config.completed()
+    complete.check_own(experiment.workers_per_trial)
+    return complete
 
 
 class _Grid(BruteForceSampler):

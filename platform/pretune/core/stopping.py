@@ -98,7 +98,7 @@ class SuccessiveHalving:
         if name not in metrics:
             raise ValueError(
                 f"budget {self.budget!r} needs the metric {name!r} in each report, but epoch {epoch} of trial {number} "
-                f"has only {', '.join(sorted(metrics))}; use --budget epochs"
+                f"has only {', '.join(sorted(metrics))}; run a new sweep with --budget epochs"
             )
         return metrics[name]
 

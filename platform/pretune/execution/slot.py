@@ -24,7 +24,7 @@ from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.execution.cluster import HEAD, SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import LogFile
-from pretune.execution.mailbox import Command, Ended, Failed, Order, Ready, Reported
+from pretune.execution.mailbox import Command, Failed, Order, Ready, Reported, Returned
 from pretune.execution.settings import SlotSettings
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome
@@ -226,7 +226,7 @@ class Slot(tune.Trainable):
         trial.reason = trial.traceback = ""
         return row
 
-    def _collect(self, event: Ended) -> Row | None:
+    def _collect(self, event: Returned) -> Row | None:
         """A trial is over when all ranks say so, in the same words."""
         trial, workers = self._trial, self._settings.workers
         trial.ended[event.rank] = event.outcome

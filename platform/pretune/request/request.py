@@ -24,7 +24,7 @@ from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
 from trainers import storage as storages
 from trainers.changes import value_at
-from trainers.config import TrialConfig
+from trainers.config import TimmConfig, TrialConfig
 from trainers.data import data_cache, datasets
 from trainers.data.datasets import Dataset
 
@@ -45,7 +45,9 @@ def configure(
     assignments: Sequence[str] = (),
     workers: int = 1,
 ) -> TrialConfig:
-    """The recipe with the command's options and its `--set` applied, to be trained by so many workers."""
+    """The recipe with the command's options and its `--set` applied, to be trained by so many workers, and with parts
+    of one's own found and tried. Torch is imported only where there are such parts.
+    """
     changes = overrides.parse(assignments)
     options: dict[str, Any] = {
         "data.subset": subset,
@@ -64,6 +66,22 @@ def configure(
         changes[path] = value
     config = overrides.apply(recipe.config, changes)
     config.check_workers(workers)
+    return with_own_parts(config)
+
+
+def with_own_parts(config: TrialConfig) -> TrialConfig:
+    """`config` with what it names by reference found from anywhere and hashed, if it does what it must on a few random
+    rows (`trainers.contracts.check_parts`). RequestError in words.
+    """
+    if not config.own_parts and not isinstance(config.model.backbone, TimmConfig):
+        return config
+    from trainers.contracts import check_parts
+
+    config = usercode.checked(config, Path.cwd())
+    try:
+        check_parts(config)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
     return config
 
 

@@ -133,7 +133,7 @@ def test_a_factor_that_says_nothing_is_refused(texts: list[str], message: str) -
         ({"objective.variance.weight": [25, 25.0]}, "nothing would change"),
         ({"objective.variance.wait": [1]}, "unknown key: 'objective.variance.wait'"),
         ({"objective.variance.weight": [-1]}, "--factor objective.variance.weight=-1: "),
-        ({"views.7.flip": [1]}, "--factor views.7.flip=1: views.7.flip"),
+        ({"views.7.flip_probability": [1]}, "--factor views.7.flip_probability=1: views.7.flip_probability"),
     ],
 )
 def test_a_level_that_is_no_config_is_refused_before_anything_runs(factors: ablation.Factors, message: str) -> None:
@@ -155,7 +155,7 @@ def test_differences_are_taken_between_runs_of_one_seed(tmp_path: Path) -> None:
     )
     assert first.values == dict(enumerate(base))
     assert first.mean == pytest.approx(0.7)
-    assert first.spread == pytest.approx(statistics.stdev(base))
+    assert first.std == pytest.approx(statistics.stdev(base))
     assert first.difference is None
     # The seeds differ by 0.2; the differences only by 0.01.
     assert second.difference == pytest.approx(-0.02)
@@ -167,14 +167,14 @@ def test_a_seed_that_diverged_is_left_out_of_its_pair_and_named(tmp_path: Path) 
     points = ablation.points(BASE, {"objective.variance.weight": [0, 50]}, grid=False, seeds=2)
     result = run(tmp_path / "a", points, [0.5, None, 0.6, None, 0.3, 0.7])
     base, without, double = ablation.collect(result).levels
-    assert (base.values, base.mean, base.spread) == ({0: 0.5}, 0.5, None)
+    assert (base.values, base.mean, base.std) == ({0: 0.5}, 0.5, None)
     assert (without.values, without.difference, without.pairs) == ({1: 0.3}, None, 0)
     assert double.difference == pytest.approx(0.1)
     assert double.pairs == 1
     assert double.difference_stderr is None
     assert without.reasons == {0: "INFEASIBLE: diverged: loss/total"}
     text = markdown(ablation.collect(result))
-    assert "| level | seeds | probe/linear | spread | to base | pairs |" in text
+    assert "| level | seeds | probe/linear | std | to base | pairs |" in text
     assert "| base: variance.weight=25 | 1 of 2 | 0.500 | – |  |  |" in text
     assert "| variance.weight=50 | 2 | 0.650 | 0.071 | +0.100 | 1 |" in text
     assert "variance.weight=0, seed 0, is not counted: INFEASIBLE: diverged: loss/total" in text

@@ -17,7 +17,7 @@ import ray
 
 from pretune.execution import group as groups
 from pretune.execution.group import Group
-from pretune.execution.mailbox import Command, Ended, Failed, Mailbox, Order, Ready, Reported, Worker
+from pretune.execution.mailbox import Command, Failed, Mailbox, Order, Ready, Reported, Returned, Worker
 from pretune.execution.settings import SlotSettings
 from trainers.report import EpochReport, Outcome
 
@@ -126,7 +126,7 @@ def test_events_stay_until_they_are_acknowledged() -> None:
     async def scenario() -> None:
         mailbox, generation = await joined(1)
         report = Reported(generation, 1, EpochReport(epoch=1, metrics={}))
-        ended = Ended(generation, 1, 0, Outcome(state="complete", epochs=1))
+        ended = Returned(generation, 1, 0, Outcome(state="complete", epochs=1))
         await mailbox.post(report, 0)
         await mailbox.post(ended, 0)
         first = await mailbox.events(1, 0.01)
@@ -199,10 +199,10 @@ def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grou
     loop.close()
 
 
-def all_kinds(generation: int) -> list[Reported | Ended | Failed]:
+def all_kinds(generation: int) -> list[Reported | Returned | Failed]:
     return [
         Reported(generation, 1, EpochReport(epoch=1, metrics={})),
-        Ended(generation, 1, 0, Outcome(state="complete", epochs=1)),
+        Returned(generation, 1, 0, Outcome(state="complete", epochs=1)),
         Failed(generation, 1, 0, "KeyError", ""),
     ]
 

@@ -14,7 +14,7 @@ import pytest
 
 import pretune.execution.slot
 from pretune.core.rows import Handout, Row
-from pretune.execution.mailbox import Command, Ended, Event, Failed, Ready, Reported, Worker
+from pretune.execution.mailbox import Command, Event, Failed, Ready, Reported, Returned, Worker
 from pretune.execution.processes import kill_process, process_started
 from pretune.execution.slot import Slot, SlotSettings
 from trainers.config import TrialConfig
@@ -115,7 +115,7 @@ def report(epoch: int, run: int = 1, kept: bool = True) -> Reported:
 
 
 def ends(state: Any, run: int = 1, reason: str = "") -> list[Event]:
-    return [Ended(1, run, rank, Outcome(state=state, reason=reason, epochs=3)) for rank in range(WORKERS)]
+    return [Returned(1, run, rank, Outcome(state=state, reason=reason, epochs=3)) for rank in range(WORKERS)]
 
 
 def failed(run: int = 1) -> Failed:
