@@ -56,7 +56,7 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
     config = base.model_dump(mode="json")
 
     def trial(number: int, values: list[float], state: str, reason: str = "") -> list[Record]:
-        params = {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.sharpness": 1.5 + number}
+        params = {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5 + number}
         epochs = [
             Epoch(number=number, epoch=epoch, metrics={"probe/linear": value, "probe/linear_stderr": 0.0123})
             for epoch, value in enumerate(values, start=1)
@@ -142,6 +142,10 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
         ("train sfrik_tiny --out sweeps", "sweeps must be a new or empty folder"),
         ("train sfrik_tiny --out nowhere --resume", "there is no run in"),
         ("train none.json", "there is no such file"),
+        ("train sfrik_tiny --set views.*.flip=0", "views.*.flip is called views.*.flip_probability since 0.2"),
+        ("sweep kernels --set optimizer.kind=adam --set optimizer.momentum=0.8", "is called optimizer.beta1 for adam"),
+        ("ablate sfrik_tiny --factor views.1.blur=0,1", "views.1.blur is called views.1.blur_probability since 0.2"),
+        ("train mine.py:old", "flip is called flip_probability since 0.2; use that name"),
     ],
 )
 def test_a_wrong_request_is_refused_with_code_2_and_a_remedy(here: Path, arguments: str, message: str) -> None:
@@ -154,6 +158,7 @@ def test_a_wrong_request_is_refused_with_code_2_and_a_remedy(here: Path, argumen
         "returns_nothing.default_recipe = 'sfrik_tiny'\n"
         "def raises(trial, base):\n    raise ValueError('no luck today')\n"
         "def nameless(trial, base):\n    return base\n"
+        "def old():\n    from trainers.config import ViewConfig\n    return ViewConfig(flip=0.0)\n"
     )
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     result = pretune(*arguments.split())
@@ -213,15 +218,13 @@ def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_acc
     (here / "mine.py").write_text(SPACE)
     base = RECIPES["sfrik_tiny"]()
     asked = Experiment(name="mine", space=f"{here}/mine.py:space", base=base, storage=str(here / "sweeps"))
-    known = {**sweep.versions(lookup.space("mine.py:space").function), "torch": "0.1", "gone": "1.0"}
+    now = sweep.versions(lookup.space("mine.py:space").function, base)
+    known = {**now, "torch": "0.1", "gone": "1.0"}
     with Journal(asked.folder, new=True) as journal:
         journal.append(Opened(experiment=asked, versions=known))
     result = pretune("resume", "mine")
     assert result.exit_code == 2
-    assert (
-        f"these changed: torch 0.1 -> {sweep.versions(lookup.space('kernels').function)['torch']}; trials"
-        in result.stderr
-    )
+    assert f"these changed: torch 0.1 -> {now['torch']}; trials" in result.stderr
     assert "--accept-changes" in result.stderr
     (here / "mine.py").write_text(SPACE + "# and more")
     result = pretune("resume", "mine")
@@ -262,7 +265,7 @@ def test_show_json_has_the_shape_that_is_promised(here: Path) -> None:
         "state": "COMPLETE",
         "epochs": 3,
         "value": 0.81,
-        "params": {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.sharpness": 1.5},
+        "params": {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5},
         "reason": "",
     }
     assert (second["state"], second["epochs"]) == ("PRUNED", 1)
@@ -289,7 +292,7 @@ def test_show_prints_the_trials_best_first_and_what_to_type_next(here: Path) -> 
     rows = [line.split()[0] for line in lines if any(state in line for state in ("COMPLETE", "PRUNED", "INFEASIBLE"))]
     assert rows == ["0", "1", "2"]
     assert "0.810 ± 0.012" in text
-    assert "kernel=rbf sharpness=1.5" in text
+    assert "kernel=rbf gamma=1.5" in text
     assert "not among best 1 of 2 at 1 epoch" in " ".join(text.split())
     assert "loss/mmd was not finite at step 3" in " ".join(text.split())
     assert "pretune finalize known" in text

@@ -15,7 +15,7 @@ from trainers.config import TrialConfig
 from trainers.settings import ViewConfig
 from trainers.terms import Alignment, KernelMMD
 
-SMALL = {"objective": {"alignment": {}}}
+SMALL: dict[str, Any] = {"objective": {"alignment": {}}}
 
 
 def config(**changes: Any) -> TrialConfig:

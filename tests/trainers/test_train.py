@@ -30,7 +30,7 @@ from trainers.data.loader import Batch
 from trainers.evaluation import probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
-from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.report import Checkpoint, EpochReport, Outcome, is_metric
 from trainers.terms import Alignment, KernelMMD
 from trainers.train import StepMeter, train
 
@@ -42,7 +42,13 @@ class MemoryDataset:
 
     folder = Path("memory")
     manifest_hash = "0" * 64
-    manifest = SimpleNamespace(split_seed=0, class_names=("a", "b", "c"), counts=SimpleNamespace(train=TRAIN))
+    manifest = SimpleNamespace(
+        split_seed=0,
+        class_names=("a", "b", "c"),
+        counts=SimpleNamespace(train=TRAIN),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
     class_count = CLASSES
     train_count, select_count, unlabeled_count = TRAIN, SELECT, 0
     train_ids, select_ids = np.arange(TRAIN), np.arange(TRAIN, TRAIN + SELECT)
@@ -227,6 +233,16 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert report.checkpoint.path == str(tmp_path / "checkpoints" / f"epoch-{report.epoch:04d}.pt")
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
+
+
+def test_every_name_that_a_run_reports_is_listed_with_its_meaning(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(epochs=1))
+    names = recorder.reports[-1].metrics
+    assert {"epoch", "probe/full_linear", "loss/mmd", "health/embedding/cosine"} <= names.keys()
+    assert [name for name in names if not is_metric(name)] == []
+    assert not is_metric("probe/linear/top")
+    assert not is_metric("loss")
 
 
 def test_the_newest_the_best_and_the_last_before_the_decay_are_kept(

@@ -44,17 +44,17 @@ SETTINGS = np.dtype(
         ("scale_high", np.float64),
         ("log_ratio_low", np.float64),
         ("log_ratio_high", np.float64),
-        ("flip", np.float64),
-        ("jitter", np.float64),
+        ("flip_probability", np.float64),
+        ("jitter_probability", np.float64),
         ("brightness", np.float64),
         ("contrast", np.float64),
         ("saturation", np.float64),
         ("hue", np.float64),
-        ("grayscale", np.float64),
-        ("blur", np.float64),
+        ("grayscale_probability", np.float64),
+        ("blur_probability", np.float64),
         ("sigma_low", np.float64),
         ("sigma_high", np.float64),
-        ("solarize", np.float64),
+        ("solarize_probability", np.float64),
         ("threshold", np.float64),
         ("mean", np.float64, (3,)),
         ("deviation", np.float64, (3,)),
@@ -121,8 +121,10 @@ def settings_table(views: Sequence[ViewConfig], mean: Sequence[float], deviation
         row["size"], row["start"] = view.size, start
         row["scale_low"], row["scale_high"] = view.crop_scale
         row["log_ratio_low"], row["log_ratio_high"] = math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])
-        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize"):
-            row[name] = getattr(view, name)
+        for operation in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            row[f"{operation}_probability"] = getattr(view, f"{operation}_probability")
+        for strength in ("brightness", "contrast", "saturation", "hue"):
+            row[strength] = getattr(view, strength)
         row["sigma_low"], row["sigma_high"] = view.blur_sigma
         row["threshold"] = view.solarize_threshold
         row["mean"], row["deviation"] = mean, np.maximum(deviation, LEAST_DEVIATION)
@@ -251,17 +253,17 @@ def _draw_view(settings: Any, drawn: Any, key: Any, height: Any, width: Any) -> 
         _center_crop(settings, drawn, height, width)
         return
     _draw_crop(settings, drawn, key, height, width)
-    drawn.flip = _uniform(key, FLIP, 0) < settings.flip
-    drawn.jitter = _uniform(key, JITTER, 0) < settings.jitter
+    drawn.flip = _uniform(key, FLIP, 0) < settings.flip_probability
+    drawn.jitter = _uniform(key, JITTER, 0) < settings.jitter_probability
     drawn.order = int(_uniform(key, ORDER, 0) * 24)
     drawn.brightness = _between(key, BRIGHTNESS, 0, max(0.0, 1 - settings.brightness), 1 + settings.brightness)
     drawn.contrast = _between(key, CONTRAST, 0, max(0.0, 1 - settings.contrast), 1 + settings.contrast)
     drawn.saturation = _between(key, SATURATION, 0, max(0.0, 1 - settings.saturation), 1 + settings.saturation)
     drawn.hue = _between(key, HUE, 0, -settings.hue, settings.hue)
-    drawn.grayscale = _uniform(key, GRAYSCALE, 0) < settings.grayscale
-    if _uniform(key, BLUR, 0) < settings.blur:
+    drawn.grayscale = _uniform(key, GRAYSCALE, 0) < settings.grayscale_probability
+    if _uniform(key, BLUR, 0) < settings.blur_probability:
         drawn.sigma = _between(key, SIGMA, 0, settings.sigma_low, settings.sigma_high)
-    drawn.solarize = _uniform(key, SOLARIZE, 0) < settings.solarize
+    drawn.solarize = _uniform(key, SOLARIZE, 0) < settings.solarize_probability
 
 
 @exact

@@ -151,7 +151,7 @@ def test_the_size_of_a_checkpoint_is_its_files_and_unknown_elsewhere(tmp_path: P
     assert retention.size(Checkpoint(path="s3://bucket/epoch-1.pt", sha256="", epoch=1)) is None
 
 
-def test_the_bound_counts_three_checkpoints_a_trial_and_two_more_while_it_runs() -> None:
-    assert retention.bound(10, trials=1, slots=1) == 50
-    assert retention.bound(10, trials=100, slots=4) == 10 * (3 * 96 + 5 * 4)
+def test_the_bound_counts_three_checkpoints_a_trial_and_three_more_while_it_runs() -> None:
+    assert retention.bound(10, trials=1, slots=1) == 60
+    assert retention.bound(10, trials=100, slots=4) == 10 * (3 * 96 + 6 * 4)
     assert retention.bound(0, trials=100, slots=4) == 0

@@ -139,7 +139,8 @@ class Stage:
             if what is Mailbox:
                 self.mailbox = MailboxHandle(self, *arguments)
                 return self.mailbox
-            return self.submitted.append((where[0], arguments))
+            self.submitted.append((where[0], arguments))
+            return None
 
         return SimpleNamespace(options=options)
 

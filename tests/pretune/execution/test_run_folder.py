@@ -29,7 +29,7 @@ def epoch(number: int, folder: Path) -> EpochReport:
 
 
 def written(folder: Path, epochs: int) -> None:
-    with run_folder.Record(folder, CONFIG, resume=None) as record:
+    with run_folder.RunLog(folder, CONFIG, resume=None) as record:
         for number in range(1, epochs + 1):
             record.add(epoch(number, folder))
 
@@ -68,7 +68,7 @@ def test_going_on_drops_epochs_after_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = run_folder.last_checkpoint(folder)
     assert checkpoint is not None
     assert checkpoint.epoch == 2
-    with run_folder.Record(folder, CONFIG, resume=checkpoint) as record:
+    with run_folder.RunLog(folder, CONFIG, resume=checkpoint) as record:
         record.add(epoch(3, folder))
     assert [report.epoch for report in run_folder.read(folder)] == [1, 2, 3]
 
@@ -86,10 +86,10 @@ def test_a_request_that_turns_out_wrong_leaves_the_folder_as_it_was(tmp_path: Pa
     written(folder, 2)
     before = {path.name: path.read_text() for path in folder.glob("*.json*")}
     other = CONFIG.model_copy(update={"batch_size": 32})
-    with run_folder.Record(folder, other, resume=run_folder.last_checkpoint(folder)) as record:
+    with run_folder.RunLog(folder, other, resume=run_folder.last_checkpoint(folder)) as record:
         record.undo()
     assert {path.name: path.read_text() for path in folder.glob("*.json*")} == before
-    with run_folder.Record(tmp_path / "new", CONFIG, resume=None) as record:
+    with run_folder.RunLog(tmp_path / "new", CONFIG, resume=None) as record:
         record.undo()
     assert not (tmp_path / "new").exists()
 

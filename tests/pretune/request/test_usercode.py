@@ -105,12 +105,15 @@ def test_dataclasses_and_annotations_of_a_users_file_work_as_in_a_module(tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine.py:", "SPACE 'mine.py:' must be module:function or file.py:function, for example spaces.py:mine"),
-        (":space", "must be module:function or file.py:function"),
-        ("mine.py:spa-ce", "must be module:function or file.py:function"),
-        ("nowhere.py:space", "SPACE 'nowhere.py': there is no file {folder}/nowhere.py; give a path relative to "),
-        ("mine.py:spce", "mine.py has no function 'spce'; known: space, other; did you mean 'space'?"),
-        ("mine.py:LENGTH", "SPACE 'mine.py:LENGTH' must be a function, but LENGTH is 7; name a function"),
+        ("mine.py:", "/mine.py:' must be file.py:Name or module:Name, for example mine.py:Spread"),
+        (":space", "must be file.py:Name or module:Name"),
+        ("mine.py:spa-ce", "must be file.py:Name or module:Name"),
+        (
+            "nowhere.py:space",
+            "SPACE 'nowhere.py:space': there is no file {folder}/nowhere.py on this machine",
+        ),
+        ("mine.py:spce", "mine.py has no 'spce'; known: space, other; did you mean 'space'?"),
+        ("mine.py:LENGTH", "SPACE 'mine.py:LENGTH' must be a function, but is 7; name a function"),
         ("usercode_test_nowhere:space", "there is no module 'usercode_test_nowhere'; install it, or give file.py:"),
         ("usercode_test_package.deep:space", "there is no module 'usercode_test_package.deep'"),
         ("usercode_test_nowhere.deep:space", "there is no module 'usercode_test_nowhere'"),
@@ -139,7 +142,8 @@ def test_what_importing_raises_is_shown_from_the_users_first_line_on(tmp_path: P
     path = tmp_path / (place if place.endswith(".py") else f"{place}.py")
     path.write_text(source)
     first, *lines = refused(f"{place}:space", tmp_path).splitlines()
-    assert first == f"SPACE {place!r} cannot be loaded:"
+    name = str(path) if place.endswith(".py") else place
+    assert first == f"SPACE '{place}:space': {name} cannot be loaded:"
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[1] == f'  File "{path}", line 4, in <module>'
     assert lines[-1] == "ZeroDivisionError: division by zero"

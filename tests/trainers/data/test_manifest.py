@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainers.data import manifest
 from trainers.data.manifest import (
     DATA_FILES,
     REPORT_FILE,
@@ -274,7 +273,7 @@ def test_a_file_is_hashed_once_until_it_is_touched(data: Dataset, monkeypatch: p
         hashed.append(Path(file.name).name)
         return real(file, name)
 
-    monkeypatch.setattr(manifest.hashlib, "file_digest", counting)
+    monkeypatch.setattr(hashlib, "file_digest", counting)
     path = data.folder / SEARCH_FILE
     first = sha256_of(path)
     assert (sha256_of(path), sha256_of(data.folder / "." / SEARCH_FILE)) == (first, first)
@@ -288,8 +287,8 @@ def test_a_file_is_hashed_once_until_it_is_touched(data: Dataset, monkeypatch: p
 
 def test_the_quick_hash_reads_the_size_both_ends_and_blocks_between(tmp_path: Path) -> None:
     path, size = tmp_path / "large", 40 * 2**20
-    with path.open("wb") as file:
-        file.truncate(size)
+    with path.open("wb") as empty:
+        empty.truncate(size)
     before = quick_hash(path)
 
     def put(byte: bytes, place: int) -> None:

@@ -96,9 +96,19 @@ def test_views_equal_torchvision_with_the_same_draws() -> None:
     sizes = [(int(h), int(w)) for h, w in np.random.default_rng(1).integers(8, 120, (60, 2))]
     images = random_images([*sizes, (5, 300), (300, 5), (32, 32), (1, 1)])
     views = [
-        ViewConfig(size=32, blur=0.5, solarize=0.3),
-        ViewConfig(size=13, blur=0.7, blur_sigma=(0.1, 5.0), jitter=0.0, grayscale=0.0),  # kernels wider than the view
-        ViewConfig(size=64, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, jitter=1.0, solarize_threshold=0.2),
+        ViewConfig(size=32, blur_probability=0.5, solarize_probability=0.3),
+        ViewConfig(
+            size=13, blur_probability=0.7, blur_sigma=(0.1, 5.0), jitter_probability=0.0, grayscale_probability=0.0
+        ),  # kernels wider than the view
+        ViewConfig(
+            size=64,
+            brightness=1.0,
+            contrast=1.0,
+            saturation=1.0,
+            hue=0.5,
+            jitter_probability=1.0,
+            solarize_threshold=0.2,
+        ),
     ]
     found = rendered(images, settings_table(views, MEAN, DEVIATION))
     for index, view in enumerate(views):
@@ -126,7 +136,7 @@ def test_evaluation_equals_torchvision_resize_and_center_crop() -> None:
 @pytest.mark.ffcv
 def test_a_view_does_not_depend_on_its_neighbors_in_the_batch_or_on_later_views() -> None:
     images = random_images([(20, 30), (33, 21), (16, 16)])
-    view, other = ViewConfig(size=16, blur=0.5, solarize=0.5), ViewConfig(size=24)
+    view, other = ViewConfig(size=16, blur_probability=0.5, solarize_probability=0.5), ViewConfig(size=24)
     together = rendered(images, settings_table([view, other], MEAN, DEVIATION))[0]
     alone = rendered(images[:1], settings_table([view], MEAN, DEVIATION))[0]
     np.testing.assert_array_equal(alone[0], together[0])
@@ -158,7 +168,7 @@ def test_a_second_process_links_the_compiled_code_instead_of_compiling_it() -> N
 
 
 def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:
-    view = ViewConfig(size=32, blur=1.0)
+    view = ViewConfig(size=32, blur_probability=1.0)
     keys = [
         (0, 0, 0, 0),
         (1, 0, 0, 0),
@@ -186,17 +196,26 @@ def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:
 
 def test_draws_have_the_probabilities_and_ranges_that_were_asked_for() -> None:
     view = ViewConfig(
-        size=32, flip=0.3, jitter=0.6, grayscale=0.15, blur=0.7, blur_sigma=(0.5, 1.5), solarize=0.25,
-        brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1,
-    )  # fmt: skip
+        size=32,
+        flip_probability=0.3,
+        jitter_probability=0.6,
+        brightness=0.4,
+        contrast=0.3,
+        saturation=0.2,
+        hue=0.1,
+        grayscale_probability=0.15,
+        blur_probability=0.7,
+        blur_sigma=(0.5, 1.5),
+        solarize_probability=0.25,
+    )
     count = 4000
     drawn = drawn_many(view, count)
     for expected, happened in (
-        (view.flip, [one.flip for one in drawn]),
-        (view.jitter, [bool(one.jitter_order) for one in drawn]),
-        (view.grayscale, [one.grayscale for one in drawn]),
-        (view.blur, [one.blur_sigma is not None for one in drawn]),
-        (view.solarize, [one.solarize for one in drawn]),
+        (view.flip_probability, [one.flip for one in drawn]),
+        (view.jitter_probability, [bool(one.jitter_order) for one in drawn]),
+        (view.grayscale_probability, [one.grayscale for one in drawn]),
+        (view.blur_probability, [one.blur_sigma is not None for one in drawn]),
+        (view.solarize_probability, [one.solarize for one in drawn]),
     ):
         error = math.sqrt(expected * (1 - expected) / count)
         assert abs(np.mean(happened) - expected) < 4.5 * error

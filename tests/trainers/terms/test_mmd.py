@@ -78,11 +78,11 @@ def reference_phi(kernel: Kernel, u: Array, v: Array) -> float:
         case Quadratic():
             return t**2
         case RBF() | LogRBF():
-            return math.exp(-kernel.sharpness * squared)
+            return math.exp(-kernel.gamma * squared)
         case IMQ():
             return float((kernel.offset**2 + squared) ** -kernel.exponent)
         case Laplace():
-            return math.exp(-kernel.sharpness * math.sqrt(squared))
+            return math.exp(-kernel.gamma * math.sqrt(squared))
         case Energy():
             return float(-(math.sqrt(squared) ** kernel.exponent))
         case Polynomial():
@@ -221,7 +221,7 @@ def test_other_kernels_take_their_published_values() -> None:
     u = random_rows(1, 8)
     rows = [np.eye(8), cross_polytope(8), np.concatenate([u, -u]), np.repeat(u, 3, axis=0)]
     expected = {
-        RBF(sharpness=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
+        RBF(gamma=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
         Energy(exponent=1.0): [0.1518909185, 0.0268909185, 0.3893277856, 1.3893277856],
     }
     for kernel, values in expected.items():
@@ -579,12 +579,12 @@ def test_only_global_views_are_spread_where_asked_for() -> None:
         TrialConfig(objective={"mmd": KernelMMD(global_views=3)})
 
 
-@pytest.mark.parametrize("sharpness", [2.0, 0.7])
-def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(sharpness: float) -> None:
+@pytest.mark.parametrize("gamma", [2.0, 0.7])
+def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(gamma: float) -> None:
     """Their code: the log of the mean of exp(-t ||u - v||²) over pairs i < j, the two views' values averaged."""
     views = [torch.from_numpy(random_rows(9, 4, seed)) for seed in range(2)]
-    official = [torch.pdist(unit_rows(view)).square().mul(-sharpness).exp().mean().log().item() for view in views]
-    term = KernelMMD(kernel=LogRBF(sharpness=sharpness), estimator="u", normalize=False)
+    official = [torch.pdist(unit_rows(view)).square().mul(-gamma).exp().mean().log().item() for view in views]
+    term = KernelMMD(kernel=LogRBF(gamma=gamma), estimator="u", normalize=False)
     assert value_of(term, *views) == pytest.approx(sum(official) / 2, rel=1e-12)
 
 
