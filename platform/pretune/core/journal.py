@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from trainers.files import sync, write_whole
 from trainers.report import Checkpoint
 
 FORMAT = 1
@@ -196,7 +197,7 @@ class Journal:
             if self.dropped_bytes:
                 self._file.truncate(size)
                 os.fsync(self._file.fileno())
-            _sync_folder(folder)
+            sync(folder)
         except BaseException:
             os.close(self._lock)
             raise
@@ -261,17 +262,11 @@ def whole_lines(path: Path) -> bytes:
 
 
 def replace(folder: Path, content: bytes) -> None:
-    """Puts `content` in the place of the journal in `folder`, aside and renamed. RequestError: a process runs it."""
+    """Puts `content` in the place of the journal in `folder`. RequestError: a process runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = _lock(folder / LOCK)
     try:
-        aside = folder / f".{FILE}.part"
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(folder / FILE)
-        _sync_folder(folder)
+        write_whole(folder / FILE, content)
     finally:
         os.close(handle)
 
@@ -376,11 +371,3 @@ def _check_format(path: Path, body: bytes) -> None:
             f"{path} has format {first.get('format')!r}, but this version of pretune reads format {FORMAT}; "
             f"use the version that wrote it ({first.get('versions', {}).get('pretune', 'unknown')})"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

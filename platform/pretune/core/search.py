@@ -15,7 +15,6 @@ No Ray here: `tuning.py` puts this behind Ray Tune's searcher.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from pretune.core.history import TrialHistory
 from pretune.core.messages import describe
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
+from trainers.files import opened_whole
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -160,13 +160,11 @@ class Search:
 
     def write_study(self, trials: Sequence[TrialHistory], path: Path) -> None:
         """Writes that study to `path` anew, as a journal of Optuna's own, for optuna-dashboard. Never read here."""
-        aside = path.with_name(f".{path.name}.part")
-        aside.unlink(missing_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(aside)))
         seen = self.study(trials)
-        copy = optuna.create_study(storage=storage, study_name=self.experiment.name, direction=seen.direction)
-        copy.add_trials(seen.trials)
-        os.replace(aside, path)
+        with opened_whole(path) as file:
+            storage = JournalStorage(JournalFileBackend(file.name))
+            copy = optuna.create_study(storage=storage, study_name=self.experiment.name, direction=seen.direction)
+            copy.add_trials(seen.trials)
 
     def _point(self, number: int) -> Proposal:
         """An ablation's trial; RequestError where it is no valid config, or cannot run with this sweep's workers."""
