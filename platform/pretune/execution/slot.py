@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 from ray import tune
 
-from pretune.execution.cluster import HEAD, SLOT_MEMORY
+from pretune.execution.cluster import SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import LogFile
 from pretune.execution.mailbox import Command, Ended, Failed, Order, Ready, Reported
+from pretune.execution.ray_private import HEAD
 from pretune.execution.settings import SlotSettings
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome

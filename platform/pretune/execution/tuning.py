@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pretune.core.conductor import Conductor
+from pretune.execution import ray_private
 from pretune.execution.environment import environment
 
 ENVIRONMENT = {
@@ -98,7 +99,7 @@ class ConductedScheduler(_Inert, FIFOScheduler):
             go_on = self._conductor.reported(trial.config["number"], _nested(result))
         if self._conductor.all_handed_out:
             # Tune keeps an idle actor until the search is over, as a trial might still come; its node should go now.
-            tune_controller._cleanup_cached_actors(force_all=True)
+            ray_private.end_idle_actors(tune_controller)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
