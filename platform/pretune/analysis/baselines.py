@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult
 from trainers.config import TrialConfig
+from trainers.files import write_whole
 
 FILE = "baselines.json"
 
@@ -69,10 +70,7 @@ def compare(result: SweepResult) -> Comparison | None:
         pixels=metrics[f"pixels/{name}"],
         pixels_stderr=metrics[f"pixels/{name}_stderr"],
     )
-    path = result.folder / FILE
-    aside = path.with_suffix(".json.part")
-    aside.write_text(found.model_dump_json(indent=2) + "\n")
-    aside.replace(path)
+    write_whole(result.folder / FILE, found.model_dump_json(indent=2) + "\n")
     return found
 
 
