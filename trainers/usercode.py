@@ -299,7 +299,7 @@ def check_call(function: Any, *given: object, settings: Mapping[str, Any], **nam
         known = [name for name in list(signature.parameters)[len(given) :] if name not in named]
         word = next((name for name in settings if name not in known), "")
         raise ValueError(
-            f"{where(function)} cannot be called as it must be: {error}; its settings: "
+            f"{where(function)} cannot be called with {', '.join(settings) or 'no settings'}: {error}; known settings: "
             f"{', '.join(known) or 'none'}{guess(word, known)}"
         ) from error
 

@@ -37,7 +37,10 @@ class Comparison:
 
 
 def trial_of(result: SweepResult, number: int) -> TrialConfig:
-    """The config of a trial that reported at least one epoch. RequestError where there is no such trial."""
+    """The config of a trial that reported at least one epoch.
+
+    RequestError where there is no such trial, ValueError where a file of one's own that it names is not what it was.
+    """
     if not 0 <= number < len(result.trials):
         raise RequestError(f"TRIAL must be 0 to {len(result.trials) - 1}, but is {number}; see `pretune show`")
     trial = result.trials[number]
@@ -51,7 +54,9 @@ def trial_of(result: SweepResult, number: int) -> TrialConfig:
             f"trial {number} of {result.name!r} ({trial.state}) finished no epoch, so there is nothing to compare "
             "with; replay another one"
         )
-    return TrialConfig.model_validate(trial.config)
+    config = TrialConfig.model_validate(trial.config)
+    config.check_own(result.experiment.workers_per_trial)
+    return config
 
 
 def run(
