@@ -17,6 +17,8 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.search import Search, Space
+from tests import own_parts
+from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
@@ -312,3 +314,34 @@ def test_cma_es_moves_its_distribution_and_learns_from_stopped_trials() -> None:
         return sum(trial.epochs[1]["probe/linear"] for trial in part) / len(part)
 
     assert mean(trials[-15:]) > mean(trials[:15]) + 0.3
+
+
+# ---- parts of one's own ----------------------------------------------------------------------------------------------
+
+
+def test_a_proposals_own_parts_get_their_files_hashes() -> None:
+    def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_changes(base, {"objective.mine.kind": f"{own_parts.__file__}:Spread"})
+
+    made = search(space)
+    made.check()
+    proposal = made.ask([])
+    assert proposal is not None
+    assert proposal.config is not None
+    assert proposal.config.own_parts["objective.mine"].source_sha256
+
+
+def test_a_part_that_cannot_be_in_a_trial_is_the_parameters_fault_and_a_changed_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(Path(own_parts.__file__).read_text())
+
+    def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_changes(base, {"objective.mine.strenght": 2.0} if trial.suggest_categorical("bad", [0, 1]) else {})
+
+    base = with_changes(BASE, {"objective.mine.kind": f"{tmp_path}/mine.py:Spread"}).completed()
+    made = search(space, base=base)
+    made.check()
+    refusals = [made.refusal({"bad": bad}) for bad in (0, 1)]
+    assert "unknown key: 'objective.mine.strenght'" in refusals[1]
+    (tmp_path / "mine.py").write_text("# another file")
+    with pytest.raises(RequestError, match=r"objective\.mine\.kind: .* has no 'Spread'|must have sha256"):
+        made.ask([])
