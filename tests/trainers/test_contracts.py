@@ -68,7 +68,7 @@ def test_a_run_without_own_parts_has_nothing_to_try() -> None:
 
 @pytest.mark.parametrize("term", SHIPPED_TERMS, ids=lambda term: term.__name__)
 def test_every_shipped_term_passes_what_is_asked_of_ones_own(term: type[TermConfig]) -> None:
-    small = {
+    small: dict[str, dict[str, Any]] = {
         "ChannelWhitening": {"sub_batch_size": 2, "group_count": 2},
         "BatchWhitening": {"group_count": 2},
         "Variance": {"target": 3.0},

@@ -342,6 +342,9 @@ def test_a_part_that_cannot_be_in_a_trial_is_the_parameters_fault_and_a_changed_
     made.check()
     refusals = [made.refusal({"bad": bad}) for bad in (0, 1)]
     assert "unknown key: 'objective.mine.strenght'" in refusals[1]
-    (tmp_path / "mine.py").write_text("# another file")
-    with pytest.raises(RequestError, match=r"objective\.mine\.kind: .* has no 'Spread'|must have sha256"):
+    (tmp_path / "mine.py").write_text("raise AssertionError('another file is not run')")
+    with pytest.raises(RequestError, match=r"objective\.mine\.kind: .* must have sha256 .*put the file back"):
+        made.ask([])
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(RequestError, match="but there is no such file; put the file back"):
         made.ask([])

@@ -49,7 +49,7 @@ def test_a_config_with_a_term_of_ones_own_survives_json_and_computes() -> None:
 
 def test_reading_a_config_runs_nobodys_code(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise RuntimeError('read')")
-    made = config(kind=f"{tmp_path}/mine.py:Spread", source_sha256="0" * 64)
+    made = config(kind=f"{tmp_path}/mine.py:Spread")
     assert isinstance(made.objective["mine"], OwnTerm)
     made.check_workers(2)
     with pytest.raises(ValueError, match="cannot be loaded"):
@@ -109,7 +109,7 @@ def test_an_instance_of_ones_own_class_becomes_a_reference() -> None:
 def test_a_changed_kind_keeps_the_weight_alone() -> None:
     base = TrialConfig.model_validate({"objective": {"alignment": {"normalize": False, "weight": 3.0}}})
     changed = with_changes(base, {"objective.alignment.kind": f"{MINE}:Spread", "objective.alignment.strength": 2.0})
-    assert changed.objective["alignment"] == OwnTerm(kind=f"{MINE}:Spread", weight=3.0, strength=2.0)  # type: ignore[call-arg]
+    assert changed.objective["alignment"] == OwnTerm(kind=f"{MINE}:Spread", weight=3.0, strength=2.0)
     back = with_changes(changed.completed(), {"objective.alignment.kind": "alignment"})
     assert back.objective["alignment"] == Alignment(weight=3.0)
     moved = with_changes(changed.completed(), {"objective.alignment.kind": f"{MINE}:Other"})
