@@ -148,13 +148,13 @@ class TermTrial:
             raise self._broken(f"must return one number, a tensor of shape [], but returned {found}; take the mean")
         if not value.is_floating_point():
             raise self._broken(f"must return a floating-point number, but returned {value.dtype}; convert it")
-        return f"{float(value):.4g}, {str(value.dtype).removeprefix('torch.')}"
+        return f"{value.item():.4g}, {str(value.dtype).removeprefix('torch.')}"
 
     def is_finite(self) -> str:
         value = self._value(self._outputs())
         if not value.isfinite():
             raise self._broken(
-                f"must return a finite number on {self._rows} random rows, but returned {float(value)}; look for a "
+                f"must return a finite number on {self._rows} random rows, but returned {value.item()}; look for a "
                 "logarithm, a root or a division of zero"
             )
         return f"on {self._rows} random rows"
