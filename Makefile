@@ -69,9 +69,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Whatever starts no Ray cluster runs on two cores at once.
+# Whatever starts no Ray cluster runs on two cores at once. Coverage is of that part: Ray's workers would not be counted.
 test: lint
-	@$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not ray"
+	@$(BIN)/pytest -n 2 --dist loadfile --cov -m "not gpu and not slow and not ray"
 	$(BIN)/pytest -m "ray and not gpu and not slow"
 
 test-fast: env
@@ -95,4 +95,4 @@ benchmarks: env
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
-	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
