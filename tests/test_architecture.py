@@ -64,6 +64,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.checkpoint",
         "trainers.report",
         "trainers.config",
+        "trainers.upgrade",
     },
     "trainers.train": {
         "trainers.sentinel",
