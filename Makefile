@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # FFCV is compiled when it is installed: against OpenCV and TurboJPEG, with a C++ compiler and Python's headers.
 SYSTEM_PACKAGES := pkg-config g++ libopencv-dev libturbojpeg0-dev python3.11 python3.11-venv python3.11-dev
 
-.PHONY: help env sweep sweep-seeds test test-fast test-slow chaos lint benchmarks clean
+.PHONY: help env sweep sweep-seeds test test-fast test-slow chaos lint docs benchmarks clean
 
 help:
 	@cat <<-'END'
@@ -20,6 +20,7 @@ help:
 	make test-fast    tests without Ray and FFCV, two or three minutes
 	make test-slow    trainings that tests need minutes for: tiny recipes, and collapses that are provoked
 	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
+	make docs         guides and reference as pages in site/; a dead link fails
 	make benchmarks   every script in benchmarks/, printing ratios
 	make env          only the set-up: system packages, .venv, pinned versions, this package
 	make clean        remove .venv and caches (never data/, sweeps/ or runs/)
@@ -68,9 +69,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Whatever starts no Ray cluster runs on two cores at once.
+# Whatever starts no Ray cluster runs on two cores at once. Coverage is of that part: Ray's workers would not be counted.
 test: lint
-	@$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not ray"
+	@$(BIN)/pytest -n 2 --dist loadfile --cov -m "not gpu and not slow and not ray"
 	$(BIN)/pytest -m "ray and not gpu and not slow"
 
 test-fast: env
@@ -82,6 +83,11 @@ test-slow: env
 PART ?= points kills plain_tune workers nodes autoscaler crowd training
 SEED ?= 0
 
+docs: env
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	echo "written to site/index.html"
+
 chaos: env
 	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
@@ -89,4 +95,4 @@ benchmarks: env
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
-	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

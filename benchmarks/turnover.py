@@ -97,16 +97,16 @@ def measure_warm(config: dict[str, Any], trials: int, folder: Path) -> int:
 
     from ray import tune
 
+    from pretune.core.rows import Handout
     from pretune.execution.slot import Slot, SlotSettings
 
     settings = SlotSettings(sweep_folder=str(folder), workers=WORKERS)
     results = tune.Tuner(
         tune.with_parameters(Slot, settings=settings, make_train=functools.partial(Marking, folder / "marks.jsonl")),
         param_space={
+            **Handout(number=0, config=config, params={}, folder="").to_config(),
             "number": tune.grid_search(list(range(trials))),
             "folder": tune.sample_from(lambda setup: f"{setup['number']:04d}"),
-            "config": config,
-            "resume": None,
         },
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),

@@ -2,7 +2,8 @@
 
 Paths are as everywhere: `optimizer.learning_rate`; `views.0.hue` for one view, `views.*.hue` for all;
 `objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` drops the inherited keys that it does not
-know. A path through something absent (`model.teacher.momentum` without a teacher) creates it.
+know, and all but the weight where one of the two is a part of one's own, whose keys only its code knows. A path through
+something absent (`model.teacher.momentum` without a teacher) creates it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from trainers.config import Config, TrialConfig
 from trainers.upgrade import kind_at, renamed
+from trainers.usercode import is_reference
 
 Settings = TypeVar("Settings", bound=Config)
 Keys = tuple[str, ...]
@@ -34,6 +36,10 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
             holder = _holder(values, keys, path)
             if keys[-1] == "kind" and isinstance(holder, dict) and holder.get("kind") != value:
                 rekinded.append(keys[:-1])
+                if is_reference(value) or is_reference(holder.get("kind")):
+                    for inherited in holder.keys() - {"weight"}:
+                        if (*keys[:-1], inherited) not in chosen:
+                            del holder[inherited]
             _put(holder, keys[-1], value, path)
             chosen.add(keys)
     try:

@@ -218,15 +218,13 @@ def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_acc
     (here / "mine.py").write_text(SPACE)
     base = RECIPES["sfrik_tiny"]()
     asked = Experiment(name="mine", space=f"{here}/mine.py:space", base=base, storage=str(here / "sweeps"))
-    known = {**sweep.versions(lookup.space("mine.py:space").function), "torch": "0.1", "gone": "1.0"}
+    now = sweep.versions(lookup.space("mine.py:space").function, base)
+    known = {**now, "torch": "0.1", "gone": "1.0"}
     with Journal(asked.folder, new=True) as journal:
         journal.append(Opened(experiment=asked, versions=known))
     result = pretune("resume", "mine")
     assert result.exit_code == 2
-    assert (
-        f"these changed: torch 0.1 -> {sweep.versions(lookup.space('kernels').function)['torch']}; trials"
-        in result.stderr
-    )
+    assert f"these changed: torch 0.1 -> {now['torch']}; trials" in result.stderr
     assert "--accept-changes" in result.stderr
     (here / "mine.py").write_text(SPACE + "# and more")
     result = pretune("resume", "mine")

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUNNING, FINISHED = 5, 3
-"""Checkpoints of a trial at most: while it runs the two newest, the best, the last before the decay and one within an
-epoch; in the end the newest, the best and the last before the decay."""
+RUNNING, FINISHED = 6, 3
+"""Checkpoints of a trial at most: while it runs the two newest, the one that is written before an older one goes, the
+best, the last before the decay and one within an epoch; in the end the newest, the best and the last before the decay.
+"""
 STATES = ("PRUNED", "INFEASIBLE")
 
 

@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretune.core.experiment import Budget, Experiment
+from pretune.core.choices import Budget
+from pretune.core.experiment import Experiment
 
 _METRICS: dict[Budget, str | None] = {"epochs": None, "views": "budget/views", "seconds": "budget/seconds"}
 

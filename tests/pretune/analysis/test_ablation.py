@@ -15,8 +15,8 @@ from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started, read
-from pretune.core.search import Search
+from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
+from pretune.core.points import FixedPoints
 from pretune.display.ablation import markdown, write
 from trainers.config import TrialConfig
 from trainers.terms import Alignment, Variance
@@ -36,7 +36,7 @@ def experiment(folder: Path, points: tuple[ablation.Point, ...], **changes: Any)
 def run(folder: Path, points: tuple[ablation.Point, ...], values: list[float | None]) -> results.SweepResult:
     """An ablation whose trials end with `values`; None diverges."""
     asked = experiment(folder, points)
-    search, history = Search(asked, ablation.unvaried), History()
+    proposer, history = FixedPoints(asked), History()
     with Journal(folder, new=True) as journal:
 
         def write(record: Record) -> None:
@@ -44,7 +44,7 @@ def run(folder: Path, points: tuple[ablation.Point, ...], values: list[float | N
 
         write(Opened(experiment=asked))
         for number, value in enumerate(values):
-            proposal = search.ask(history.trials)
+            proposal = proposer.ask(history.trials)
             assert proposal is not None
             assert proposal.config is not None
             config = proposal.config.model_dump(mode="json")
@@ -139,29 +139,6 @@ def test_a_factor_that_says_nothing_is_refused(texts: list[str], message: str) -
 def test_a_level_that_is_no_config_is_refused_before_anything_runs(factors: ablation.Factors, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         ablation.points(BASE, factors, grid=False, seeds=1)
-
-
-# --- the search -------------------------------------------------------------------------------------------------------
-
-
-def test_points_are_proposed_in_order_and_then_no_more(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=2)
-    result = run(tmp_path / "a", points, [0.5, 0.4, 0.6, 0.5])
-    assert [trial.params for trial in result.trials] == list(points)
-    configs = configs_of(result)
-    assert [config.seed for config in configs] == [0, 0, 1, 1]
-    assert [config.objective["variance"].weight for config in configs] == [25.0, 0.0, 25.0, 0.0]
-    history = History(read(tmp_path / "a"))
-    search = Search(experiment(tmp_path / "a", points), ablation.unvaried)
-    assert search.ask(history.trials) is None
-    assert len(search.study(history.trials).trials) == 4
-
-
-def test_a_level_that_does_not_fit_the_workers_is_refused() -> None:
-    points = ablation.points(BASE, {"batch_size": [63]}, grid=False, seeds=1)
-    asked = experiment(Path("/x/s"), points, workers_per_trial=2)
-    with pytest.raises(RequestError, match=r"'batch_size': 63.*must be a multiple of the 2 workers"):
-        Search(asked, ablation.unvaried).check()
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

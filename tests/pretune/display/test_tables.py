@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from pretune.core import results
-from pretune.core.experiment import Budget, Experiment
+from pretune.core.choices import Budget
+from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
 from pretune.display import tables
 from trainers.config import TrialConfig

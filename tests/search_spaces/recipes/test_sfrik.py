@@ -7,6 +7,7 @@ import torch
 
 from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_imagenet20, sfrik_stl10, sfrik_tiny
 from trainers.changes import with_changes
+from trainers.config import ResNetConfig
 from trainers.objective import Objective
 from trainers.terms import Outputs
 
@@ -65,5 +66,6 @@ def test_the_small_recipe_leaves_room_above_the_untrained_encoder() -> None:
     assert config.data.path == "digits"
     assert config.probe.labels_per_class == 5
     assert all(view.flip_probability == 0.0 for view in config.views)
+    assert isinstance(config.model.backbone, ResNetConfig)
     assert config.model.backbone.kind == "resnet_tiny"
     assert not config.model.backbone.zero_init_residual

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from scipy.stats import ortho_group  # type: ignore[import-untyped]
 from torch import Tensor
 
+from tests.trainers.terms.outputs import Array, gradient_of, outputs_of, random_rows, value_of
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig
-from trainers.terms import KernelMMD, Outputs
+from trainers.terms import KernelMMD
 from trainers.terms.base import unit_rows
 from trainers.terms.kernels import (
     IMQ,
@@ -55,33 +56,6 @@ KERNELS: list[Kernel] = [
 SINGULAR: list[Kernel] = [Riesz(), Riesz(exponent=0.5), Logarithm()]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 OFFICIAL = KernelMMD(normalize=False)  # coefficients (1, 40, 40), all pairs
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
-
-
-def value_of(term: KernelMMD, *views: Tensor | Array) -> float:
-    return term(outputs_of(*(torch.as_tensor(view, dtype=torch.float64) for view in views))).item()
-
-
-def gradient_of(term: KernelMMD, rows: Tensor | Array) -> Tensor:
-    leaf = torch.as_tensor(rows, dtype=torch.float64).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(term(outputs_of(leaf)), leaf)
-    return gradient
-
-
-def random_rows(n: int, q: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((n, q))
 
 
 # --- the definition, pair by pair ---
