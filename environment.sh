@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv, system packages included; `make env` and `make env-dev` call it. What is there already stays, and looking at it
-# takes a few hundredths of a second.
+# Makes .venv, system packages included; `make env` and `make env-dev` call it. What is there already stays, and looking at
+# it takes a few hundredths of a second.
 #
 #   ./environment.sh                  what a sweep needs
 #   ./environment.sh dev              and what the tests need
-#   PYTHON=COMMAND ./environment.sh   with this Python; without, .venv keeps its own, and a new one gets the newest that is there
+#   PYTHON=COMMAND ./environment.sh   with this Python; without, .venv keeps its own, and a new one gets the newest there is
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -24,12 +24,12 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# `identity COMMAND` prints a Python's version and the folder of its installation; the same for an environment that was made with it.
+# `identity COMMAND` prints a Python's version and the folder of its installation: the same for an environment made with it.
 identity() { "$1" -c 'import sys; print("%d.%d in" % sys.version_info[:2], sys.base_prefix)' 2>/dev/null; }
 
-# `usable COMMAND` prints the program behind a command that can make an environment in which FFCV compiles. A name on the PATH
-# proves little: pyenv puts one there for versions that are not active, and Debian packs ensurepip and the headers apart. It is
-# the installation's program, not that of an active environment, which may be the one to be replaced.
+# `usable COMMAND` prints the program behind a command that can make an environment in which FFCV compiles. A name on the
+# PATH proves little: pyenv puts one there for versions that are not active, and Debian packs ensurepip and the headers
+# apart. It is the installation's program, not that of an active environment, which may be the one to be replaced.
 usable() {
   "$1" -c '
 import ensurepip, os, sys, sysconfig
@@ -53,7 +53,7 @@ choose() {
   return 1
 }
 
-# `packaged` prints the version of Python to install: the newest that the system's package lists hold, or that of PYTHON=python3.12.
+# `packaged` prints the version of Python to install: the newest in the system's package lists, or that of PYTHON=python3.12.
 packaged() {
   local version
   for version in "${versions[@]}"; do
@@ -77,7 +77,8 @@ install_system_packages() {
     [ -n "$python" ] || packages+=(python3 python3-venv python3-dev)
     fail "FFCV is compiled when it is installed; what that takes is missing, and this user can not install it. Ask for:" \
       "apt-get install ${packages[*]}" \
-      "(Debian's and Ubuntu's names. A Python $range of your own, with its C headers, does as well: make PYTHON=COMMAND.) Then run make again."
+      "(Debian's and Ubuntu's names; for a Python $range of your own, with its C headers: make PYTHON=COMMAND)" \
+      "Then run make again."
   fi
   $as_root apt-get update -qq
   if [ -z "$python" ]; then
@@ -93,7 +94,8 @@ install_system_packages() {
   fi
   echo "Installing system packages: ${packages[*]}"
   DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-  [ -n "$python" ] || python=$(choose) || fail "python$version was installed, but is not on the PATH." "Name it: make PYTHON=/usr/bin/python$version"
+  [ -n "$python" ] || python=$(choose) ||
+    fail "python$version was installed, but is not on the PATH." "Name it: make PYTHON=/usr/bin/python$version"
 }
 
 # Why the environment that is there can not stay; empty where there is none, or where it can.
@@ -128,7 +130,8 @@ main() {
     "$python" -m venv --clear $venv
   fi
   echo "Installing the pinned versions into $venv (about 6.5 GB, some minutes the first time)"
-  $venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extra:+[$extra]}"
+  $venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+    --editable ".${extra:+[$extra]}"
   printf '%s\n' "$state" >$venv/.ready
   printf '%s\n' "$state" >"$ready"
 }

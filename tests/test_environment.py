@@ -31,7 +31,7 @@ fi
 
 
 class Project:
-    """A folder with the script and what it reads. Its `bin`, the whole PATH, has a shell's tools and what a test adds."""
+    """A folder with the script and what it reads. Its `bin` is the whole PATH: a shell's tools, and a test's toys."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
