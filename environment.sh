@@ -130,8 +130,10 @@ main() {
     "$python" -m venv --clear $venv
   fi
   echo "Installing the pinned versions into $venv (about 6.5 GB, some minutes the first time)"
-  $venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+  # pip would compile 17,000 modules one after the other, half of its time. Some are for other Pythons and do not compile.
+  $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
     --editable ".${extra:+[$extra]}"
+  $venv/bin/python -m compileall -q -j 0 $venv/lib >/dev/null 2>&1 || true
   printf '%s\n' "$state" >$venv/.ready
   printf '%s\n' "$state" >"$ready"
 }

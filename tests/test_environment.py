@@ -18,6 +18,7 @@ TOY_PYTHON = """\
 case "$1 $2" in
   "-m venv") mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; touch "$4/bin/pip" ;;
   "-m pip") echo "${@: -1}" >>installed ;;
+  "-m compileall") ;;
   *ensurepip*) echo "$0" ;;
   *) echo "VERSION in /toys" ;;
 esac
