@@ -6,28 +6,24 @@ from collections.abc import Mapping
 
 import pytest
 
-from pretune.analysis.finalize import Read, Record
+from pretune.analysis.finalize import Read, ReportReads
 from pretune.display.finalize import table
 from tests.pretune.display.screen import shown, words
 from trainers.report import Checkpoint
 
 
-def record(reads: int, on_select: Mapping[str, float] = {}, on_report: Mapping[str, float] = {}) -> Record:
+def record(reads: int, on_select: Mapping[str, float] = {}, on_report: Mapping[str, float] = {}) -> ReportReads:
     checkpoint = Checkpoint(path="/epoch-3.pt", sha256="", epoch=3)
     values = {f"probe/{name}": value for name, value in on_select.items()}
     values |= {f"report/{name}": value for name, value in on_report.items()}
     read = Read(time="2026-01-01T00:00:00", trial=7, checkpoint=checkpoint, manifest="0" * 64, metrics=values)
-    return Record(sweep="s", metric="probe/linear", searched_value=0.8, report_reads=reads, reads=(read,) * reads)
+    return ReportReads(sweep="s", metric="probe/linear", searched_value=0.8, report_reads=reads, reads=(read,) * reads)
 
 
 def test_each_probe_is_shown_on_select_and_on_report() -> None:
-    metrics = {
-        "probe__linear": 0.8,
-        "probe__linear_stderr": 0.01,
-        "report__linear": 0.75,
-        "report__linear_stderr": 0.02,
-    }
-    lines = words(table(record(1, **metrics, report__full_linear=0.9)))
+    on_select = {"linear": 0.8, "linear_stderr": 0.01}
+    on_report = {"linear": 0.75, "linear_stderr": 0.02, "full_linear": 0.9}
+    lines = words(table(record(1, on_select, on_report)))
     assert ["trial", "7", "on", "select", "on", "report"] in lines
     assert ["linear", "probe,", "as", "searched", "0.800", "±", "0.010", "0.750", "±", "0.020"] in lines
     assert ["linear", "probe,", "all", "labels", "–", "0.900"] in lines
