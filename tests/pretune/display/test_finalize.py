@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 import pytest
 
-from pretune.analysis.finalize import Read, Record
+from pretune.analysis.finalize import Read, ReportReads
 from pretune.display.finalize import table
 from tests.pretune.display.screen import shown, words
 from trainers.report import Checkpoint
 
 
-def record(reads: int, on_select: Mapping[str, float] = {}, on_report: Mapping[str, float] = {}) -> Record:
+def record(reads: int, on_select: Mapping[str, float] = {}, on_report: Mapping[str, float] = {}) -> ReportReads:
     checkpoint = Checkpoint(path="/epoch-3.pt", sha256="", epoch=3)
     values = {f"probe/{name}": value for name, value in on_select.items()}
     values |= {f"report/{name}": value for name, value in on_report.items()}
     read = Read(time="2026-01-01T00:00:00", trial=7, checkpoint=checkpoint, manifest="0" * 64, metrics=values)
-    return Record(sweep="s", metric="probe/linear", searched_value=0.8, report_reads=reads, reads=(read,) * reads)
+    return ReportReads(sweep="s", metric="probe/linear", searched_value=0.8, report_reads=reads, reads=(read,) * reads)
 
 
 def test_each_probe_is_shown_on_select_and_on_report() -> None:
