@@ -41,7 +41,7 @@ print(sweep.curves.pivot(index="epoch", columns="trial", values="probe/linear"))
 # %%
 best = sweep.best
 assert best is not None, "no trial was completed"
-print(f"trial {best.id}: {sweep.metric} {best.value:.3f}")
+print(f"trial {best.id}: {sweep.metric} {best.value}")
 print(best.config.objective["mmd"])
 
 # %% [markdown]
@@ -51,6 +51,7 @@ print(best.config.objective["mmd"])
 
 # %%
 assert best.checkpoint is not None, "it was removed"
+assert best.checkpoint is not None, "its checkpoint was not kept"
 encoder = trainers.load_encoder(best.checkpoint)
 print(f"{encoder.width} features of images of {encoder.size} px, mean {encoder.mean.tolist()}")
 

@@ -64,6 +64,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.checkpoint",
         "trainers.report",
         "trainers.config",
+        "trainers.upgrade",
     },
     "trainers.train": {
         "trainers.sentinel",
@@ -106,8 +107,20 @@ LAYERS: dict[str, set[str]] = {
     "trainers.masking": {"trainers.keyed_random", "trainers.settings"},
     "trainers.objective": {"trainers.terms", "trainers.usercode"},
     "trainers.optim": {"trainers.settings"},
-    "trainers.data": {"trainers.config", "trainers.settings", "trainers.storage", "trainers.upgrade"},
-    "trainers.checkpoint": {"trainers.report", "trainers.config", "trainers.storage", "trainers.upgrade"},
+    "trainers.data": {
+        "trainers.config",
+        "trainers.settings",
+        "trainers.storage",
+        "trainers.files",
+        "trainers.upgrade",
+    },
+    "trainers.checkpoint": {
+        "trainers.report",
+        "trainers.config",
+        "trainers.storage",
+        "trainers.files",
+        "trainers.upgrade",
+    },
     "trainers.report": {"trainers.storage"},
     "trainers.changes": {"trainers.config", "trainers.upgrade", "trainers.usercode"},
     "trainers.config": {"trainers.terms", "trainers.settings", "trainers.usercode"},
@@ -122,7 +135,8 @@ LAYERS: dict[str, set[str]] = {
     "trainers.upgrade": set(),
     "trainers.usercode": set(),
     "trainers.keyed_random": set(),
-    "trainers.storage": set(),
+    "trainers.storage": {"trainers.files"},
+    "trainers.files": set(),
     "trainers.dist": set(),
 }
 """Every arrow between parts that is allowed: what a part may import, in a function or for types as well. No others."""
@@ -133,6 +147,15 @@ UNKNOWN_TO = {
     "pretune.core": {"ray", "torch", "torchvision", "ffcv", "rich", "typer"},
 }
 """Libraries that a part never imports itself, wherever in its files."""
+PRIVATE_TO_RAY = {"_private", "_raylet", "_internal", "internal_kv"}
+USE_THEM = {
+    "platform/pretune/execution/ray_private.py": "the one place",
+    "tests/test_architecture.py": "gives the KubeRay manifest to the operator's own reader",
+    "tests/chaos/__main__.py": "silences what Ray says of processes that are killed on purpose",
+    "tests/chaos/clusters.py": "counts actors where no dashboard does",
+    "tests/chaos/nodes.py": "announces, as a cloud would, that a machine goes",
+}
+"""Files that use names of Ray with such a part, which may change with each version, and why they must."""
 
 
 def source_files(package: str) -> list[Path]:
@@ -226,6 +249,33 @@ def test_no_two_modules_import_each_other_even_in_functions() -> None:
 def test_no_file_of_the_platform_lies_outside_a_layer() -> None:
     flat = {path.name for path in PACKAGES["pretune"].glob("*.py")}
     assert flat == {"__init__.py", "__main__.py", "sweep.py"}
+
+
+def private_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Parts of dotted names, imported or looked up, that are private to Ray."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [str(getattr(node, "module", ""))]
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr]
+        else:
+            continue
+        yield from ((part, node.lineno) for name in names for part in name.split(".") if part in PRIVATE_TO_RAY)
+
+
+def test_rays_private_names_are_used_in_one_place() -> None:
+    folders = ("platform", "search_spaces", "trainers", "benchmarks", "tests")
+    found = {
+        str(path.relative_to(ROOT)): uses
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (uses := list(private_names(ast.parse(path.read_text()))))
+    }
+    elsewhere = [
+        f"{path}:{line} uses {part}" for path, uses in found.items() if path not in USE_THEM for part, line in uses
+    ]
+    assert not elsewhere, f"ask Ray through platform/pretune/execution/ray_private.py: {elsewhere}"
+    assert found.keys() == USE_THEM.keys(), "USE_THEM names a file that no longer uses any"
 
 
 def test_only_the_worker_imports_torch_at_the_top_of_the_platform() -> None:

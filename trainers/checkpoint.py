@@ -6,7 +6,6 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from pydantic import ValidationError
 
-from trainers import storage
+from trainers import files, storage
 from trainers.config import TrialConfig
 from trainers.report import MANIFEST, Checkpoint
 from trainers.upgrade import upgrade_config
@@ -70,15 +69,14 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")
     with _saying_how_much(folder, state):
-        with _whole(path) as file:
+        with files.opened_whole(path) as file:
             hashing = _HashingFile(file)
             try:
                 torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
             except RuntimeError as error:  # torch's writer puts its own complaint in the place of the file's
                 raise hashing.error or error from None
         saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
-        with _whole(Path(saved.manifest)) as file:
-            file.write(saved.model_dump_json().encode())
+        files.write_whole(Path(saved.manifest), saved.model_dump_json())
     return saved
 
 
@@ -271,20 +269,6 @@ def _tensor_bytes(value: Any) -> int:
     if isinstance(value, list | tuple):
         return sum(_tensor_bytes(item) for item in value)
     return 0
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that has its name only once all of its bytes are on disk."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 class _HashingFile:

@@ -26,6 +26,7 @@ from trainers.data.views import LEAST_DEVIATION
 from trainers.evaluation.probe import BATCH_SIZE
 from trainers.model import build_model
 from trainers.report import Checkpoint
+from trainers.upgrade import upgrade_config
 
 Branch = Literal["student", "teacher"]
 
@@ -126,7 +127,7 @@ def load_encoder(
     """
     found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
     state = checkpoints.load(found)
-    config = TrialConfig.model_validate(state["config"])
+    config = TrialConfig.model_validate(upgrade_config(state["config"]))
     model = build_model(config)
     model.load_state_dict(state["model"])
     if branch == "teacher" and model.teacher is None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+
+from trainers import files
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def parent_of(uri: str) -> str:
 
 
 def write(uri: str, content: bytes, *, bound_s: float = BOUND_S) -> None:
-    """The whole object or none: a bucket shows it once it is complete; a folder gets it aside and renamed."""
+    """The whole object or none: a bucket shows it once it is complete, a folder as well."""
     _trying(f"write {uri}", lambda: _put(uri, content), bound_s)
 
 
@@ -183,30 +184,21 @@ def locate(uri: str) -> tuple[Any, str]:
 
 def _put(uri: str, content: bytes | Path) -> None:
     system, path = locate(uri)
-    local = urlsplit(uri).scheme == "file"
-    target = path
-    if local:
-        folder, _, name = path.rpartition("/")
-        system.create_dir(folder, recursive=True)
-        target = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        with system.open_output_stream(target) as stream:
-            if isinstance(content, bytes):
-                stream.write(content)
-            else:
-                with content.open("rb") as file:
-                    while block := file.read(BLOCK):
-                        stream.write(block)
-        if local:
-            handle = os.open(target, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            system.move(target, path)
-    finally:
-        if local:
-            Path(target).unlink(missing_ok=True)
+    if urlsplit(uri).scheme != "file":
+        return _fill(system, path, content)
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    with files.opened_whole(Path(path)) as aside:
+        _fill(system, aside.name, content)
+
+
+def _fill(system: Any, path: str, content: bytes | Path) -> None:
+    with system.open_output_stream(path) as stream:
+        if isinstance(content, bytes):
+            stream.write(content)
+        else:
+            with content.open("rb") as file:
+                while block := file.read(BLOCK):
+                    stream.write(block)
 
 
 def _trying(what: str, act: Callable[[], Result], bound_s: float) -> Result:

@@ -90,22 +90,19 @@ def load(reference: str, *, sha256: str | None = None) -> Found:
     """The object that `reference` names; a file by its whole path. Each version of a file is run once per process.
 
     ValueError where file, module or name is missing, and with the user's own traceback where it cannot be imported;
-    ChangedError where the file is not the one of that `sha256`.
+    ChangedError, and nothing is run, where the file is not the one of that `sha256`.
     """
     place, name = parsed(reference)
-    module, digest = _from_file(Path(place)) if place.endswith(".py") else (_module(place), None)
+    module, digest = _from_file(Path(place), sha256) if place.endswith(".py") else (_module(place), None)
     thing: Any = module
     for step in name.split("."):
         if not hasattr(thing, step):
             known = [key for key, value in vars(thing).items() if getattr(value, "__module__", "") == module.__name__]
             raise ValueError(f"{place} has no {step!r}; known: {', '.join(known)}{guess(step, known)}")
         thing = getattr(thing, step)
-    digest = digest or _digest(thing, module)
-    if sha256 is not None and digest != sha256:
-        raise ChangedError(
-            f"{place} must have sha256 {sha256[:12]}…, as when this run was requested, but has "
-            f"{'none' if digest is None else digest[:12] + '…'}; put the file back, or begin a new run"
-        )
+    if digest is None:
+        digest = _digest(thing, module)
+        _check_unchanged(place, digest, sha256)
     return Found(thing, digest)
 
 
@@ -162,16 +159,27 @@ def put_on_path(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _from_file(path: Path) -> tuple[ModuleType, str]:
+def _check_unchanged(place: object, digest: str | None, sha256: str | None) -> None:
+    if sha256 is not None and digest != sha256:
+        found = "there is no such file" if digest is None else f"has {digest[:12]}…"
+        raise ChangedError(
+            f"{place} must have sha256 {sha256[:12]}…, as when this run was requested, but {found}; put the file back, "
+            "or begin a new run"
+        )
+
+
+def _from_file(path: Path, sha256: str | None) -> tuple[ModuleType, str]:
     if not path.is_absolute():
         raise ValueError(
             f"{path} must be a whole path here, as whoever runs it works in another folder; write "
             f"{Path.cwd() / path}, or in Python f'{{Path(__file__).parent}}/{path.name}:…'"
         )
     if not path.is_file():
+        _check_unchanged(path, None, sha256)
         raise ValueError(f"there is no file {path} on this machine; check the path, or name a module that is installed")
     source = path.read_bytes()
     digest = hashlib.sha256(source).hexdigest()
+    _check_unchanged(path, digest, sha256)
     # Registered under a name that shadows nothing: dataclasses and pydantic look their module up.
     name = f"_pretune_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     known = sys.modules.get(name)
@@ -299,7 +307,7 @@ def check_call(function: Any, *given: object, settings: Mapping[str, Any], **nam
         known = [name for name in list(signature.parameters)[len(given) :] if name not in named]
         word = next((name for name in settings if name not in known), "")
         raise ValueError(
-            f"{where(function)} cannot be called as it must be: {error}; its settings: "
+            f"{where(function)} cannot be called with {', '.join(settings) or 'no settings'}: {error}; known settings: "
             f"{', '.join(known) or 'none'}{guess(word, known)}"
         ) from error
 

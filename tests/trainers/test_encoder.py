@@ -255,6 +255,8 @@ def test_an_older_checkpoint_finds_the_mean_of_its_images_in_its_data_set(tmp_pa
     shutil.copytree(digits.folder, tmp_path / "moved")
     state = checkpoint.load(run.saved)
     state["config"]["data"]["path"] = str(tmp_path / "gone")
+    for view in state["config"]["views"]:  # as this setting was called before 0.2
+        view["flip"] = view.pop("flip_probability")
     lost = checkpoint.save(tmp_path / "lost", {**state, "format": 1}, epoch=1)
     with pytest.raises(ValueError, match=r"does not hold the mean of its images.*load_encoder\(…, data=FOLDER\)"):
         load_encoder(lost)

@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import own_parts
 from tests.two_processes import TwoProcesses
 from trainers import checkpoint, dist
 from trainers import train as train_module
@@ -193,6 +194,15 @@ AUTOENCODER: dict[str, Any] = {
     "objective": {"reconstruction": {}},
     "optimizer": {"kind": "adamw", "learning_rate": 0.003},
 }
+MINE = str(Path(own_parts.__file__))
+OWN: dict[str, Any] = {
+    "views": [
+        {"size": SIZE, "operations": {"noise": {"kind": f"{MINE}:noise", "probability": 0.5, "strength": 0.3}}},
+        {"size": SIZE},
+    ],
+    "model": {"backbone": {"kind": f"{MINE}:Net", "width": 8}, "teacher": {"momentum": 0.9}},
+    "objective": {"alignment": {}, "mine": {"kind": f"{MINE}:Spread", "strength": 2.0}},
+}
 VARIANTS = {
     "sgd": {},
     "lars, teacher, predictor": {
@@ -204,6 +214,7 @@ VARIANTS = {
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
     "dino, multi-crop": DINO,
+    "parts of one's own": OWN,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -580,6 +591,7 @@ WORKER_VARIANTS = {
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
     "dino, multi-crop": DINO,
+    "parts of one's own": OWN,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 
@@ -624,7 +636,7 @@ def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochRe
     return outcome, recorder.reports, {name: value.detach() for name, value in models[0].state_dict().items()}
 
 
-@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO], ids=["lars", "dino"])
+@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO, OWN], ids=["lars", "dino", "own"])
 def test_two_workers_train_the_model_of_one(
     two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

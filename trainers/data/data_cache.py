@@ -26,6 +26,7 @@ from trainers.data.manifest import (
     parse_manifest,
     quick_hash,
 )
+from trainers.files import opened_whole, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -88,23 +89,18 @@ def _fetch(place: str, folder: Path, text: bytes, files: Sequence[str]) -> None:
     """Bring what `folder` lacks of `files`, each aside and renamed."""
     manifest = parse_manifest(text, place)
     folder.mkdir(exist_ok=True)
-    _put(folder / MANIFEST_FILE, text)
+    write_whole(folder / MANIFEST_FILE, text)
     missing = _missing(folder, files)
     _make_room(folder, sum(manifest.files[name].bytes for name in missing))
     for name in missing:
         logger.info("fetching %s of %s", name, place)
-        aside = folder / f".{name}.part"
-        with aside.open("wb") as file:
+        with opened_whole(folder / name) as file:
             found = storage.download(storage.join(place, name), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if found != manifest.files[name].sha256:
-            aside.unlink()
-            raise ValueError(
-                f"{place}: {name} must have sha256 {manifest.files[name].sha256[:12]}, but has {found[:12]}: it is not "
-                "what `pretune data` wrote; copy the folder there again"
-            )
-        aside.replace(folder / name)
+            if found != manifest.files[name].sha256:
+                raise ValueError(
+                    f"{place}: {name} must have sha256 {manifest.files[name].sha256[:12]}, but has {found[:12]}: it is "
+                    "not what `pretune data` wrote; copy the folder there again"
+                )
 
 
 def _missing(folder: Path, files: Sequence[str]) -> list[str]:
@@ -138,9 +134,3 @@ def _make_room(folder: Path, needed: int) -> None:
             f"{folder.parent}: a copy of the data needs {needed / 1e6:,.0f} MB and {SPARE_BYTES / 1e6:,.0f} MB to "
             f"spare, but {free / 1e6:,.0f} MB are free; make room, or set PRETUNE_CACHE to a folder on another disk"
         )
-
-
-def _put(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -44,6 +44,7 @@ from trainers.data.manifest import (
     verify,
 )
 from trainers.data.splits import Integers, carve, check_population
+from trainers.files import sync, write_whole
 
 if TYPE_CHECKING:
     from trainers.data.sources.base import Images, Source
@@ -228,11 +229,9 @@ def _build_locked(request: _Request) -> Dataset:
         unlabeled = None if request.unlabeled is None else sources.load_unlabeled(request.unlabeled, scratch=scratch)
         manifest = _write(request, source, unlabeled, staging)
         shutil.rmtree(scratch)
-        (staging / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _sync(staging / MANIFEST_FILE)
-        _sync(staging)
+        write_whole(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
         staging.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         full = storage.is_full(error)
         remedy = f"free some disk space or {ELSEWHERE}" if full else "check that it exists, and who may use it"
@@ -266,7 +265,7 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
     np.save(folder / SEARCH_LABELS, np.concatenate([rows.labels for rows in splits[:-1]]))
     np.save(folder / REPORT_LABELS, splits[-1].labels)
     for name in (SEARCH_LABELS, REPORT_LABELS):
-        _sync(folder / name)
+        sync(folder / name)
     mean, std = _moments(written["train"].histogram)
     by_name = {rows.split: rows for rows in splits}
     duplicates = _duplicates({split: part.digests for split, part in written.items()})
@@ -543,11 +542,3 @@ def _lock(out: Path, *, wait_s: float) -> Iterator[None]:
         ) from error
     with lock:
         yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

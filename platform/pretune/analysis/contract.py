@@ -77,7 +77,7 @@ def run(asked: Asked) -> Iterator[Verdict]:
     from trainers.contracts import INTERRUPTED_AFTER, STEPS
 
     trial = trial_of(asked)
-    with _one_thread(), _Ranks(asked) as ranks:
+    with _one_thread():
         sound = True
         for name, contract in trial.basic():
             verdict = _tried(name, contract) if sound else Verdict(name, None)
@@ -86,10 +86,11 @@ def run(asked: Asked) -> Iterator[Verdict]:
         if not sound:
             yield from (Verdict(name, None) for name in (*dict(trial.further()), TWO_WORKERS, RESUME))
             return
-        ranks.send(trial.steps(0, INTERRUPTED_AFTER, {}))  # meanwhile they have imported what they need
-        yield from (_tried(name, contract) for name, contract in trial.further())
-        alone, whole = trial.share(), trial.steps(0, STEPS, {})
-        answers = ranks.answers()
+        with _Ranks(asked) as ranks:
+            ranks.send(trial.steps(0, INTERRUPTED_AFTER, {}))  # they import what they need meanwhile
+            yield from (_tried(name, contract) for name, contract in trial.further())
+            alone, whole = trial.share(), trial.steps(0, STEPS, {})
+            answers = ranks.answers()
         yield _compared_shares(answers, alone, trial.tolerance)
         yield _compared_steps(answers[0], whole)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, check_understood
 from trainers import storage
 from trainers.config import TrialConfig
+from trainers.files import write_whole
 from trainers.report import Checkpoint
 
 FILE = "finalize.json"
@@ -144,12 +144,8 @@ def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> Repo
         report_reads=len(reads),
         reads=reads,
     )
-    aside = path(result).with_suffix(".json.part")
-    with aside.open("w") as file:
-        file.write(json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path(result))
+    text = json.dumps(found.model_dump(mode="json"), indent=2) + "\n"
+    write_whole(path(result), text)
     if result.remote is not None:
-        storage.write(storage.join(result.remote, FILE), path(result).read_bytes())
+        storage.write(storage.join(result.remote, FILE), text.encode())
     return found

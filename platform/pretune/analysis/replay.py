@@ -37,8 +37,10 @@ class EpochComparison:
 
 
 def trial_of(result: SweepResult, number: int) -> TrialConfig:
-    """The config of a trial that reported at least one epoch. RequestError where there is no such trial, or a later
-    version wrote it.
+    """The config of a trial that reported at least one epoch.
+
+    RequestError where there is no such trial, or a later version wrote it; ValueError where a file of one's own that it
+    names is not what it was.
     """
     check_understood(result)
     if not 0 <= number < len(result.trials):
@@ -54,7 +56,9 @@ def trial_of(result: SweepResult, number: int) -> TrialConfig:
             f"trial {number} of {result.name!r} ({trial.state}) finished no epoch, so there is nothing to compare "
             "with; replay another one"
         )
-    return TrialConfig.model_validate(trial.config)
+    config = TrialConfig.model_validate(trial.config)
+    config.check_own(result.experiment.workers_per_trial)
+    return config
 
 
 def run(

@@ -14,17 +14,19 @@ from pretune.core.choices import LOCAL_ROOT
 
 
 def spaces(incomplete: str) -> list[str]:
-    """The shipped spaces. Of `file.py:function` the shell completes the file."""
+    """Shipped spaces and those of installed packages. Of `file.py:function` the shell completes the file."""
     from search_spaces import SPACES
+    from trainers.usercode import plugins
 
-    return _beginning(incomplete, SPACES)
+    return _beginning(incomplete, [*SPACES, *plugins("pretune.spaces")])
 
 
 def recipes(incomplete: str) -> list[str]:
-    """The shipped recipes."""
+    """Shipped recipes and those of installed packages."""
     from search_spaces import RECIPES
+    from trainers.usercode import plugins
 
-    return _beginning(incomplete, RECIPES)
+    return _beginning(incomplete, [*RECIPES, *plugins("pretune.recipes")])
 
 
 def sweeps(context: typer.Context, incomplete: str) -> list[str]:

@@ -36,6 +36,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.upgrade import FORMAT, this_version, upgrade
 from trainers.config import TrialConfig
+from trainers.files import sync, write_whole
 from trainers.report import Checkpoint
 from trainers.upgrade import drop_unknown, understood
 
@@ -287,7 +288,7 @@ class Journal:
             if self.dropped_bytes:
                 self._file.truncate(size)
                 os.fsync(self._file.fileno())
-            _sync_folder(folder)
+            sync(folder)
         except BaseException:
             os.close(self._lock)
             raise
@@ -360,17 +361,11 @@ def whole_lines(path: Path) -> bytes:
 
 
 def replace(folder: Path, content: bytes) -> None:
-    """Puts `content` in the place of the journal in `folder`, aside and renamed. RequestError: a process runs it."""
+    """Puts `content` in the place of the journal in `folder`. RequestError: a process runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = _lock(folder / LOCK)
     try:
-        aside = folder / f".{FILE}.part"
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(folder / FILE)
-        _sync_folder(folder)
+        write_whole(folder / FILE, content)
     finally:
         os.close(handle)
 
@@ -541,11 +536,3 @@ def _check_first(path: Path, first: dict[str, Any]) -> None:
             f"{path} must begin with a record `opened` of format 1 to {FORMAT}, but begins with "
             f"{first.get('kind')!r} of format {format!r}; restore the file from a copy"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

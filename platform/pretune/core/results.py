@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
 from pretune.core.journal import Later
 from trainers import storage
+from trainers.files import write_whole
 from trainers.report import Checkpoint
 
 BEST = "best.json"
@@ -200,19 +200,14 @@ def best_config_path(folder: Path) -> Path:
 
 
 def write_best(result: SweepResult) -> Path | None:
-    """Writes the winner's config aside and renames it. None, and nothing is written, where there is no winner."""
+    """Writes the winner's config. None, and nothing is written, where there is no winner."""
     if result.winner is None:
         return None
     path = best_config_path(result.folder)
-    aside = path.with_suffix(".json.part")
-    with aside.open("w") as file:
-        json.dump(result.winner.config, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    text = json.dumps(result.winner.config, indent=2) + "\n"
+    write_whole(path, text)
     if result.remote is not None:
-        storage.write(storage.join(result.remote, BEST), path.read_bytes())
+        storage.write(storage.join(result.remote, BEST), text.encode())
     return path
 
 

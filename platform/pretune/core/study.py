@@ -11,7 +11,6 @@ Optuna is told the honest end of each trial:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
+from trainers.files import opened_whole
 
 _STATES: dict[State, TrialState] = {
     "WAITING": TrialState.RUNNING,
@@ -74,12 +74,10 @@ def of(
 
 def write(study: optuna.Study, name: str, path: Path) -> None:
     """Writes `study` to `path` anew, as a journal of Optuna's own, for optuna-dashboard. Never read here."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.unlink(missing_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(aside)))
-    copy = optuna.create_study(storage=storage, study_name=name, direction=study.direction)
-    copy.add_trials(study.trials)
-    os.replace(aside, path)
+    with opened_whole(path) as file:
+        storage = JournalStorage(JournalFileBackend(file.name))
+        copy = optuna.create_study(storage=storage, study_name=name, direction=study.direction)
+        copy.add_trials(study.trials)
 
 
 def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pretune.analysis.ablation import Ablation, Level, collect
 from pretune.core.results import SweepResult
 from pretune.display import format
 from trainers import storage
+from trainers.files import write_whole
 
 FILES = ("ablation.md", "ablation.json")
 LEGEND = (
@@ -48,19 +48,12 @@ def markdown(ablation: Ablation) -> str:
 
 
 def write(result: SweepResult) -> list[Path]:
-    """Writes the table as Markdown and as JSON, each aside and renamed; with a storage URI there as well. Returns where
-    they lie here.
-    """
+    """Writes the table as Markdown and as JSON; with a storage URI there as well. Returns where they lie here."""
     found = collect(result)
     paths = [result.folder / name for name in FILES]
     contents = (markdown(found), found.model_dump_json(indent=2) + "\n")
     for path, content in zip(paths, contents, strict=True):
-        aside = path.with_suffix(path.suffix + ".part")
-        with aside.open("w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_whole(path, content)
         if result.remote is not None:
             storage.write(storage.join(result.remote, path.name), content.encode())
     return paths

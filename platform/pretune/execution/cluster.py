@@ -22,6 +22,7 @@ import yaml
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from pretune.execution import ray_private
 from pretune.execution.environment import environment
 from pretune.execution.logfile import LogFile
 
@@ -32,8 +33,6 @@ SLOT_MEMORY = 1000 * 2**20
 """What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
 sweep measures it anew and prints it."""
 
-HEAD = "node:__internal_head__"
-"""The resource that Ray gives to the head node alone."""
 START_TRIES = 3
 _PREFIX = "pretune-"
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -107,7 +106,7 @@ def slots(experiment: Experiment, nodes: Iterable[Node] | None, *, head_bytes: f
 def head_bytes() -> float:
     """The memory that the connected cluster's head offers, in bytes."""
     present = ray.nodes()  # type: ignore[no-untyped-call]
-    heads = [node["Resources"] for node in present if node["Alive"] and HEAD in node["Resources"]]
+    heads = [node["Resources"] for node in present if node["Alive"] and ray_private.HEAD in node["Resources"]]
     return float(heads[0].get("memory", math.inf)) if heads else math.inf
 
 
@@ -216,14 +215,13 @@ def _own_token() -> Iterator[None]:
     Ray switches token authentication on for a local cluster by itself and saves its token in the home folder, where the
     next `ray start` finds it and demands it of all its nodes.
     """
-    loader = ray._raylet.AuthenticationTokenLoader.instance()  # type: ignore[attr-defined]
     with environment({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
-        loader.reset_cache()  # Ray remembers the token of an earlier cluster of this process
+        ray_private.forget_token()  # of an earlier cluster of this process
         try:
             yield
         finally:
             ray.shutdown()
-    loader.reset_cache()
+    ray_private.forget_token()
 
 
 @contextmanager
@@ -261,7 +259,7 @@ def _autoscaling_config(gcs_address: str) -> dict[str, Any] | None:
 
 def _autoscales() -> bool:
     """Whether an autoscaler with node types of its own runs: one that only watches calls each node's type node_<id>."""
-    status = ray.experimental.internal_kv._internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS)
+    status = ray_private.autoscaler_status()
     # A cluster that has just started has no status yet, then one without a report.
     report = json.loads(status).get("autoscaler_report") if status else None
     types = report["active_nodes"] if report else {}

@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretune.execution import ray_private
 from pretune.execution.mailbox import Command, Event, Mailbox, Ready, Worker
 from pretune.execution.processes import kill_process, process_started, proportional_bytes
 from pretune.execution.settings import SlotSettings
+from trainers.files import write_whole
 
 if TYPE_CHECKING:
     from pretune.execution.worker import Train
@@ -265,7 +267,7 @@ class Group:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)
                 logger.info("%s: generation %d is ready, pids %s", self.name, event.generation, pids)
-                self._record.write_text(event.workers[0].placement_group)
+                write_whole(self._record, event.workers[0].placement_group)
                 return event
             if event.generation == self.generation and self.workers:
                 return event
@@ -273,15 +275,14 @@ class Group:
 
     def _heed_notices(self) -> None:
         """Looks for machines that Ray is about to give back (a spot instance that is reclaimed, a drain) and tells the
-        workers. It is what Ray Train's own preemption watcher asks, without a process for it in each group.
+        workers, as Ray Train's own preemption watcher would with a process for it in each group.
         """
         import ray
 
         if self.preempted or not self.workers or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + POLL_S
-        draining = ray._private.state.state.get_draining_nodes()
-        leaving = sorted({worker.node for worker in self.workers} & draining.keys())
+        leaving = sorted({worker.node for worker in self.workers} & ray_private.draining_nodes())
         if leaving:
             self.preempted = True
             logger.warning("%s: node %s will be taken away; its workers save", self.name, ", ".join(leaving))

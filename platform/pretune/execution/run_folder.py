@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pretune.core.errors import RequestError
 from trainers.config import TrialConfig
+from trainers.files import write_whole
 from trainers.report import Checkpoint, EpochReport
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -75,8 +76,8 @@ class RunLog:
         self._before = {name: path.read_text() for name in (CONFIG, METRICS) if (path := folder / name).is_file()}
         folder.mkdir(parents=True, exist_ok=True)
         done = [report for report in read(folder) if resume is not None and report.epoch <= resume.epoch]
-        _write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        _write_whole(folder / METRICS, "".join(report.model_dump_json() + "\n" for report in done))
+        write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+        write_whole(folder / METRICS, "".join(report.model_dump_json() + "\n" for report in done))
         self._file = (folder / METRICS).open("a")
         self.last: EpochReport | None = done[-1] if done else None
 
@@ -96,7 +97,7 @@ class RunLog:
         if not self._before:
             shutil.rmtree(self.folder)
         for name, text in self._before.items():
-            _write_whole(self.folder / name, text)
+            write_whole(self.folder / name, text)
 
     def close(self) -> None:
         """Close the files; safe to call again."""
@@ -107,9 +108,3 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text)
-    aside.replace(path)

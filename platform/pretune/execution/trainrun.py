@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from pretune.execution import worker
+from pretune.execution import ray_private, worker
 from trainers import storage
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
 PLACEMENT_ATTEMPT_S = 30.0
 """How long one attempt to place the group may take. Between two attempts the run can be ended."""
-UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-"""Parts of Ray Train that start a process each and have nothing to do here. The cleaner asks the dashboard each second
-whether the controller lives, and never finds out where there is no dashboard; `group.py` takes back what a dead slot
-held."""
 
 
 def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callable[[], Train] | None) -> TorchTrainer:
@@ -63,8 +58,8 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
             logging_config=LoggingConfig(log_level="CRITICAL"),
         )
     )
-    run_config.callbacks = [EndWithSlot(mailbox)]
-    return LeanTrainer(
+    run_config.callbacks = [ray_private.before_each_group(partial(end_with_slot, mailbox))]
+    return ray_private.lean_trainer()(
         worker.loop,
         train_loop_config={
             "mailbox": mailbox,
@@ -83,24 +78,11 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
     )
 
 
-class LeanTrainer(TorchTrainer):
-    """TorchTrainer without the parts that a slot does not use: fewer processes, an earlier first trial."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [one for one in callbacks if type(one).__name__ not in UNUSED]
-
-
 class SlotClosedError(RuntimeError):
     """Raised in Ray Train's controller: the slot wants no further worker group."""
 
 
-class EndWithSlot(ControllerCallback):
-    """Asks the mailbox before each start of a worker group. Ray Train does not retry an error that is raised here."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def before_controller_execute_resize_decision(self, resize_decision: object) -> None:
-        if ray.get(self._mailbox.closed.remote(os.getpid()), timeout=60.0):
-            raise SlotClosedError("the slot is closing; no further worker group is started")
+def end_with_slot(mailbox: Any) -> None:
+    """Asked in Ray Train's controller before each start of a worker group; the mailbox is told its pid by the way."""
+    if ray.get(mailbox.closed.remote(os.getpid()), timeout=60.0):
+        raise SlotClosedError("the slot is closing; no further worker group is started")

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from pretune.core.conductor import Conductor
 from pretune.core.rows import Handout, Row
+from pretune.execution import ray_private
 from pretune.execution.environment import environment
 
 ENVIRONMENT = {
@@ -99,7 +100,7 @@ class ConductedScheduler(_Inert, FIFOScheduler):
             go_on = self._conductor.reported(Row.from_result(_number(trial), result))
         if self._conductor.all_handed_out:
             # Tune keeps an idle actor until the search is over, as a trial might still come; its node should go now.
-            tune_controller._cleanup_cached_actors(force_all=True)
+            ray_private.end_idle_actors(tune_controller)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:

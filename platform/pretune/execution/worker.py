@@ -15,7 +15,6 @@ import os
 import random
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +31,7 @@ from pretune.execution.processes import process_started
 from pretune.execution.settings import SlotSettings
 from trainers import storage
 from trainers.config import TrialConfig
+from trainers.files import write_whole
 from trainers.report import Checkpoint, EpochReport, Outcome
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def run_trial(
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        write_config(config, folder / "config.json")
+        write_whole(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     epochs = order.resume.epoch if order.resume else 0
     out_of_memory: str | None = None
 
@@ -155,12 +155,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
-def write_config(config: TrialConfig, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    aside.replace(path)
 
 
 def start_clean(config: TrialConfig, device: torch.device) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "part",
     "plugin",
     "plugins",
+    "reference",
     "where",
     "with_absolute_kinds",
 ]
@@ -124,9 +125,8 @@ def reference(function: Callable[..., Any], *, what: str) -> str:
             f"{what} must be found again when the sweep is resumed, but {name or repr(function)} lies in no file that "
             f"can be imported; save it to one (in a notebook: %%writefile mine.py) and give 'mine.py:{example}'"
         )
-    of_a_package = "." in module.__name__ or hasattr(module, "__path__")
-    file = getattr(module, "__file__", None)
-    return f"{module.__name__}:{name}" if of_a_package or file is None else f"{Path(file).resolve()}:{name}"
+    file, of_a_package = getattr(module, "__file__", None), "." in module.__name__ or hasattr(module, "__path__")
+    return usercode.reference_to(function) if of_a_package or file is None else f"{Path(file).resolve()}:{name}"
 
 
 def call(function: Callable[..., Result], *arguments: Any, what: str) -> Result:

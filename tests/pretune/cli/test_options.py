@@ -16,8 +16,9 @@ FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config"}
 
 
 def options() -> set[str]:
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    parameters = [parameter for command in commands for parameter in command.params]
+    root = typer.main.get_command(app)
+    commands = root.commands.values()  # type: ignore[attr-defined]
+    parameters = [parameter for command in (root, *commands) for parameter in command.params]
     return {"--help"} | {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
 
 

@@ -18,6 +18,8 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.search import Search, Space
+from tests import own_parts
+from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
@@ -331,3 +333,37 @@ def test_cma_es_learns_nothing_from_the_last_value_of_a_trial_that_went_on_to_di
     assert [trial.params for trial in late] == [trial.params for trial in early]
     told = search(numbers, sampler="cmaes", seed=4).study(late).trials
     assert all(not trial.intermediate_values for trial in told if trial.constraints)
+
+
+# ---- parts of one's own ----------------------------------------------------------------------------------------------
+
+
+def test_a_proposals_own_parts_get_their_files_hashes() -> None:
+    def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_changes(base, {"objective.mine.kind": f"{own_parts.__file__}:Spread"})
+
+    made = search(space)
+    made.check()
+    proposal = made.ask([])
+    assert proposal is not None
+    assert proposal.config is not None
+    assert proposal.config.own_parts["objective.mine"].source_sha256
+
+
+def test_a_part_that_cannot_be_in_a_trial_is_the_parameters_fault_and_a_changed_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(Path(own_parts.__file__).read_text())
+
+    def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_changes(base, {"objective.mine.strenght": 2.0} if trial.suggest_categorical("bad", [0, 1]) else {})
+
+    base = with_changes(BASE, {"objective.mine.kind": f"{tmp_path}/mine.py:Spread"}).completed()
+    made = search(space, base=base)
+    made.check()
+    refusals = [made.refusal({"bad": bad}) for bad in (0, 1)]
+    assert "unknown key: 'objective.mine.strenght'" in refusals[1]
+    (tmp_path / "mine.py").write_text("raise AssertionError('another file is not run')")
+    with pytest.raises(RequestError, match=r"objective\.mine\.kind: .* must have sha256 .*put the file back"):
+        made.ask([])
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(RequestError, match="but there is no such file; put the file back"):
+        made.ask([])

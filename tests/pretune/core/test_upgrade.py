@@ -65,8 +65,8 @@ def old(values: Any) -> Any:
         return [old(value) for value in values]
     if not isinstance(values, dict):
         return values
-    names = {f"{name}_probability": name for name in ("flip", "jitter", "grayscale", "blur", "solarize")}
-    renamed: dict[str, Any] = {names.get(key, key): old(value) for key, value in values.items() if key != "format"}
+    views = {f"{name}_probability": name for name in ("flip", "jitter", "grayscale", "blur", "solarize")}
+    renamed = {str(views.get(key, key)): old(value) for key, value in values.items() if key != "format"}
     if "beta1" in renamed:
         beta1 = renamed.pop("beta1")
         renamed["momentum"] = beta1 if "adam" in renamed["kind"] else renamed["momentum"]

@@ -21,13 +21,9 @@ def record(reads: int, on_select: Mapping[str, float] = {}, on_report: Mapping[s
 
 
 def test_each_probe_is_shown_on_select_and_on_report() -> None:
-    metrics = {
-        "probe__linear": 0.8,
-        "probe__linear_stderr": 0.01,
-        "report__linear": 0.75,
-        "report__linear_stderr": 0.02,
-    }
-    lines = words(table(record(1, **metrics, report__full_linear=0.9)))
+    on_select = {"linear": 0.8, "linear_stderr": 0.01}
+    on_report = {"linear": 0.75, "linear_stderr": 0.02, "full_linear": 0.9}
+    lines = words(table(record(1, on_select, on_report)))
     assert ["trial", "7", "on", "select", "on", "report"] in lines
     assert ["linear", "probe,", "as", "searched", "0.800", "±", "0.010", "0.750", "±", "0.020"] in lines
     assert ["linear", "probe,", "all", "labels", "–", "0.900"] in lines

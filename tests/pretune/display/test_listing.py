@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pretune.display.listing import table
 from tests.pretune.display.screen import shown, words
 
 
 def test_every_entry_has_its_name_its_line_and_what_belongs_to_it() -> None:
-    found = {
+    found: dict[str, list[dict[str, Any]]] = {
         "spaces": [{"name": "kernels", "description": "Which kernel?", "recipe": "sfrik_tiny"}],
         "data": [
             {"name": "digits", "description": "built in", "folder": "data/digits"},

@@ -15,7 +15,7 @@ import yaml
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.execution import cluster
+from pretune.execution import cluster, ray_private
 from pretune.execution.cluster import SLOT_MEMORY, configured_nodes, connected, slots
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
@@ -137,5 +137,5 @@ def test_a_cluster_autoscales_if_its_status_names_types_of_nodes(
     monkeypatch: pytest.MonkeyPatch, status: Any, expected: bool
 ) -> None:
     written = None if status is None else json.dumps(status).encode()
-    monkeypatch.setattr(ray.experimental.internal_kv, "_internal_kv_get", lambda _: written)
+    monkeypatch.setattr(ray_private, "autoscaler_status", lambda: written)
     assert cluster._autoscales() is expected

@@ -25,6 +25,7 @@ import torch.distributed
 from ray import tune
 
 from pretune.core.rows import Handout, Row
+from pretune.execution import ray_private
 from pretune.execution.processes import process_started
 from pretune.execution.slot import POINTER_FILE, Slot, SlotSettings
 from trainers.config import TrialConfig
@@ -296,8 +297,7 @@ def test_a_machine_that_is_taken_away_is_announced_to_the_workers_and_is_no_fail
     slot: Slot, sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = ray.get_runtime_context().get_node_id()
-    state = ray._private.state.state
-    monkeypatch.setattr(state, "get_draining_nodes", lambda: {here: 0} if slot._trial.number == 70 else {})
+    monkeypatch.setattr(ray_private, "draining_nodes", lambda: {here} if slot._trial.number == 70 else set())
     rows = serve(slot, 70)
     assert [row.epoch for row in rows] == [1, 2, 3, 3]
     assert (rows[-1].outcome, rows[-1].failures) == ("complete", 0)

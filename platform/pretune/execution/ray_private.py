@@ -1,0 +1,103 @@
+"""All that is asked of Ray by names which it does not promise to keep: with another version of Ray, look here.
+
+Each function says what it asks for and why no public name will do. tests/pretune/execution/test_ray_private.py compares
+what is expected here with the Ray that is installed, and tests/test_architecture.py finds such names elsewhere.
+Ray Train is imported where it is used: torch comes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+CHECKED_WITH = "2.60.0"
+"""The version of Ray whose source was read for this file."""
+
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to the head node alone. `ray.nodes()` tells the head by nothing else; `ray.util.state`
+asks a dashboard."""
+UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+"""Parts of Ray Train that start a process each and have nothing to do here. The cleaner asks the dashboard each second
+whether the controller lives, and never finds out where there is no dashboard; `group.py` takes back what a dead slot
+held."""
+
+
+# ---- the cluster -----------------------------------------------------------------------------------------------------
+
+
+def forget_token() -> None:
+    """Makes Ray read the token of its authentication anew, from `RAY_AUTH_TOKEN` or wherever it finds one.
+
+    It remembers the first that it read in a process, also when `ray.shutdown` has left the cluster that asked for it;
+    for a process that starts one cluster after another there is no public way to another token.
+    """
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+
+
+def autoscaler_status() -> bytes | None:
+    """What the connected cluster's autoscaler last wrote of itself, as JSON; None before it wrote anything.
+
+    The command `ray status` makes its text from this. Neither `ray.autoscaler` nor `ray.util.state` gives it to a
+    program.
+    """
+    key = ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS
+    status: bytes | None = ray.experimental.internal_kv._internal_kv_get(key)
+    return status
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that Ray is about to give back: spot instances that are reclaimed, nodes told to drain.
+
+    `ray.nodes()` has them among the living until they are gone. Ray Train's own preemption watcher asks the same.
+    """
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+# ---- Ray Tune --------------------------------------------------------------------------------------------------------
+
+
+def end_idle_actors(tune_controller: Any) -> None:
+    """Ends the actors that Tune keeps for a next trial, given what a scheduler is given as its controller.
+
+    Without that they stay until the search is over, as a trial might still come, and with them their nodes. The public
+    setting, `reuse_actors`, keeps them for the whole search or not at all.
+    """
+    tune_controller._cleanup_cached_actors(force_all=True)
+
+
+# ---- Ray Train -------------------------------------------------------------------------------------------------------
+
+
+def lean_trainer() -> type[TorchTrainer]:
+    """TorchTrainer without the parts named in `UNUSED`: fewer processes, an earlier first trial.
+
+    `RunConfig.callbacks` adds to these parts, and nothing public takes one away.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in callbacks if type(one).__name__ not in UNUSED]
+
+    return LeanTrainer
+
+
+def before_each_group(ask: Callable[[], None]) -> Any:
+    """A member of `RunConfig.callbacks`: Ray Train's controller calls `ask` before each start of a worker group.
+
+    What `ask` raises there ends the run, and is not retried. It is pickled on its way to the controller. The public
+    `ray.train.UserCallback` hears of reports and of what workers raised; nobody asks it before a group starts.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Asking(ControllerCallback):
+        def before_controller_execute_resize_decision(self, resize_decision: object) -> None:
+            ask()
+
+    return Asking()

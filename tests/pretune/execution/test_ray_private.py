@@ -1,0 +1,136 @@
+"""The names that Ray does not promise to keep are there, with the shape that ray_private.py expects of them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pretune.execution import ray_private
+from pretune.execution.cluster import connected
+
+VERSIONS = f"ray_private.py was checked with Ray {ray_private.CHECKED_WITH}, installed is {ray.__version__}"
+
+
+def found(module: str, path: str) -> Any:
+    """What `module` has under the dotted `path`; the test fails, naming both versions, where it has nothing there."""
+    try:
+        value: Any = importlib.import_module(module)
+        for name in path.split("."):
+            value = getattr(value, name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{module}.{path} is gone ({error}); {VERSIONS}")
+    return value
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "parameters"),
+    [
+        ("ray._raylet", "AuthenticationTokenLoader.instance", []),
+        ("ray._raylet", "AuthenticationTokenLoader.reset_cache", ["self"]),
+        ("ray.experimental.internal_kv", "_internal_kv_get", ["key", "namespace"]),
+        ("ray._private.state", "GlobalState.get_draining_nodes", ["self"]),
+        ("ray.tune.execution.tune_controller", "TuneController._cleanup_cached_actors", ["self", "force_all"]),
+        ("ray.train.torch", "TorchTrainer._create_default_callbacks", ["self"]),
+        (
+            "ray.train.v2._internal.execution.callback",
+            "ControllerCallback.before_controller_execute_resize_decision",
+            ["self", "resize_decision"],
+        ),
+    ],
+)
+def test_each_function_is_there_and_takes_what_it_is_given(module: str, path: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(found(module, path)).parameters) == parameters, VERSIONS
+
+
+def test_each_value_is_there_and_is_what_it_is_taken_for() -> None:
+    assert found("ray._common.constants", "HEAD_NODE_RESOURCE_NAME") == ray_private.HEAD, VERSIONS
+    assert found("ray._private.ray_constants", "DEBUG_AUTOSCALING_STATUS") == "__autoscaling_status", VERSIONS
+    assert isinstance(found("ray._private.state", "state"), found("ray._private.state", "GlobalState")), VERSIONS
+
+
+def test_the_autoscaler_writes_its_status_where_it_is_looked_for() -> None:
+    monitor = inspect.getsource(found("ray.autoscaler._private.monitor", "Monitor"))
+    assert "ray_constants.DEBUG_AUTOSCALING_STATUS, as_json" in monitor, VERSIONS
+    assert '"autoscaler_report"' in monitor, VERSIONS
+
+
+# --- Ray Train --------------------------------------------------------------------------------------------------------
+
+
+OF_RAY_DATA = pytest.mark.filterwarnings(r"ignore:.* is deprecated:DeprecationWarning:ray\.data")
+"""Ray Train makes Ray Data's settings, whose own fields are deprecated."""
+
+
+def refuse() -> None:
+    raise RuntimeError("no further group")
+
+
+@pytest.fixture
+def trainers() -> tuple[Any, Any]:
+    """Ray's own trainer and the lean one, both with a callback that refuses each start of a group."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
+
+    def make(kind: Any) -> Any:
+        run_config = RunConfig(callbacks=[ray_private.before_each_group(refuse)])
+        return kind(lambda: None, scaling_config=ScalingConfig(num_workers=1), run_config=run_config)
+
+    return make(TorchTrainer), make(ray_private.lean_trainer())
+
+
+@OF_RAY_DATA
+def test_the_lean_trainer_leaves_out_what_is_unused_and_nothing_else(trainers: tuple[Any, Any]) -> None:
+    whole, lean = ([type(one).__name__ for one in trainer._create_default_callbacks()] for trainer in trainers)
+    assert set(whole) >= ray_private.UNUSED, VERSIONS
+    assert lean == [name for name in whole if name not in ray_private.UNUSED], VERSIONS
+
+
+@OF_RAY_DATA
+def test_the_controller_gets_the_callback_and_may_pickle_it(trainers: tuple[Any, Any]) -> None:
+    _, lean = trainers
+    # Ray Train looks for what a callback can do by its class.
+    base = found("ray.train.v2._internal.execution.callback", "ControllerCallback")
+    asking = [one for one in lean._create_default_callbacks() if isinstance(one, base)][-1:]
+    (arrived,) = ray.cloudpickle.loads(ray.cloudpickle.dumps(asking))  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="no further group"):
+        arrived.before_controller_execute_resize_decision(None)
+
+
+# --- a process, and a cluster -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _token_restored() -> Iterator[None]:
+    yield
+    ray_private.forget_token()
+
+
+@pytest.mark.usefixtures("_token_restored")
+def test_a_token_is_remembered_until_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def token() -> str:
+        loader = found("ray._raylet", "AuthenticationTokenLoader").instance()
+        return str(loader.get_raw_token(ignore_auth_mode=True))
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    ray_private.forget_token()
+    assert token() == "a" * 64, VERSIONS
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
+    assert token() == "a" * 64, VERSIONS
+    ray_private.forget_token()
+    assert token() == "b" * 64, VERSIONS
+
+
+@pytest.mark.ray
+def test_a_running_cluster_answers(tmp_path: Path) -> None:
+    with connected(None, cpus=1, logs=tmp_path):
+        (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+        assert ray_private.HEAD in node["Resources"], VERSIONS
+        assert ray_private.draining_nodes() == set(), VERSIONS
+        status = ray_private.autoscaler_status()
+        assert status is None or isinstance(status, bytes), VERSIONS

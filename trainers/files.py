@@ -1,0 +1,84 @@
+"""Files that are there as a whole or not at all: written aside, flushed to the disk, renamed, the folder flushed, too.
+
+Whoever reads a path that is written here finds the old content or the new one, after a crash of the machine as well;
+where writing fails, the old one stays. Each writer has an aside file of its own, so of several that write a path at
+once the last one wins. It is locked for as long as its writer lives: what a killed one has left is told by that, and
+removed when the path is next written. Machines that share a folder but not its locks must not write one path at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_TAG = 8
+"""Characters that tell the aside files of one path from each other."""
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Puts `content`, text as UTF-8, in the place of the file at `path`. OSError as for `opened_whole`."""
+    with opened_whole(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def opened_whole(path: Path) -> Iterator[BinaryIO]:
+    """An empty file that takes the place of the one at `path` when the block ends, and is gone where the block raises.
+
+    A library that wants a path and not a file may write to its `name`. Its permissions are those of any new file.
+    OSError where it cannot be written: then the file at `path` is as it was, unless all that failed was to flush the
+    folder.
+    """
+    _remove_leftovers(path)
+    file = _open_aside(path)
+    aside = Path(file.name)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes to the disk what was written to the file at `path`; of a folder, which names it has."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot flush a folder, and keep its names without.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _open_aside(path: Path) -> BinaryIO:
+    """A new, locked file beside `path`."""
+    while True:
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:_TAG]}.part")
+        file = aside.open("xb")
+        # A file system without locks has none to tell a leftover by either: nothing is removed there.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was taken for a leftover before it was locked
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the aside files of `path` whose writers are gone."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _TAG}.part"):
+        with suppress(OSError), leftover.open("r+b") as file:  # OSError: its writer lives, or it is gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
