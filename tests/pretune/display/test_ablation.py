@@ -43,7 +43,7 @@ def test_markdown_has_a_row_a_level_and_names_what_is_not_counted(result: result
 def test_a_bar_in_a_value_does_not_end_its_cell(result: results.SweepResult) -> None:
     found = ablation.collect(result)
     level = found.levels[0].model_copy(update={"settings": {"objective.mmd.kind": "a|b"}})
-    assert r"| base: kind=a\|b |" in markdown(found.model_copy(update={"levels": (level,)}))
+    assert r"| base: mmd=a\|b |" in markdown(found.model_copy(update={"levels": (level,)}))
 
 
 def test_the_terminal_shows_the_same_rows_and_remarks(result: results.SweepResult) -> None:
