@@ -63,6 +63,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.objective",
         "trainers.model",
         "trainers.optim",
+        "trainers.terms",
         "trainers.data",
         "trainers.checkpoint",
         "trainers.report",
