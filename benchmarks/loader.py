@@ -47,7 +47,14 @@ PREFETCHED = 2
 
 def view(size: int) -> ViewConfig:
     return ViewConfig(
-        size=size, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=0.5, solarize=0.2
+        size=size,
+        jitter_probability=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        blur_probability=0.5,
+        solarize_probability=0.2,
     )
 
 
@@ -57,11 +64,11 @@ def torchvision_views(config: ViewConfig, dataset: Dataset, form: str) -> v2.Com
     taps = 2 * int(np.ceil(3 * config.blur_sigma[1])) + 1
     steps: list[nn.Module] = [
         v2.RandomResizedCrop(config.size, scale=config.crop_scale, ratio=config.crop_ratio, antialias=True),
-        v2.RandomHorizontalFlip(config.flip),
-        v2.RandomApply([jitter], config.jitter),
-        v2.RandomGrayscale(config.grayscale),
-        v2.RandomApply([v2.GaussianBlur(taps, config.blur_sigma)], config.blur),
-        v2.RandomSolarize(config.solarize_threshold * 255, config.solarize),
+        v2.RandomHorizontalFlip(config.flip_probability),
+        v2.RandomApply([jitter], config.jitter_probability),
+        v2.RandomGrayscale(config.grayscale_probability),
+        v2.RandomApply([v2.GaussianBlur(taps, config.blur_sigma)], config.blur_probability),
+        v2.RandomSolarize(config.solarize_threshold * 255, config.solarize_probability),
     ]
     if form == "PIL":
         steps.append(v2.ToImage())

@@ -77,7 +77,7 @@ class Marking:
 def the_trial(folder: Path) -> dict[str, Any]:
     """The config of every trial, as JSON values."""
     dataset = ensure_builtin("digits", folder)
-    view = {"size": 16, "flip": 0.0}
+    view = {"size": 16, "flip_probability": 0.0}
     config = TrialConfig.model_validate(
         {
             "data": {"path": str(dataset.folder.resolve()), "manifest": dataset.manifest_hash},
@@ -97,16 +97,16 @@ def measure_warm(config: dict[str, Any], trials: int, folder: Path) -> int:
 
     from ray import tune
 
+    from pretune.core.rows import Handout
     from pretune.execution.slot import Slot, SlotSettings
 
     settings = SlotSettings(sweep_folder=str(folder), workers=WORKERS)
     results = tune.Tuner(
         tune.with_parameters(Slot, settings=settings, make_train=functools.partial(Marking, folder / "marks.jsonl")),
         param_space={
+            **Handout(number=0, config=config, params={}, folder="").to_config(),
             "number": tune.grid_search(list(range(trials))),
             "folder": tune.sample_from(lambda setup: f"{setup['number']:04d}"),
-            "config": config,
-            "resume": None,
         },
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),

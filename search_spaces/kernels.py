@@ -29,20 +29,20 @@ def _first_coefficient(trial: Trial, path: str) -> float:
 
 
 def _rbf(trial: Trial, path: str) -> dict[str, Any]:
-    return {"kind": "rbf", "sharpness": _sharpness(trial, path)}
+    return {"kind": "rbf", "gamma": _gamma(trial, path)}
 
 
 def _rbf_log(trial: Trial, path: str) -> dict[str, Any]:
-    return {"kind": "rbf_log", "sharpness": _sharpness(trial, path)}
+    return {"kind": "rbf_log", "gamma": _gamma(trial, path)}
 
 
 def _laplace(trial: Trial, path: str) -> dict[str, Any]:
-    return {"kind": "laplace", "sharpness": _sharpness(trial, path)}
+    return {"kind": "laplace", "gamma": _gamma(trial, path)}
 
 
-def _sharpness(trial: Trial, path: str) -> float:
+def _gamma(trial: Trial, path: str) -> float:
     """One range for all kernels that have it: 0.5 to 20 is meant for RBF, 0.3 to 10 for Laplace."""
-    return log_float(trial, f"{path}.sharpness", 0.3, 20.0)
+    return log_float(trial, f"{path}.gamma", 0.3, 20.0)
 
 
 def _imq(trial: Trial, path: str) -> dict[str, Any]:

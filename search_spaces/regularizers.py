@@ -69,11 +69,11 @@ def _sfrik(trial: Trial, base: TrialConfig) -> Objective:
 
 
 def _alignment_uniformity(trial: Trial, base: TrialConfig) -> Objective:
-    sharpness = log_float(trial, "objective.uniformity.kernel.sharpness", 0.5, 20.0)
+    gamma = log_float(trial, "objective.uniformity.kernel.gamma", 0.5, 20.0)
     return {
         "alignment": Alignment(),
         "uniformity": KernelMMD(
-            kernel=LogRBF(sharpness=sharpness),
+            kernel=LogRBF(gamma=gamma),
             estimator="u",
             normalize=False,
             weight=log_float(trial, "objective.uniformity.weight", 0.1, 10.0),

@@ -56,11 +56,21 @@ LAYERS: dict[str, set[str]] = {
     "search_spaces.weights": {"search_spaces.suggest"},
     "search_spaces.suggest": set(),
     # One run, from the loop down to what knows nothing of ours.
-    "trainers": set(),
+    "trainers": {"trainers.encoder"},
+    "trainers.encoder": {
+        "trainers.evaluation",
+        "trainers.model",
+        "trainers.data",
+        "trainers.checkpoint",
+        "trainers.report",
+        "trainers.config",
+        "trainers.upgrade",
+    },
     "trainers.train": {
         "trainers.sentinel",
         "trainers.evaluation",
         "trainers.objective",
+        "trainers.operations",
         "trainers.model",
         "trainers.optim",
         "trainers.terms",
@@ -73,18 +83,58 @@ LAYERS: dict[str, set[str]] = {
     },
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
     "trainers.evaluation": {"trainers.model", "trainers.data", "trainers.config", "trainers.dist"},
-    "trainers.model": {"trainers.vit", "trainers.masking", "trainers.terms", "trainers.config", "trainers.dist"},
+    "trainers.contracts": {
+        "trainers.objective",
+        "trainers.operations",
+        "trainers.model",
+        "trainers.masking",
+        "trainers.terms",
+        "trainers.config",
+        "trainers.keyed_random",
+        "trainers.dist",
+        "trainers.usercode",
+    },
+    "trainers.model": {
+        "trainers.backbones",
+        "trainers.vit",
+        "trainers.masking",
+        "trainers.terms",
+        "trainers.config",
+        "trainers.dist",
+    },
+    "trainers.backbones": {"trainers.settings", "trainers.usercode"},
+    "trainers.operations": {"trainers.keyed_random", "trainers.settings", "trainers.usercode"},
     "trainers.vit": {"trainers.masking", "trainers.settings"},
     "trainers.masking": {"trainers.keyed_random", "trainers.settings"},
-    "trainers.objective": {"trainers.terms"},
+    "trainers.objective": {"trainers.terms", "trainers.usercode"},
     "trainers.optim": {"trainers.settings"},
-    "trainers.data": {"trainers.config", "trainers.settings", "trainers.storage", "trainers.files"},
-    "trainers.checkpoint": {"trainers.report", "trainers.config", "trainers.storage", "trainers.files"},
+    "trainers.data": {
+        "trainers.config",
+        "trainers.settings",
+        "trainers.storage",
+        "trainers.files",
+        "trainers.upgrade",
+    },
+    "trainers.checkpoint": {
+        "trainers.report",
+        "trainers.config",
+        "trainers.storage",
+        "trainers.files",
+        "trainers.upgrade",
+    },
     "trainers.report": {"trainers.storage"},
-    "trainers.changes": {"trainers.config"},
-    "trainers.config": {"trainers.terms", "trainers.settings"},
-    "trainers.terms": {"trainers.keyed_random", "trainers.settings", "trainers.dist"},
-    "trainers.settings": set(),
+    "trainers.changes": {"trainers.config", "trainers.upgrade", "trainers.usercode"},
+    "trainers.config": {"trainers.terms", "trainers.settings", "trainers.usercode"},
+    "trainers.terms": {
+        "trainers.keyed_random",
+        "trainers.settings",
+        "trainers.upgrade",
+        "trainers.usercode",
+        "trainers.dist",
+    },
+    "trainers.settings": {"trainers.upgrade", "trainers.usercode"},
+    "trainers.upgrade": set(),
+    "trainers.usercode": set(),
     "trainers.keyed_random": set(),
     "trainers.storage": {"trainers.files"},
     "trainers.files": set(),
@@ -205,11 +255,12 @@ def test_no_file_of_the_platform_lies_outside_a_layer() -> None:
 def private_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Parts of dotted names, imported or looked up, that are private to Ray."""
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [str(getattr(node, "module", ""))]
         elif isinstance(node, ast.Attribute):
             names = [node.attr]
+        else:
+            continue
         yield from ((part, node.lineno) for name in names for part in name.split(".") if part in PRIVATE_TO_RAY)
 
 
@@ -242,6 +293,12 @@ def test_only_the_worker_imports_torch_at_the_top_of_the_platform() -> None:
 def test_the_folder_named_platform_never_becomes_a_package() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists()
     assert not (ROOT / "platform.py").exists()
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_every_folder_is_a_package_that_a_wheel_holds(package: str) -> None:
+    folders = {path.parent for path in source_files(package)}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))

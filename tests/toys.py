@@ -14,7 +14,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ import optuna
 import ray
 from ray import tune
 
+from pretune.core import points
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.core.rows import Handout, Row
 from pretune.core.search import Space
 from pretune.execution.slot import Slot, SlotSettings
 from trainers.config import TrialConfig
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=6, batch_size=64)
-Row = dict[str, Any]
 
 
 def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
@@ -74,26 +76,26 @@ def experiment(storage: Path, **changes: Any) -> Experiment:
 def begin(folder: Path, made: Experiment, how: Space, clock: Callable[[], float] = lambda: 0.0) -> Conductor:
     journal = Journal(folder, new=True, clock=clock)
     journal.append(Opened(experiment=made))
-    return Conductor(journal, how)
+    return Conductor(journal, points.proposer(made, how))
 
 
 def again(folder: Path, how: Space) -> Conductor:
-    return Conductor(Journal(folder, new=False, clock=lambda: 0.0), how)
+    journal = Journal(folder, new=False, clock=lambda: 0.0)
+    opened = journal.records[0]
+    assert isinstance(opened, Opened)
+    return Conductor(journal, points.proposer(opened.experiment, how))
 
 
-def row(handout: Row, epoch: int, **changes: Any) -> Row:
-    """What a slot would say after `epoch`."""
-    config = TrialConfig.model_validate(handout["config"])
-    return {
-        "outcome": "running",
-        "reason": "",
-        "failures": 0,
-        "done": False,
-        "number": handout["number"],
-        "epoch": epoch,
-        "probe/linear": score(config, epoch),
-        "checkpoint": {"path": f"/{handout['number']}/{epoch}", "sha256": "x", "epoch": epoch},
-    } | changes
+def row(handout: Handout, epoch: int, *, metrics: Mapping[str, float] | None = None, **changes: Any) -> Row:
+    """What a slot would say after `epoch`; `metrics` come on top of the score."""
+    config = TrialConfig.model_validate(handout.config)
+    said = Row(
+        number=handout.number,
+        epoch=epoch,
+        metrics={"probe/linear": score(config, epoch), **(metrics or {})},
+        checkpoint=Checkpoint(path=f"/{handout.number}/{epoch}", sha256="x", epoch=epoch),
+    )
+    return replace(said, **changes)
 
 
 class Executor:
@@ -101,15 +103,15 @@ class Executor:
 
     def __init__(self, conductor: Conductor, *, slots: int, seed: int) -> None:
         self.conductor, self.slots, self.rng = conductor, slots, random.Random(seed)
-        self.running: dict[int, tuple[Row, int]] = {}
+        self.running: dict[int, tuple[Handout, int]] = {}
 
     def fill(self) -> None:
         while self.conductor.live < self.slots:
             handout = self.conductor.next()
             if handout is None:
                 return
-            self.conductor.started(handout["number"])
-            self.running[handout["number"]] = (handout, handout["resume"]["epoch"] if handout["resume"] else 0)
+            self.conductor.started(handout.number)
+            self.running[handout.number] = (handout, handout.resume.epoch if handout.resume else 0)
 
     def run(self) -> None:
         self.fill()
@@ -121,16 +123,16 @@ class Executor:
             self.fill()
         assert self.conductor.finished
 
-    def step(self, number: int, handout: Row, epoch: int) -> bool:
-        config = TrialConfig.model_validate(handout["config"])
+    def step(self, number: int, handout: Handout, epoch: int) -> bool:
+        config = TrialConfig.model_validate(handout.config)
         if diverges(config, epoch - 1):
-            self.conductor.ended(number, row(handout, 1, outcome="diverged", reason="loss/total is nan", done=True))
+            self.conductor.ended(row(handout, 1, outcome="diverged", reason="loss/total is nan"))
             return False
         if epoch > config.epochs:
-            self.conductor.ended(number, row(handout, epoch - 1, outcome="complete", done=True))
+            self.conductor.ended(row(handout, epoch - 1, outcome="complete"))
             return False
         self.running[number] = (handout, epoch)
-        return self.conductor.reported(number, row(handout, epoch))
+        return self.conductor.reported(row(handout, epoch))
 
 
 def decisions(folder: Path) -> list[Record]:
@@ -140,27 +142,27 @@ def decisions(folder: Path) -> list[Record]:
 
 def follow(conductor: Conductor, rest: Sequence[Record]) -> None:
     """Lets the trials report in the order of `rest`; everything else the conductor must decide by itself."""
-    handouts: dict[int, Row] = {}
+    handouts: dict[int, Handout] = {}
     conductor.settle()
     waiting = [trial.number for trial in conductor.history.trials if not trial.ended]
     for _ in waiting:
         handout = conductor.next()
         assert handout is not None
-        handouts[handout["number"]] = handout
+        handouts[handout.number] = handout
     assert list(handouts) == waiting
     for record in rest:
         if isinstance(record, Asked) and record.number == len(conductor.history.trials):
             handout = conductor.next()
             if handout is not None:
-                handouts[handout["number"]] = handout
+                handouts[handout.number] = handout
         elif isinstance(record, Epoch):
-            conductor.reported(record.number, row(handouts[record.number], record.epoch))
+            conductor.reported(row(handouts[record.number], record.epoch))
         elif isinstance(record, Ended) and not conductor.history.trials[record.number].ended:
             handout = handouts[record.number]
             outcome = "complete" if record.state == "COMPLETE" else "diverged"
             reason = "loss/total is nan" if outcome == "diverged" else ""
             epoch = conductor.history.trials[record.number].last_epoch
-            conductor.ended(record.number, row(handout, epoch, outcome=outcome, reason=reason, done=True))
+            conductor.ended(row(handout, epoch, outcome=outcome, reason=reason))
 
 
 # ---- with Ray --------------------------------------------------------------------------------------------------------
@@ -255,19 +257,19 @@ class Plain(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._trial = new_config
-        self._epoch = new_config["resume"]["epoch"] if new_config["resume"] else 0
+        self._trial = Handout.from_config(new_config)
+        self._epoch = self._trial.resume.epoch if self._trial.resume else 0
         return True
 
     def step(self) -> dict[str, Any]:
-        config = TrialConfig.model_validate(self._trial["config"])
+        config = TrialConfig.model_validate(self._trial.config)
         over = self._epoch == config.epochs
         self._epoch += not over
-        if self._mark.name and self._trial["number"] == 1 and self._epoch == 3 and not self._mark.exists():
+        if self._mark.name and self._trial.number == 1 and self._epoch == 3 and not self._mark.exists():
             self._mark.touch()
             os._exit(1)
         outcome = "complete" if over else "running"
-        return row(self._trial, self._epoch, outcome=outcome, done=over, group_starts=1)
+        return row(self._trial, self._epoch, outcome=outcome, group_starts=1).to_result()
 
 
 def plain(experiment: Experiment, folder: Path) -> type[tune.Trainable]:

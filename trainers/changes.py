@@ -1,8 +1,9 @@
 """A changed copy of a config, by dotted path: what `--set`, `--factor` and search spaces are made of.
 
-Paths are as everywhere: `optimizer.learning_rate`; `views.0.flip` for one view, `views.*.flip` for all;
+Paths are as everywhere: `optimizer.learning_rate`; `views.0.hue` for one view, `views.*.hue` for all;
 `objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` drops the inherited keys that it does not
-know. A path through something absent (`model.teacher.momentum` without a teacher) creates it.
+know, and all but the weight where one of the two is a part of one's own, whose keys only its code knows. A path through
+something absent (`model.teacher.momentum` without a teacher) creates it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainers.config import Config, TrialConfig
+from trainers.upgrade import kind_at, renamed
+from trainers.usercode import is_reference
 
 Settings = TypeVar("Settings", bound=Config)
 Keys = tuple[str, ...]
@@ -21,10 +24,11 @@ Keys = tuple[str, ...]
 def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig:
     """A copy of `config` with the value at each path replaced, checked as a whole.
 
-    Values are what JSON can say; a whole object replaces a whole object. ValueError where a path leads nowhere,
-    pydantic's ValidationError (one too) where the result is not a valid config.
+    Values are what JSON can say; a whole object replaces a whole object. ValueError where a path leads nowhere or has
+    an old name, pydantic's ValidationError (one too) where the result is not a valid config.
     """
     values = config.model_dump(mode="json")
+    _refuse_old_names(changes, values)
     chosen: set[Keys] = set()
     rekinded: list[Keys] = []
     for path, value in changes.items():
@@ -32,6 +36,10 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
             holder = _holder(values, keys, path)
             if keys[-1] == "kind" and isinstance(holder, dict) and holder.get("kind") != value:
                 rekinded.append(keys[:-1])
+                if is_reference(value) or is_reference(holder.get("kind")):
+                    for inherited in holder.keys() - {"weight"}:
+                        if (*keys[:-1], inherited) not in chosen:
+                            del holder[inherited]
             _put(holder, keys[-1], value, path)
             chosen.add(keys)
     try:
@@ -52,6 +60,13 @@ def value_at(config: TrialConfig, path: str) -> Any:
     values = config.model_dump(mode="json")
     found = [_get(values, keys) for keys in _expand(values, tuple(path.split(".")), path)]
     return found if "*" in path.split(".") else found[0]
+
+
+def _refuse_old_names(changes: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    for path in changes:
+        rename = renamed(path, kind_at(path, changes, values))
+        if rename is not None:
+            raise ValueError(rename.answer(path.removesuffix(rename.old)))
 
 
 def _get(values: Any, keys: Keys) -> Any:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from pydantic import ValidationError
 
 from trainers import files, storage
 from trainers.config import TrialConfig
 from trainers.report import MANIFEST, Checkpoint
+from trainers.upgrade import upgrade_config
 
 FORMAT = 1
 """Version of the file's layout, raised when older files can no longer be read."""
@@ -107,17 +109,44 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     return state
 
 
+def find(place: Path | str) -> Checkpoint:
+    """The checkpoint at `place`, a file or a URI, as the manifest beside it has it; a file without one is believed.
+
+    DamagedError where there is no such file.
+    """
+    if isinstance(place, str) and storage.is_uri(place):
+        where: Path | str = storage.parent_of(place)
+        name = storage.name_of(place)
+    else:
+        where, name = Path(place).absolute().parent, Path(place).name
+    known = _manifest(where, name)
+    if known is not None:
+        return known
+    path = storage.join(where, name) if isinstance(where, str) else str(where / name)
+    if not storage.exists(path):
+        raise DamagedError(f"checkpoint {path} must be a file, but there is none; check the path")
+    match = _AT_END.fullmatch(name)
+    if isinstance(where, str):
+        with tempfile.TemporaryFile() as file:
+            found = storage.download(path, file)
+    else:
+        with (where / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(path=path, sha256=found, epoch=int(match[1]) if match else 0)
+
+
 def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash: str) -> None:
     """Refuse to go on with another data set, or with settings under which `state` would not have come about.
 
-    ValueError lists each setting that differs, with both values. Those of `FREE` may differ.
+    ValueError lists each setting that differs, with both values. Those of `FREE` may differ. What an older version
+    called otherwise, or had not yet as a setting, is no difference.
     """
     if state["manifest"] != manifest_hash:
         raise ValueError(
             f"a run must go on with the data it began with, manifest {state['manifest']}, but the data at "
             f"{config.data.path} has manifest {manifest_hash}; give the original data set or start again"
         )
-    before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
+    before, now = _flat(_as_written_today(state["config"])), _flat(config.model_dump(mode="json"))
     changes = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -128,6 +157,15 @@ def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash
             f"a run must go on with the settings it began with (only {', '.join(FREE)} may change), but these differ: "
             f"{'; '.join(changes)}; restore them or start again"
         )
+
+
+def _as_written_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with today's names, and the defaults of settings that are newer than it."""
+    upgraded = upgrade_config(config)
+    try:
+        return TrialConfig.model_validate(upgraded).model_dump(mode="json")
+    except ValidationError:  # it has settings that there are no more: they are among those that differ
+        return upgraded
 
 
 def retain(folder: Path | str, *, epoch: int, count: int = 2, kept: Collection[int] = ()) -> None:

@@ -9,10 +9,12 @@ in a fraction of a second.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from trainers import usercode
 from trainers.settings import (
     Backbone,
     Config,
@@ -24,6 +26,8 @@ from trainers.settings import (
     ModelConfig,
     NonNegative,
     OptimizerConfig,
+    OwnBackbone,
+    OwnOperation,
     Positive,
     Probability,
     ProbeConfig,
@@ -32,10 +36,11 @@ from trainers.settings import (
     ScheduleConfig,
     SentinelConfig,
     TeacherConfig,
+    TimmConfig,
     ViewConfig,
     ViTConfig,
 )
-from trainers.terms import Facts, Term
+from trainers.terms import SHIPPED_TERMS, Facts, OwnTerm, Term, TermConfig
 
 __all__ = [
     "Backbone",
@@ -48,6 +53,9 @@ __all__ = [
     "ModelConfig",
     "NonNegative",
     "OptimizerConfig",
+    "OwnBackbone",
+    "OwnOperation",
+    "OwnTerm",
     "Positive",
     "Probability",
     "ProbeConfig",
@@ -57,6 +65,7 @@ __all__ = [
     "SentinelConfig",
     "TeacherConfig",
     "TermName",
+    "TimmConfig",
     "TrialConfig",
     "ViTConfig",
     "ViewConfig",
@@ -88,15 +97,13 @@ class TrialConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_defaults_to_the_name(cls, values: Any) -> Any:
+    def _kinds_are_found(cls, values: Any) -> Any:
         """`objective={"alignment": {"weight": 1}}` means kind "alignment": a term's name defaults to its kind, and
-        back."""
+        back. The name that an installed package gave its term becomes the reference behind it, and so does an instance
+        of a class of one's own.
+        """
         if isinstance(values, dict) and isinstance(values.get("objective"), Mapping):
-            terms = {
-                name: {"kind": name, **term} if isinstance(term, Mapping) and "kind" not in term else term
-                for name, term in values["objective"].items()
-            }
-            values = {**values, "objective": terms}
+            values = {**values, "objective": {name: _found(name, term) for name, term in values["objective"].items()}}
         return values
 
     @model_validator(mode="after")
@@ -144,6 +151,56 @@ class TrialConfig(Config):
             if term.weight > 0.0:
                 term.check_workers(name, self.facts, workers)
 
+    @property
+    def own_parts(self) -> dict[str, OwnTerm | OwnBackbone | OwnOperation]:
+        """What this config names by reference, by its path."""
+        parts: dict[str, OwnTerm | OwnBackbone | OwnOperation] = {}
+        for index, view in enumerate(self.views):
+            parts |= {f"views.{index}.operations.{name}": part for name, part in view.operations.items()}
+        if isinstance(self.model.backbone, OwnBackbone):
+            parts["model.backbone"] = self.model.backbone
+        for name, term in self.objective.items():
+            if isinstance(term, OwnTerm):
+                parts[f"objective.{name}"] = term
+        return parts
+
+    def completed(self, folder: Path | None = None) -> TrialConfig:
+        """A copy whose own parts are found from anywhere, relative files lying in `folder`, each with its file's hash.
+
+        ValueError where one is missing or cannot be imported, ChangedError where its hash is another one already.
+        """
+        parts = self.own_parts
+        if not parts:
+            return self
+        values = self.model_dump(mode="json")
+        for path, part in parts.items():
+            with usercode.named(path):
+                complete = part.completed(folder)
+            holder: Any = values
+            for key in path.split("."):
+                holder = holder[int(key)] if isinstance(holder, list) else holder[key]
+            holder |= {"kind": complete.kind, "source_sha256": complete.source_sha256}
+        return TrialConfig.model_validate(values)
+
+    def check_own(self, workers: int = 1) -> None:
+        """Load what this config names by reference, and check it as shipped parts are when a config is made.
+
+        Apart from that, since a config is also read to be shown, long after its files are gone. ValueError (or
+        ChangedError, SettingsError) names the part's path. Imports torch only if the code itself does.
+        """
+        for path, part in self.own_parts.items():
+            if isinstance(part, OwnTerm):
+                if part.weight == 0.0:  # equals the term being absent
+                    continue
+                with usercode.named(path):
+                    loaded = part.loaded
+                name = path.removeprefix("objective.")
+                loaded.check(name, self.facts)
+                loaded.check_workers(name, self.facts, workers)
+            else:
+                with usercode.named(path):
+                    part.check_call()
+
     def _check_masking(self, masking: MaskingConfig) -> None:
         backbone = self.model.backbone
         if not isinstance(backbone, ViTConfig):
@@ -184,3 +241,20 @@ class TrialConfig(Config):
             for index, view in enumerate(self.views)
             if masking.views == "all" or view.size == largest
         }
+
+
+def _found(name: Any, term: Any) -> Any:
+    """A term of an objective with its kind: a shipped one, or a reference."""
+    if isinstance(term, TermConfig):
+        if isinstance(term, OwnTerm) or type(term) in SHIPPED_TERMS:
+            return term
+        settings = term.model_dump(mode="json", exclude={"kind"})
+        return OwnTerm.model_validate({**settings, "kind": usercode.reference_to(type(term))})
+    if not isinstance(term, Mapping):
+        return term
+    kind = term.get("kind", name)
+    shipped = {kind for shipped in SHIPPED_TERMS for kind in get_args(shipped.model_fields["kind"].annotation)}
+    if isinstance(kind, str) and not usercode.is_reference(kind) and kind not in shipped:
+        plugin = usercode.plugins("pretune.terms").get(kind)
+        kind = kind if plugin is None else plugin.reference
+    return {**term, "kind": kind}

@@ -277,9 +277,15 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
     """Every BatchNorm1d/2d/3d in the tree becomes a SynchronizedBatchNorm that takes over its parameters and buffers.
 
     Returns the module, changed in place; if `module` itself is a batch norm, its replacement. Parameters stay the same
-    objects, state dicts keep their keys. Convert before wrapping in DDP.
+    objects, state dicts keep their keys. Convert before wrapping in DDP. ValueError on a batch norm with a forward pass
+    of its own, of which nothing is known.
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, SynchronizedBatchNorm):
+        if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise ValueError(
+                f"model.norm=batch synchronizes torch's own batch norms, but the network has a {type(module).__name__} "
+                "with a forward pass of its own; use torch's, or set model.norm=batch_per_rank"
+            )
         norm = SynchronizedBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,6 +63,29 @@ def normals(keys: Tensor, count: int) -> Tensor:
     uniform = _shifted(bits, 32).double().add_(0.5).mul_(2.0**-32)
     radius = uniform.log_().mul_(-2).sqrt_()
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for each of n rows, in torch's default dtype: draws of different names are independent, and asking
+    for the same name again gives the same."""
+
+    keys: Tensor
+    """One for each row, [n] int64."""
+
+    def uniforms(self, name: str, count: int) -> Tensor:
+        """Numbers in [0, 1): [n, count]."""
+        dtype = torch.get_default_dtype()
+        drawn = uniforms(absorb(self.keys, key_of(name)), count).to(dtype)
+        return drawn.clamp_max(1.0 - torch.finfo(dtype).eps / 2)  # 1 - 2^-40 would be rounded to 1
+
+    def normals(self, name: str, count: int) -> Tensor:
+        """Standard normal numbers: [n, count]."""
+        return normals(absorb(self.keys, key_of(name)), count).to(torch.get_default_dtype())
+
+    def shuffles(self, name: str, count: int) -> Tensor:
+        """A random order of 0 … count - 1 for each row: [n, count], int64."""
+        return shuffles(absorb(self.keys, key_of(name)), count)
 
 
 def _numbered(keys: Tensor, count: int) -> Tensor:

@@ -12,22 +12,30 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import dist, masking
-from trainers.config import MLPConfig, PrototypesConfig, ResNetConfig, TrialConfig, ViTConfig
+from trainers import backbones, dist, masking
+from trainers.backbones import Norm
+from trainers.config import (
+    Backbone,
+    MLPConfig,
+    OwnBackbone,
+    PrototypesConfig,
+    ResNetConfig,
+    TimmConfig,
+    TrialConfig,
+    ViTConfig,
+)
 from trainers.dist import synchronize_batch_norm
 from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
 from trainers.terms.base import full_precision, unit_rows
 from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
-
-Norm = Literal["batch", "batch_per_rank", "layer"]
 
 SMALL_VIEW = 64
 """Up to this view size in pixels, torchvision's networks get a 3x3 stem of stride 1 without pooling."""
@@ -54,8 +62,9 @@ class Model(nn.Module):
     def __init__(self, config: TrialConfig) -> None:
         super().__init__()
         norm = config.model.norm
-        view_size = max(view.size for view in config.views)
-        self.backbone, self.feature_count = _build_backbone(config.model.backbone, view_size, norm)
+        view_sizes = sorted({view.size for view in config.views}, reverse=True)
+        view_size = view_sizes[0]
+        self.backbone, self.feature_count = build_backbone(config.model.backbone, view_sizes, norm)
         self.projector = _build_mlp(self.feature_count, config.model.projector, norm)
         self.embedding_count = config.model.projector.widths[-1]
         self.predictor: nn.Module | None = None
@@ -199,8 +208,13 @@ def teacher_momentum(start: float, final: float, step: int, total_steps: int) ->
 # --- backbones -------------------------------------------------------------------------------------------------------
 
 
-def _build_backbone(config: ResNetConfig | ViTConfig, view_size: int, norm: Norm) -> tuple[nn.Module, int]:
-    """A network [n, 3, S, S] -> [n, p], and p. `view_size` is the largest S in pixels."""
+def build_backbone(config: Backbone, view_sizes: Sequence[int], norm: Norm) -> tuple[nn.Module, int]:
+    """A network [n, 3, S, S] -> [n, p], and p. `view_sizes` are the S in pixels, the largest first."""
+    view_size = view_sizes[0]
+    if isinstance(config, TimmConfig):
+        return backbones.from_timm(config, view_sizes, norm)
+    if isinstance(config, OwnBackbone):
+        return backbones.own(config, view_sizes, norm)
     if isinstance(config, ViTConfig):
         return build_vit(config, view_size)
     if config.kind == "resnet_tiny":

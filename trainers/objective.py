@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from trainers.terms import Outputs, TermConfig
+from trainers.usercode import named
 
 
 class Objective:
     """total = sum over terms of weight · value. A term of weight 0 is not computed: it equals a missing term.
 
-    `terms` is `TrialConfig.objective`, from name to term. Raises ValueError if no term has a positive weight.
+    `terms` is `TrialConfig.objective`, from name to term. Raises ValueError if no term has a positive weight, or the
+    code of one's own term is missing, is not what it was, or does not take its settings.
     """
 
     def __init__(self, terms: Mapping[str, TermConfig]) -> None:
-        self.terms = {name: term for name, term in terms.items() if term.weight > 0.0}
+        self.terms: dict[str, TermConfig] = {}
+        for name, term in terms.items():
+            if term.weight > 0.0:
+                with named(f"objective.{name}"):
+                    self.terms[name] = term.loaded
         if not self.terms:
             raise ValueError(
                 f"an objective needs at least one term of positive weight, but has {dict.fromkeys(terms, 0.0)}; "

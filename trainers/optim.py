@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
     adam = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
-    return adam(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), foreach=True)
+    return adam(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
 
 
 class LARS(torch.optim.Optimizer):

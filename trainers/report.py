@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +12,42 @@ from trainers import storage
 
 MANIFEST = ".json"
 """Ending of a checkpoint's manifest."""
+
+
+METRICS: Mapping[str, str] = {
+    "epoch": "epochs finished, counted from 1",
+    "probe/linear": "accuracy on `select` of a linear probe that is fitted on part of `train`: what a search maximizes",
+    "probe/knn": "the same of k nearest neighbors",
+    "probe/full_linear": "linear probe fitted on all of `train`, on all of `select`; at the end of a run",
+    "probe/full_knn": "kNN with all of `train`, on all of `select`; at the end of a run",
+    "probe/<probe>_stderr": "standard error of a probe's accuracy over the images it is scored on",
+    "probe/full_train_images": "images that the full probes are fitted on",
+    "report/<probe>": "the same probes on `report`; by `pretune finalize` alone",
+    "report/<probe>_stderr": "their standard errors",
+    "loss/total": "the weighted sum, mean over the epoch's steps",
+    "loss/<name>": "a term's value without its weight, mean over the epoch's steps",
+    "health/features/<measure>": "of backbone features of images of `select`: `rank`, `effective_rank` (exponential of "
+    "the spectrum's entropy), `stable_rank`, `whitening` (stable rank over width), `std`",
+    "health/embedding/<measure>": "the same of normalized projections; and `cosine`, the mean between different ones",
+    "health/<name>/<measure>": "what a term adds: `balanced_accuracy`, `mismatch_rate` and `loss_floor` of mismatch "
+    "detection, `information` of DINO's prototypes in nats",
+    "budget/views": "augmented views seen so far, over all workers",
+    "budget/seconds": "seconds spent in training so far, without probes and checkpoints",
+    "time/images_per_s": "images trained on per second in this epoch, over all workers",
+    "time/epoch_s": "seconds of training in this epoch",
+    "time/probe_s": "seconds of this epoch's probes and health",
+    "time/first_step_s": "seconds from the start of a run to its first step; of a run's first epoch",
+    "time/group_start_s": "seconds that the worker group's newest start took; of the first epoch after it",
+    "memory/slot_bytes": "what the slot takes of the head beside its workers; of the first epoch after a start",
+    "optim/learning_rate": "of the epoch's last step",
+    "optim/gradient_norm": "before clipping, mean over the epoch's steps",
+}
+"""Each metric's name, in which `<…>` stands for one word, and what it is. The names are part of the interface."""
+
+
+def is_metric(name: str) -> bool:
+    """Whether a run may report a number of that name."""
+    return any(re.fullmatch(re.sub("<[^>]*>", "[a-z0-9_]+", pattern), name) for pattern in METRICS)
 
 
 class Checkpoint(BaseModel):
@@ -31,7 +69,7 @@ class Checkpoint(BaseModel):
 
 
 class EpochReport(BaseModel):
-    """One finished epoch, agreed by all ranks. Metric names are listed in the README and are part of the interface."""
+    """One finished epoch, agreed by all ranks. `METRICS` lists the names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -7,9 +7,14 @@ the objective may read them, and is no part of them. Imports neither torch nor F
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from trainers import usercode
+from trainers.upgrade import refuse_old_names
+from trainers.usercode import Own
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -33,29 +38,49 @@ class DataConfig(Config):
     )
 
 
+class OwnOperation(Own, Config):
+    """A view operation of one's own, by reference: a function of rendered images and keyed draws
+    (`trainers.operations`). Each image undergoes it with `probability`; all other keys are the function's settings.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    probability: Probability = 1.0
+
+    def check_call(self) -> None:
+        """ValueError where there is no such function, or it does not take (images, draws) and the settings."""
+        usercode.check_call(self.load(), None, None, settings=self.settings)
+
+
 class ViewConfig(Config):
     """One augmented view of an image. Operations run in the order of the fields; strengths follow torchvision.
 
     `crop_scale` is the range of the crop's area as a share of the image, `crop_ratio` of its width over height.
     `brightness`, `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied
-    together with probability `jitter`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share
-    of full scale.
+    together with `jitter_probability`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share of
+    full scale. `operations` are of one's own, by name; they come last, in their order.
     """
 
     size: int = Field(32, ge=4, le=1024, description="height and width in pixels")
     crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    flip: Probability = 0.5
-    jitter: Probability = 0.8
+    flip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
-    grayscale: Probability = 0.2
-    blur: Probability = 0.0
+    grayscale_probability: Probability = 0.2
+    blur_probability: Probability = 0.0
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    solarize: Probability = 0.0
+    solarize_probability: Probability = 0.0
     solarize_threshold: Probability = 0.5
+    operations: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], OwnOperation] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_todays(cls, values: Any) -> Any:
+        return refuse_old_names("views.*", values)
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> ViewConfig:
@@ -105,7 +130,51 @@ class ViTConfig(Config):
     freeze_patches: bool = False
 
 
-Backbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
+class TimmConfig(Config):
+    """A model of timm by name, untrained, that gives one feature vector: `timm:convnext_atto`. `options` go to
+    `timm.create_model`, such as `drop_path_rate` (which must be 0: see `trainers.backbones`) or `patch_size`.
+    """
+
+    kind: str = Field(pattern=r"^timm:[A-Za-z0-9_.]+$")
+    options: Mapping[str, bool | int | float | str | None] = {}
+
+
+class OwnBackbone(Own, Config):
+    """A network of one's own, by reference: what makes an `nn.Module` (`trainers.backbones`). All other keys are
+    arguments of what makes it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    def check_call(self) -> None:
+        """ValueError where there is nothing to call, or it does not take the settings."""
+        make = self.load()
+        usercode.check_call(make, settings=self.settings, **self.asked_for(make, view_size=0, norm=""))
+
+    def asked_for(self, make: Any, **facts: Any) -> dict[str, Any]:
+        """Those of the facts that its signature has a parameter for, and that are no settings."""
+        return {
+            name: fact
+            for name, fact in facts.items()
+            if name in usercode.parameters(make) and name not in self.settings
+        }
+
+
+def _form(value: Any) -> str:
+    """Which of the forms of a backbone this is, by its kind."""
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    if isinstance(kind, str) and kind.startswith("timm:"):
+        return "timm"
+    return "own" if usercode.is_reference(kind) else "shipped"
+
+
+ShippedBackbone = Annotated[ResNetConfig | ViTConfig, Field(discriminator="kind")]
+Backbone = Annotated[
+    Annotated[ShippedBackbone, Tag("shipped")]
+    | Annotated[TimmConfig, Tag("timm")]
+    | Annotated[OwnBackbone, Tag("own")],
+    Discriminator(_form),
+]
 
 
 class MLPConfig(Config):
@@ -197,17 +266,24 @@ class OptimizerConfig(Config):
     With `lars`, one-dimensional parameters (biases, norm scales) are excluded from weight decay and from the trust
     ratio; with the others from weight decay. `adam` adds its decay to the gradient, `adamw` shrinks weights by it.
     `clip_trust` bounds LARS' step for a weight tensor, rate times trust ratio, by the rate itself, as solo-learn's
-    `clip_lr` does. `momentum` is beta1 for `adam` and `adamw`. `clip_norm` bounds the global gradient norm.
+    `clip_lr` does. `momentum` is of `sgd` and `lars`, `beta1` and `beta2` are of `adam` and `adamw`; the others ignore
+    them. `clip_norm` bounds the global gradient norm.
     """
 
     kind: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     learning_rate: Positive = 0.05
     momentum: Fraction = 0.9
+    beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     weight_decay: NonNegative = 1e-4
     trust_coefficient: Positive = 1e-3
     clip_trust: bool = False
     clip_norm: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_todays(cls, values: Any) -> Any:
+        return refuse_old_names("optimizer", values)
 
 
 class ScheduleConfig(Config):

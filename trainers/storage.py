@@ -1,8 +1,9 @@
 """Files on a storage that may be a bucket: read, write, list, remove, each tried again with growing waits.
 
 A URI is `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`; what pyarrow takes behind a `?` (such as
-`endpoint_override`) is kept. Objects cannot be appended to, and none can be written on the condition that it is absent.
-GCS is written the same way as S3 and was never tried. pyarrow is imported where a URI is used, not before.
+`endpoint_override`) is kept. Objects cannot be appended to. S3 itself can write one on the condition that it is absent,
+but pyarrow's file systems have no way to ask for it. GCS is written the same way as S3 and was never tried. pyarrow is
+imported where a URI is used, not before.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from trainers.data.loader import steps_per_epoch
 from trainers.evaluation import health, probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
+from trainers.operations import Operations
 from trainers.report import Checkpoint, EpochReport, Outcome
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def train(
     if config.precision == "bf16" and device.type != "cuda":
         raise ValueError(
             f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
-            "set precision=float32, or give each worker a GPU (--gpus-per-worker 1)"
+            "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
         )
     counters = Counters()
     try:
@@ -146,6 +147,7 @@ def _run(
     # Channels last is 1.2 times as fast on a CPU too (resnet_tiny at 16 px), and the loaders' views come so.
     model = build_model(config).to(device).to(memory_format=torch.channels_last)
     objective = Objective(config.objective)
+    operations = Operations(config.views)
     optimizer = optim.build_optimizer(model, config.optimizer)
     state = _state_to_go_on_from(checkpoints, resume, config, dataset)
     meter = StepMeter()
@@ -185,6 +187,7 @@ def _run(
             _keep_threads(config)
             views = tuple(_to_device(view, device) for view in batch.views)
             sample_ids = batch.sample_ids.to(device, non_blocking=True)
+            views = operations(views, sample_ids, seed=config.seed, epoch=counters.epoch)
             rate = optim.learning_rate(config.optimizer.learning_rate, config.schedule, counters.step, total_steps)
 
             found = training_step.gradients(views, sample_ids, counters.step)
@@ -556,6 +559,8 @@ def _save(
         state = {
             "config": config.model_dump(mode="json"),
             "manifest": dataset.manifest_hash,
+            # What an encoder needs of the data, so that it can be used where they are not.
+            "normalization": {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)},
             "counters": asdict(counters),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -1,1 +1,171 @@
-"""Runs explorations: sweeps of self-supervised pretraining on Ray, searched by Optuna. Knows no loss and no layer."""
+"""Runs explorations: sweeps of self-supervised pretraining on Ray, searched by Optuna. Knows no loss and no layer.
+
+This is the Python interface, for notebooks; what else lies in the package may change. Nothing heavy is imported before
+it is used.
+
+    import pretune, trainers
+
+    sweep = pretune.run("kernels", "sfrik_tiny", trials=8)      # or pretune.open("sweeps/NAME")
+    sweep.trials                                                # a pandas DataFrame
+    encoder = trainers.load_encoder(sweep.best.checkpoint)      # a torch.nn.Module
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pretune.core.choices import LOCAL_ROOT, Budget, SamplerName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pretune.analysis.notebook import Sweep
+    from pretune.core.search import Space
+    from pretune.request.lookup import GivenRecipe
+
+    __version__: str
+
+__all__ = ["Sweep", "__version__", "open", "run"]
+
+
+def open(sweep: str | Path, *, storage: str | Path = LOCAL_ROOT) -> Sweep:
+    """A sweep, from its journal alone, whether it runs or not; open it again to see more.
+
+    Args:
+        sweep: its folder, its name below `storage`, or its URI (s3://, gs://, file:///).
+        storage: the folder or URI that holds sweeps.
+
+    ValueError (`pretune.core.errors.RequestError`) where there is no such sweep, or its journal is damaged.
+    """
+    from pretune.analysis.notebook import Sweep
+    from pretune.core.errors import checking_a_request
+
+    with checking_a_request():
+        return Sweep.read(sweep, storage)
+
+
+def run(
+    space: str | Space,
+    recipe: GivenRecipe | None = None,
+    *,
+    data: str | Path | None = None,
+    subset: int | None = None,
+    trials: int | None = None,
+    epochs: int | None = None,
+    budget: Budget | None = None,
+    slots: int | None = None,
+    workers_per_trial: int = 1,
+    gpus_per_worker: float = 0.0,
+    cpus_per_worker: float = 1.0,
+    sampler: SamplerName = "tpe",
+    seed: int | None = None,
+    storage: str | Path = LOCAL_ROOT,
+    name: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    stopping: bool = True,
+    grace: float | None = None,
+    metric: str | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Sweep:
+    """Runs a sweep to its end, as `pretune sweep` does, with the same checks before anything starts; then opens it.
+
+    Interrupting the kernel ends it in order, and `pretune resume` goes on.
+
+    Args:
+        space: what may vary: a shipped name, `module:function`, `file.py:function`, or the function itself, if it lies
+            in a file that can be imported (`pretune resume` must find it again).
+        recipe: the recipe to vary: a name or a function as for `space`, a config's `.json`, or a `TrialConfig`; the
+            space's own if None.
+        data: a folder or URI with what `pretune data` wrote, or "digits"; the recipe's if None.
+        subset: pretrain on so many images of `train`.
+        trials: how many to try in all.
+        epochs: length of a run; the recipe's if None.
+        budget: what weak trials are stopped by, "epochs", "views" or "seconds".
+        slots: trials at once; what the cluster holds if None.
+        workers_per_trial: DDP workers of each trial.
+        gpus_per_worker: a share below 1 packs several trials on a GPU.
+        cpus_per_worker: CPUs reserved for each worker.
+        sampler: what proposes trials.
+        seed: of the sampler and of every trial.
+        storage: the folder or URI that holds sweeps.
+        name: the sweep's folder below `storage`; space and time if None.
+        set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
+        stopping: end weak trials early.
+        grace: the first rung, in units of `budget`.
+        metric: what is maximized, "probe/linear" if None.
+        address: a running Ray cluster, such as "auto"; a local one if None.
+        quiet: show nothing while it runs.
+
+    Raises:
+        ValueError: (`pretune.core.errors.RequestError`) the request is wrong, in the command line's words; nothing was
+            started.
+        RuntimeError: (`pretune.core.errors.SweepFailedError`) trials ran, but no trial can go on.
+    """
+    import json
+    import warnings
+
+    from rich.console import Console
+
+    from pretune import sweep as sweeps
+    from pretune.analysis.notebook import Sweep
+    from pretune.core import results
+    from pretune.core.errors import RequestError, checking_a_request
+    from pretune.request import lookup, request
+
+    with checking_a_request():
+        try:
+            assignments = [f"{path}={json.dumps(value)}" for path, value in (set or {}).items()]
+        except TypeError as error:
+            raise RequestError(f"set must hold what JSON can say, but {error}; give numbers, text or lists") from error
+        found_space, found_recipe = lookup.space_and_recipe(space, recipe)
+        base = request.configure(
+            found_recipe, subset=subset, epochs=epochs, seed=seed, assignments=assignments, workers=workers_per_trial
+        )
+        experiment = request.checked(
+            found_space,
+            found_recipe,
+            base,
+            name=name,
+            data=None if data is None else str(data),
+            local=address is None,
+            trials=trials,
+            budget=budget,
+            sampler=sampler,
+            stopping_enabled=stopping,
+            stopping_grace=grace,
+            slots=slots,
+            workers_per_trial=workers_per_trial,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            storage=str(storage),
+            metric=metric,
+        )
+        varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
+    for path in varied:
+        warnings.warn(f"the space sets {path} itself; set[{path!r}] only changes what it starts from", stacklevel=2)
+
+    from pretune.display.watching import watching
+
+    with watching(experiment, None if quiet else Console()) as listener:
+        result = sweeps.run(experiment, space=found_space.function, listener=listener, address=address)
+    return Sweep(results.read(result.folder, remote=result.remote))  # read anew, as it was still running then
+
+
+if not TYPE_CHECKING:  # hidden from type checkers, which would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name == "Sweep":
+            from pretune.analysis.notebook import Sweep
+
+            return Sweep
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("pretune")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

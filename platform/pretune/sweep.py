@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, results
+from pretune.core import journal_remote, points, results
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -24,14 +24,15 @@ from pretune.core.history import History
 from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
-from pretune.core.search import Search, Space
+from pretune.core.search import Space
 from trainers import storage
 from trainers.config import TrialConfig
+from trainers.usercode import packages_of
 
 if TYPE_CHECKING:
     from ray import tune
 
-__all__ = ["Listener", "SweepFailedError", "check", "resume", "run"]
+__all__ = ["Listener", "SweepFailedError", "resume", "run"]
 
 STUDY_FILE = "study.log"
 """What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
@@ -62,14 +63,15 @@ def run(
         RequestError: the request cannot be done. Nothing was run.
         SweepFailedError: trials ran, but no trial can go on; the journal is closed as failed, and `resume` goes on.
     """
-    check(experiment, space)
+    proposer = points.proposer(experiment, space)
+    proposer.check()
     folder, remote = experiment.folder, experiment.remote
     with journal_remote.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
         slots = _slots(experiment, address)
-        opened = journal.append(Opened(experiment=experiment, versions=versions(space), host=host()))
+        opened = journal.append(Opened(experiment=experiment, versions=versions(space, experiment.base), host=host()))
         if listener is not None:
             listener.on_event(opened)
-        conductor = Conductor(journal, space, listener=listener)
+        conductor = Conductor(journal, proposer, listener=listener)
         return _conduct(conductor, folder, remote, slots, trainable)
 
 
@@ -80,6 +82,7 @@ def resume(
     remote: str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    slots: int | None = None,
     listener: Listener | None = None,
     address: str | None = None,
     cpus: int | None = None,
@@ -89,9 +92,9 @@ def resume(
     kept.
 
     `trials` is the number of trials asked for in all from now on (None: as before). `epochs` makes each finished trial
-    that is shorter so long (see `longer`). `space` is that of
-    `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its journal. The rest
-    is as for `run`.
+    that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for).
+    `space` is that of `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its
+    journal. The rest is as for `run`.
     """
     folder = folder.expanduser().absolute()
     remote = remote or _remote(folder)
@@ -106,14 +109,15 @@ def resume(
         extensions = [] if epochs is None else longer(history, epochs)
         if target == asked and not extensions and all(trial.ended for trial in history.trials):
             return results.read(folder, remote=remote)
-        check(experiment, space)
+        proposer = points.proposer(experiment, space)
+        proposer.check()
         with _cluster(folder, address, cpus):
-            slots = _slots(experiment.model_copy(update={"trials": target}), address)
-            conductor = Conductor(journal, space, listener=listener)
-            conductor.record(Resumed(trials=target, versions=versions(space), host=host()))
+            room = _slots(experiment.model_copy(update={"trials": target, "slots": slots or experiment.slots}), address)
+            conductor = Conductor(journal, proposer, listener=listener)
+            conductor.record(Resumed(trials=target, versions=versions(space, experiment.base), host=host()))
             for extension in extensions:
                 conductor.extend(extension)
-            return _conduct(conductor, folder, remote, slots, trainable)
+            return _conduct(conductor, folder, remote, room, trainable)
 
 
 def longer(history: History, epochs: int) -> list[Extended]:
@@ -159,11 +163,6 @@ def longer(history: History, epochs: int) -> list[Extended]:
     return found
 
 
-def check(experiment: Experiment, space: Space) -> None:
-    """Everything that can be refused before Ray starts. RequestError, as `Search.check`."""
-    Search(experiment, space).check()
-
-
 def _remote(folder: Path) -> str | None:
     first = next(iter(journals.read(folder)), None)
     return first.experiment.remote if isinstance(first, Opened) else None
@@ -198,8 +197,7 @@ def _conduct(
             conductor.close("exhausted" if conductor.exhausted else "finished")
     conductor.write_study(folder / STUDY_FILE)
     result = results.read(folder, remote=remote)
-    if not result.experiment.points:  # the best trial of an ablation is the luckiest seed of a level
-        results.write_best(result)
+    results.write_best(result)
     return result
 
 
@@ -251,9 +249,9 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check_unchanged(known: Mapping[str, str], space: Space) -> None:
+def check_unchanged(known: Mapping[str, str], space: Space, base: TrialConfig) -> None:
     """Whether packages and space are those that a sweep last ran with (`versions`). RequestError names each change."""
-    now = versions(space)
+    now = versions(space, base)
     changes = [f"{name} {known[name]} -> {now[name]}" for name in known if name in now and known[name] != now[name]]
     if changes:
         raise RequestError(
@@ -262,8 +260,10 @@ def check_unchanged(known: Mapping[str, str], space: Space) -> None:
         )
 
 
-def versions(space: Space) -> dict[str, str]:
-    """What changes results beside the config: the packages' versions, and a hash of the file that the space is in."""
+def versions(space: Space, base: TrialConfig) -> dict[str, str]:
+    """What changes results beside the config: the packages' versions, also of those that space and parts of `base` are
+    from, and a hash of the file that the space is in. (The config itself has the hashes of its parts' files.)
+    """
     names = (
         "pretune",
         "torch",
@@ -281,6 +281,8 @@ def versions(space: Space) -> dict[str, str]:
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    modules = [space.__module__] + [part.kind.rpartition(":")[0] for part in base.own_parts.values()]
+    found |= packages_of([module for module in modules if module.partition(".")[0] not in ("pretune", "search_spaces")])
     with suppress(TypeError, OSError):  # of a function that was typed in there is no file
         source = Path(inspect.getsourcefile(space) or "").read_bytes()
         found["space"] = hashlib.sha256(source).hexdigest()[:12]

@@ -162,7 +162,9 @@ def mae_tiny() -> TrialConfig:
     of 16 patches are dropped, not three quarters, and plain pixels are predicted: digits have blank patches, whose
     normalization would be of noise. The projector is trained by no term.
     """
-    view = ViewConfig(size=16, crop_scale=(0.5, 1.0), flip=0.0, jitter=0.0, grayscale=0.0)
+    view = ViewConfig(
+        size=16, crop_scale=(0.5, 1.0), flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0
+    )
     return TrialConfig(
         data=DataConfig(path="digits"),
         views=(view,),
@@ -231,7 +233,7 @@ def dilemma_mocov3_tiny_imagenet() -> TrialConfig:
     Cost: 400 epochs of about 90,000 images on a GPU; not timed.
     Expect: no number. None is published at this size, and nobody has run this recipe to its end.
     """
-    views = (cifar_view(size=64), cifar_view(size=64, solarize=0.2))
+    views = (cifar_view(size=64), cifar_view(size=64, solarize_probability=0.2))
     return _contrastive("tiny-imagenet", views=views, backbone=_patches("vit_tiny", 8), batch_size=512, epochs=400)
 
 
@@ -244,7 +246,10 @@ def dilemma_mocov3_stl10() -> TrialConfig:
 
     144 patches leave room for more sparsity: `--set model.masking.drop_ratio=0.75`. Six heads; MoCo v3's ViT-S has 12.
     """
-    views = (cifar_view(size=96, blur=0.5), cifar_view(size=96, blur=0.5, solarize=0.2))
+    views = (
+        cifar_view(size=96, blur_probability=0.5),
+        cifar_view(size=96, blur_probability=0.5, solarize_probability=0.2),
+    )
     return _contrastive("stl10", views=views, backbone=_patches("vit_small", 8), batch_size=512, epochs=400)
 
 
@@ -284,7 +289,7 @@ def dilemma_dino_cifar10() -> TrialConfig:
     epoch_steps = 45_000 // base.batch_size
     return with_fields(
         base,
-        views=(globe, with_fields(globe, solarize=0.2), *(local,) * 4),
+        views=(globe, with_fields(globe, solarize_probability=0.2), *(local,) * 4),
         model=_dino(base.model, count=4096, epoch_steps=epoch_steps),
         objective={
             "dino": Dino(teacher_temperature=0.07, warmup_temperature=0.04, warmup_steps=30 * epoch_steps),
@@ -319,7 +324,7 @@ def mae_cifar10() -> TrialConfig:
     Three quarters of 64 patches dropped, normalized pixels, AdamW (0.9, 0.95) at 2e-4 x batch / 256, decay 0.05, batch
     256, decoder 512 wide with 8 blocks. Six heads; solo-learn's ViT-S for MAE has 12. Crops and flips only.
     """
-    view = ViewConfig(size=32, crop_scale=(0.2, 1.0), jitter=0.0, grayscale=0.0)
+    view = ViewConfig(size=32, crop_scale=(0.2, 1.0), jitter_probability=0.0, grayscale_probability=0.0)
     epochs = 1000
     return _autoencoder("cifar10", view, _patches("vit_small", 4), learning_rate=2e-4, batch_size=256, epochs=epochs)
 
@@ -355,8 +360,8 @@ def dilemma_mocov3_imagenet() -> TrialConfig:
     4096 wide, drop ratio 0.75, mismatch probability 0.2, weight 1. Their code lost MoCo v3's fixed positions and frozen
     patch projection, which are kept here.
     """
-    first = ViewConfig(size=224, blur=1.0)
-    second = ViewConfig(size=224, blur=0.1, solarize=0.2)
+    first = ViewConfig(size=224, blur_probability=1.0)
+    second = ViewConfig(size=224, blur_probability=0.1, solarize_probability=0.2)
     return _contrastive(
         "imagenet",
         views=(first, second),
@@ -384,9 +389,9 @@ def dino_imagenet() -> TrialConfig:
     """
     epochs, batch_size = 100, 1024
     epoch_steps = 1_281_167 // batch_size
-    first = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur=1.0)
-    second = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur=0.1, solarize=0.2)
-    local = ViewConfig(size=96, crop_scale=(0.05, 0.4), blur=0.5)
+    first = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=1.0)
+    second = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=0.1, solarize_probability=0.2)
+    local = ViewConfig(size=96, crop_scale=(0.05, 0.4), blur_probability=0.5)
     model = ModelConfig(backbone=ViTConfig(kind="vit_small", patch_size=16))
     return TrialConfig(
         data=DataConfig(path="imagenet"),
@@ -414,7 +419,7 @@ def mae_imagenet() -> TrialConfig:
     Three quarters of 196 patches dropped, normalized pixels, AdamW (0.9, 0.95) at 1.5e-4 x batch / 256, decay 0.05, 40
     epochs of warm-up, cosine, decoder 512 wide with 8 blocks, crops from 0.2 and flips.
     """
-    view = ViewConfig(size=224, crop_scale=(0.2, 1.0), jitter=0.0, grayscale=0.0)
+    view = ViewConfig(size=224, crop_scale=(0.2, 1.0), jitter_probability=0.0, grayscale_probability=0.0)
     base = _autoencoder("imagenet", view, _patches("vit_base", 16), learning_rate=1.5e-4, batch_size=4096, epochs=800)
     return with_fields(base, precision="bf16")
 

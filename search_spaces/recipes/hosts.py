@@ -161,7 +161,7 @@ def alignment_uniformity_tiny() -> TrialConfig:
     Expect: a linear probe on 5 labels per class of 0.864, 0.894, 0.892 for seeds 0, 1, 2 (each ± 0.014); untrained and
     raw pixels as in `sfrik_tiny`. Ours, one run a seed, on a machine of 2 cores shared with other work.
 
-    Equal weights, squared distances and sharpness 2, the defaults of their code. Uniformity is the log-RBF kernel, over
+    Equal weights, squared distances and gamma 2, the defaults of their code. Uniformity is the log-RBF kernel, over
     pairs of different points.
     """
     return _tiny({"alignment": Alignment(weight=1.0), "uniformity": _uniformity()})
@@ -184,7 +184,7 @@ def _teacher_and_predictor() -> ModelConfig:
 
 def _uniformity() -> KernelMMD:
     """Wang and Isola's uniformity as published, weight 1."""
-    return KernelMMD(kernel=LogRBF(sharpness=2.0), estimator="u", normalize=False)
+    return KernelMMD(kernel=LogRBF(gamma=2.0), estimator="u", normalize=False)
 
 
 # --- CIFAR-10, as solo-learn runs them --------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def simclr_cifar10() -> TrialConfig:
     From their simclr.yaml: temperature 0.2, projector 2048-256 without batch norm, their symmetric views, LARS at 0.4
     with weight decay 1e-4. Theirs differs in the padding of the first convolution and trains in float16.
     """
-    view = cifar_view(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+    view = cifar_view(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_probability=0.5)
     return _cifar10(
         {"info_nce": InfoNCE(temperature=0.2)},
         views=(view, view),
@@ -266,7 +266,7 @@ def simsiam_cifar10() -> TrialConfig:
     weight decay 1e-5. Theirs keeps the predictor's rate constant, decays vectors too, has no scale and shift in the
     projector's last batch norm, pads the first convolution otherwise and trains in float16.
     """
-    view = cifar_view(saturation=0.4, blur=0.5)
+    view = cifar_view(saturation=0.4, blur_probability=0.5)
     return _cifar10(
         {"prediction": Prediction(distance="negative_cosine")},
         views=(view, view),
@@ -288,7 +288,7 @@ def vicreg_cifar10() -> TrialConfig:
     that here. Projector 2048-2048-2048, crops from 0.2, solarize 0.1, LARS at 0.3 with weight decay 1e-4. Theirs pads
     the first convolution otherwise and trains in float16.
     """
-    view = cifar_view(crop_scale=(0.2, 1.0), solarize=0.1)
+    view = cifar_view(crop_scale=(0.2, 1.0), solarize_probability=0.1)
     return _cifar10(
         {
             "invariance": Alignment(weight=25.0, normalize=False),
@@ -329,7 +329,7 @@ def alignment_uniformity_cifar10() -> TrialConfig:
     Expect: no number. Wang and Isola report no ResNet-18 on CIFAR-10, and nobody has run this recipe to its end.
 
     Ours, not published: solo-learn's SimCLR with its loss replaced by equal weights of alignment (squared distances)
-    and uniformity (sharpness 2), the defaults of Wang and Isola's code (ssnl/align_uniform).
+    and uniformity (gamma 2), the defaults of Wang and Isola's code (ssnl/align_uniform).
     """
     base = simclr_cifar10()
     return with_fields(base, objective={"alignment": Alignment(weight=1.0), "uniformity": _uniformity()})

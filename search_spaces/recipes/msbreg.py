@@ -110,7 +110,13 @@ def msbreg_imagenet100() -> TrialConfig:
     W-MSE's views for it: crops from 0.08, jitter 0.8, 0.8, 0.8, 0.2, grayscale 0.2.
     """
     view = w_mse_view(
-        size=224, crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2
+        size=224,
+        crop_scale=(0.08, 1.0),
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        grayscale_probability=0.2,
     )
     return with_fields(
         _small("imagenet100", size=224, width=128, learning_rate=2e-3, epochs=240), views=(view,) * 4, precision="bf16"

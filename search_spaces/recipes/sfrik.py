@@ -67,7 +67,15 @@ def sfrik_cifar10() -> TrialConfig:
     2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images.
     """
     batch_size, width = 512, 2048
-    view = ViewConfig(size=32, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2)
+    view = ViewConfig(
+        size=32,
+        jitter_probability=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.4,
+        grayscale_probability=0.2,
+    )
     return TrialConfig(
         data=DataConfig(path="cifar10"),
         views=(view, view),
@@ -93,7 +101,15 @@ def sfrik_stl10() -> TrialConfig:
     From that README: λ_sim = 4000 at q = 8192, hence the per-sample weight 0.488; kernel weights 1-40-40; LARS at 1.2 x
     batch / 256, weight decay 1e-6, 10 epochs of warm-up; jitter of 0.4 in all four always, grayscale 0.2, no blur.
     """
-    view = ViewConfig(size=64, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2)
+    view = ViewConfig(
+        size=64,
+        jitter_probability=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.4,
+        grayscale_probability=0.2,
+    )
     return with_fields(
         _imagenet(backbone="resnet18", widths=(8192,) * 3, lambda_sim=4000.0, base_learning_rate=1.2, epochs=100),
         data=DataConfig(path="stl10"),
@@ -145,8 +161,8 @@ def _imagenet(
 ) -> TrialConfig:
     """What the published settings share: batches of 2048, VICReg's views, LARS with 10 epochs of warm-up, bf16."""
     batch_size = 2048
-    first = ViewConfig(size=224, blur=1.0)
-    second = ViewConfig(size=224, blur=0.1, solarize=0.2)
+    first = ViewConfig(size=224, blur_probability=1.0)
+    second = ViewConfig(size=224, blur_probability=0.1, solarize_probability=0.2)
     return TrialConfig(
         data=DataConfig(path="imagenet"),
         views=(first, second),

@@ -10,7 +10,14 @@ from trainers.config import ViewConfig
 def digits_view() -> ViewConfig:
     """For scikit-learn's digits, drawn up to 16 px: no flips, as digits have no mirror images, and no color."""
     return ViewConfig(
-        size=16, crop_scale=(0.3, 1.0), flip=0.0, brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, grayscale=0.0
+        size=16,
+        crop_scale=(0.3, 1.0),
+        flip_probability=0.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.0,
+        hue=0.0,
+        grayscale_probability=0.0,
     )
 
 
@@ -22,17 +29,18 @@ def cifar_view(**changes: Any) -> ViewConfig:
 
 def cifar_views() -> tuple[ViewConfig, ...]:
     """Two of them; the second view is solarized in one of five cases."""
-    return cifar_view(), cifar_view(solarize=0.2)
+    return cifar_view(), cifar_view(solarize_probability=0.2)
 
 
 def w_mse_view(**changes: Any) -> ViewConfig:
     """W-MSE's view for small data (htdt/self-supervised), which CW-RGP's code shares: crops from 0.2, jitter 0.4, 0.4,
     0.4, 0.1 at 0.8, grayscale 0.1, no blur, no solarize. Theirs jitters before it crops."""
-    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.1}
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale_probability": 0.1}
     return ViewConfig(**{"crop_scale": (0.2, 1.0), **strengths, **changes})
 
 
 def byol_views(size: int) -> tuple[ViewConfig, ViewConfig]:
     """BYOL's two views for ImageNet (arXiv 2006.07733, appendix B): one always blurred, one sometimes blurred or
     solarized."""
-    return ViewConfig(size=size, blur=1.0), ViewConfig(size=size, blur=0.1, solarize=0.2)
+    first = ViewConfig(size=size, blur_probability=1.0)
+    return first, ViewConfig(size=size, blur_probability=0.1, solarize_probability=0.2)

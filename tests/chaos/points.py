@@ -17,9 +17,9 @@ import optuna
 
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Ended, Journal, Record, read
+from pretune.core.journal import Ended, Record, read
 from tests.chaos.counts import Counts
-from tests.toys import BASE, Executor, begin, branching, decisions, experiment, follow, space
+from tests.toys import BASE, Executor, again, begin, branching, decisions, experiment, follow, space
 
 POINTS_PER_SWEEP = 3
 
@@ -95,9 +95,7 @@ def _drive(folder: Path, made: Experiment, records: list[Record], point: int, to
 
 def _opened(folder: Path, made: Experiment) -> Conductor:
     how = space if made.sampler == "cmaes" else branching
-    if not folder.exists():
-        return begin(folder, made, how)
-    return Conductor(Journal(folder, new=False, clock=lambda: 0.0), how)
+    return again(folder, how) if folder.exists() else begin(folder, made, how)
 
 
 def _rest(conductor: Conductor, records: list[Record]) -> list[Record]:

@@ -15,10 +15,10 @@ from trainers.terms.kernels import IMQ, RBF, Energy, Kernel, Laplace, LogRBF, Ri
 OWN = {
     "truncated_2": ({"coefficients.0": 0.1}, Truncated(coefficients=(0.1, 1.0))),
     "truncated_3": ({"coefficients.0": 0.1, "coefficients.2": 5.0}, Truncated(coefficients=(0.1, 1.0, 5.0))),
-    "rbf": ({"sharpness": 2.0}, RBF(sharpness=2.0)),
-    "rbf_log": ({"sharpness": 2.0}, LogRBF(sharpness=2.0)),
+    "rbf": ({"gamma": 2.0}, RBF(gamma=2.0)),
+    "rbf_log": ({"gamma": 2.0}, LogRBF(gamma=2.0)),
     "imq": ({"offset": 0.5}, IMQ(offset=0.5, exponent=0.5)),
-    "laplace": ({"sharpness": 3.0}, Laplace(sharpness=3.0)),
+    "laplace": ({"gamma": 3.0}, Laplace(gamma=3.0)),
     "energy": ({"exponent": 1.5}, Energy(exponent=1.5)),
 }
 

@@ -25,8 +25,8 @@ def test_a_path_replaces_one_value_and_leaves_the_original_alone(base: TrialConf
 
 
 def test_a_position_is_one_view_and_a_star_is_all(base: TrialConfig) -> None:
-    assert [view.flip for view in with_changes(base, {"views.1.flip": 0.2}).views] == [0.5, 0.2]
-    assert [view.flip for view in with_changes(base, {"views.*.flip": 0.1}).views] == [0.1, 0.1]
+    assert [view.flip_probability for view in with_changes(base, {"views.1.flip_probability": 0.2}).views] == [0.5, 0.2]
+    assert [view.flip_probability for view in with_changes(base, {"views.*.flip_probability": 0.1}).views] == [0.1, 0.1]
     assert {term.weight for term in with_changes(base, {"objective.*.weight": 3.0}).objective.values()} == {3.0}
 
 
@@ -34,20 +34,20 @@ def test_whole_objects_replace_whole_objects_and_add_terms(base: TrialConfig) ->
     changed = with_changes(
         base,
         {
-            "objective.mmd.kernel": {"kind": "rbf", "sharpness": 2.0},
+            "objective.mmd.kernel": {"kind": "rbf", "gamma": 2.0},
             "objective.second": {"kind": "alignment", "weight": 0.5},
         },
     )
     term = changed.objective["mmd"]
     assert isinstance(term, KernelMMD)
-    assert term.kernel == RBF(sharpness=2.0)
+    assert term.kernel == RBF(gamma=2.0)
     assert changed.objective["second"] == Alignment(weight=0.5)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("views.2.flip", r"'2' must be a position from 0 to 1"),
+        ("views.2.flip_probability", r"'2' must be a position from 0 to 1"),
         ("optimiser.learning_rate", r"optimiser\n"),
         ("objective.third.weight", r"'third' found using 'kind' does not match any of the expected tags"),
         ("epochs.more", r"epochs.more: 'epochs' is the value \d+ and has no 'more'"),

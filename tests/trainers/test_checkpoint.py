@@ -166,7 +166,10 @@ def test_what_does_not_change_the_run_may_differ_when_it_goes_on() -> None:
         ({"data": {"subset": 100}}, r"data\.subset: None -> 100"),
         ({"objective": {"alignment": {"weight": 2.0}, "mmd": {}}}, r"objective\.alignment\.weight: 1\.0 -> 2\.0"),
         ({"optimizer": {"kind": "lars", "clip_norm": 1.0}}, r"optimizer\.clip_norm: None -> 1\.0; optimizer\.kind"),
-        ({"views": [{"flip": 0.5}, {"flip": 0.0}]}, r"views\.1\.flip: 0\.5 -> 0\.0"),
+        (
+            {"views": [{"flip_probability": 0.5}, {"flip_probability": 0.0}]},
+            r"views\.1\.flip_probability: 0\.5 -> 0\.0",
+        ),
         ({"schedule": {"kind": "cosine"}}, r"schedule\.kind: 'constant' -> 'cosine'"),
     ],
 )

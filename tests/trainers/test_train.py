@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import own_parts
 from tests.two_processes import TwoProcesses
 from trainers import checkpoint, dist, optim
 from trainers import train as train_module
@@ -30,7 +31,7 @@ from trainers.data.loader import Batch
 from trainers.evaluation import probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
-from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.report import Checkpoint, EpochReport, Outcome, is_metric
 from trainers.terms import Alignment, KernelMMD
 from trainers.train import StepMeter, TrainingStep, train
 
@@ -42,7 +43,13 @@ class MemoryDataset:
 
     folder = Path("memory")
     manifest_hash = "0" * 64
-    manifest = SimpleNamespace(split_seed=0, class_names=("a", "b", "c"), counts=SimpleNamespace(train=TRAIN))
+    manifest = SimpleNamespace(
+        split_seed=0,
+        class_names=("a", "b", "c"),
+        counts=SimpleNamespace(train=TRAIN),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
     class_count = CLASSES
     train_count, select_count, unlabeled_count = TRAIN, SELECT, 0
     train_ids, select_ids = np.arange(TRAIN), np.arange(TRAIN, TRAIN + SELECT)
@@ -187,6 +194,15 @@ AUTOENCODER: dict[str, Any] = {
     "objective": {"reconstruction": {}},
     "optimizer": {"kind": "adamw", "learning_rate": 0.003},
 }
+MINE = str(Path(own_parts.__file__))
+OWN: dict[str, Any] = {
+    "views": [
+        {"size": SIZE, "operations": {"noise": {"kind": f"{MINE}:noise", "probability": 0.5, "strength": 0.3}}},
+        {"size": SIZE},
+    ],
+    "model": {"backbone": {"kind": f"{MINE}:Net", "width": 8}, "teacher": {"momentum": 0.9}},
+    "objective": {"alignment": {}, "mine": {"kind": f"{MINE}:Spread", "strength": 2.0}},
+}
 VARIANTS = {
     "sgd": {},
     "lars, teacher, predictor": {
@@ -198,6 +214,7 @@ VARIANTS = {
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
     "dino, multi-crop": DINO,
+    "parts of one's own": OWN,
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -227,6 +244,16 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert report.checkpoint.path == str(tmp_path / "checkpoints" / f"epoch-{report.epoch:04d}.pt")
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
+
+
+def test_every_name_that_a_run_reports_is_listed_with_its_meaning(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(epochs=1))
+    names = recorder.reports[-1].metrics
+    assert {"epoch", "probe/full_linear", "loss/mmd", "health/embedding/cosine"} <= names.keys()
+    assert [name for name in names if not is_metric(name)] == []
+    assert not is_metric("probe/linear/top")
+    assert not is_metric("loss")
 
 
 def test_the_newest_the_best_and_the_last_before_the_decay_are_kept(
@@ -586,6 +613,7 @@ WORKER_VARIANTS = {
     "masked transformer": MASKED,
     "masked autoencoder": AUTOENCODER,
     "dino, multi-crop": DINO,
+    "parts of one's own": OWN,
     "one term": {"objective": {"alignment": {"weight": 0.0}, "mmd": {}}},
 }
 
@@ -630,7 +658,7 @@ def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochRe
     return outcome, recorder.reports, {name: value.detach() for name, value in models[0].state_dict().items()}
 
 
-@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO], ids=["lars", "dino"])
+@pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO, OWN], ids=["lars", "dino", "own"])
 def test_two_workers_train_the_model_of_one(
     two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -35,9 +35,9 @@ _HEADER = np.dtype(
 )
 _FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-_ROW = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
+ROW = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-_MODES = {"jpeg": 0, "raw": 1}
+MODES = {"jpeg": 0, "raw": 1}
 
 
 def page_size_for(largest_sample: int) -> int:
@@ -47,7 +47,7 @@ def page_size_for(largest_sample: int) -> int:
 
 def file_bytes(rows: int, payload: int, largest_sample: int, page_size: int) -> int:
     """An upper bound, in bytes, of the file that holds `rows` samples of `payload` bytes together."""
-    preamble = _HEADER.itemsize + 2 * _FIELD.itemsize + rows * _ROW.itemsize
+    preamble = _HEADER.itemsize + 2 * _FIELD.itemsize + rows * ROW.itemsize
     # The end of a page stays empty where the next sample does not fit, and two neighbors hold more than one page
     # together.
     usable = max(page_size - largest_sample, page_size // 2)
@@ -71,7 +71,7 @@ class BetonWriter:
             )
         self.path = path
         self._page_size = page_size
-        self._rows = np.zeros(rows, _ROW)
+        self._rows = np.zeros(rows, ROW)
         self._allocations = np.zeros(rows, _ALLOCATION)
         self._count = 0
         self._page = bytearray()
@@ -105,7 +105,7 @@ class BetonWriter:
             self._flush()
         address = self._next_page + len(self._page)
         self._page += payload
-        self._rows[self._count] = ((_MODES[encoding], width, height, address), label)
+        self._rows[self._count] = ((MODES[encoding], width, height, address), label)
         self._allocations[self._count] = (self._count, address, len(payload))
         self._count += 1
 

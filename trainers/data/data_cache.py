@@ -22,8 +22,8 @@ from trainers.data.manifest import (
     SEARCH_FILE,
     SEARCH_LABELS,
     Dataset,
-    Manifest,
     open_dataset,
+    parse_manifest,
     quick_hash,
 )
 from trainers.files import opened_whole, write_whole
@@ -87,7 +87,7 @@ def _manifest(place: str, expected_hash: str | None) -> bytes:
 
 def _fetch(place: str, folder: Path, text: bytes, files: Sequence[str]) -> None:
     """Bring what `folder` lacks of `files`, each aside and renamed."""
-    manifest = Manifest.model_validate_json(text)
+    manifest = parse_manifest(text, place)
     folder.mkdir(exist_ok=True)
     write_whole(folder / MANIFEST_FILE, text)
     missing = _missing(folder, files)
@@ -106,7 +106,7 @@ def _fetch(place: str, folder: Path, text: bytes, files: Sequence[str]) -> None:
 def _missing(folder: Path, files: Sequence[str]) -> list[str]:
     """Which of `files` are not in the copy, or are not what its manifest says."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes(), folder)
     except (OSError, ValueError):
         return list(files)
     return [name for name in files if not _fits(folder / name, manifest.files[name].quick)]

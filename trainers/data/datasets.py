@@ -77,6 +77,7 @@ RAW_SIDE = 64  # images that all share one size up to this are stored as pixels,
 JPEG_QUALITY = 95  # of images that are encoded here, without chroma subsampling
 UNLABELED = -1
 BUILTIN_WAIT_S = 300.0  # for another process that builds the digits, which takes about two seconds
+ELSEWHERE = "build it elsewhere with `pretune data … --out DIR`"  # a remedy for a sweep that builds the digits as well
 
 
 def kinds() -> dict[str, str]:
@@ -233,7 +234,7 @@ def _build_locked(request: _Request) -> Dataset:
         sync(out.parent)
     except OSError as error:
         full = storage.is_full(error)
-        remedy = "free some disk space or choose another --out" if full else "check that it exists, and who may use it"
+        remedy = f"free some disk space or {ELSEWHERE}" if full else "check that it exists, and who may use it"
         raise ValueError(
             f"{error.filename or out}: could not be read or written ({error.strerror or error}); {remedy}"
         ) from error
@@ -405,7 +406,7 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
         raise ValueError(
             f"{request.out}: the data set needs about {need / 2**20:,.0f} MiB, but {free / 2**20:,.0f} MiB are free "
             f"on that disk; "
-            "free some, choose another --out, or lower --max-side"
+            f"free some, {ELSEWHERE}, or lower --max-side"
         )
     heights, widths = zip(*sizes, strict=True)
     return _Plan(
@@ -519,12 +520,10 @@ def _duplicates(digests: Mapping[Split, NDArray[np.uint64]]) -> dict[str, int]:
 def _refuse_existing(out: Path) -> None:
     if (out / MANIFEST_FILE).exists():
         raise ValueError(
-            f"{out}: a data set lies there already and is never overwritten; use it, remove it, or choose another --out"
+            f"{out}: a data set lies there already and is never overwritten; use it, remove it, or {ELSEWHERE}"
         )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(
-            f"{out}: the output must be a new or empty folder, but something else lies there; choose another --out"
-        )
+        raise ValueError(f"{out}: the output must be a new or empty folder, but something else lies there; {ELSEWHERE}")
 
 
 @contextlib.contextmanager
@@ -535,11 +534,11 @@ def _lock(out: Path, *, wait_s: float) -> Iterator[None]:
         lock.enter_context(held(out, wait_s=wait_s))
     except HeldError as error:
         raise ValueError(
-            f"{out}: only one process may build it, but another does so now; wait for it, or choose another --out"
+            f"{out}: only one process may build it, but another does so now; wait for it, or {ELSEWHERE}"
         ) from error
     except OSError as error:
         raise ValueError(
-            f"{out.parent}: must be a folder that can be written to ({error.strerror}); choose another --out"
+            f"{out.parent}: must be a folder that can be written to ({error.strerror}); {ELSEWHERE}"
         ) from error
     with lock:
         yield

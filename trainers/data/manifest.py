@@ -14,28 +14,34 @@ This module imports neither torch nor FFCV.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainers.data.splits import Integers, stratified_order
+from trainers.upgrade import understood
 
+FORMAT: Final = 1
+"""Of a manifest, raised when this version would misread what a later one writes; all older ones stay readable. A key
+that is merely added needs no other format: who does not know it passes over it.
+"""
 MANIFEST_FILE = "manifest.json"
 SEARCH_FILE, REPORT_FILE = "search.beton", "report.beton"
 SEARCH_LABELS, REPORT_LABELS = "search_labels.npy", "report_labels.npy"
 DATA_FILES = (SEARCH_FILE, REPORT_FILE, SEARCH_LABELS, REPORT_LABELS)
 
 
-class _Record(BaseModel):
+class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class FileRecord(_Record):
+class FileRecord(_Stored):
     """`quick` is a hash of the size, both ends and 256 blocks between: it takes milliseconds whatever the size."""
 
     bytes: int
@@ -43,19 +49,19 @@ class FileRecord(_Record):
     quick: str
 
 
-class Counts(_Record):
+class Counts(_Stored):
     train: int
     select: int
     report: int
     unlabeled: int
 
 
-class Manifest(_Record):
+class Manifest(_Stored):
     """What a data set is. Sizes are (height, width) in pixels; `mean` and `std` are of train's RGB channels on a 0
     to 1 scale.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1] = FORMAT
     kind: str
     source: str
     class_names: tuple[str, ...]
@@ -198,12 +204,7 @@ def open_dataset(path: str | Path, *, expected_hash: str | None = None, files: S
             f"{folder}: the run was made for the data set {expected_hash[:12]}, but this one is {found[:12]}; "
             "name the folder with the original data, or start a new run"
         )
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(
-            f"{folder / MANIFEST_FILE}: not a manifest of this version ({_first_fault(error)}); build it again"
-        ) from error
+    manifest = parse_manifest(text, folder / MANIFEST_FILE)
     for name in files:
         record = manifest.files.get(name)
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -211,6 +212,23 @@ def open_dataset(path: str | Path, *, expected_hash: str | None = None, files: S
             rule = "must be listed in the manifest" if record is None else f"must have {record.bytes} bytes"
             raise ValueError(f"{folder / name}: {rule}, but {_says(size)}; build the data set again")
     return Dataset(folder, manifest, found)
+
+
+def parse_manifest(text: bytes, place: object) -> Manifest:
+    """What `text`, the bytes of a manifest.json, says; keys that this version does not know are passed over.
+
+    ValueError, naming `place`, where it is no manifest, or of a format that is newer than this version.
+    """
+    values = _parsed(text)
+    version = values.get("format_version")
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(
+            f"{place}: has format {version}, but this version of pretune reads up to {FORMAT}; use a newer one"
+        )
+    try:
+        return understood(Manifest.model_validate, values)[0]
+    except ValidationError as error:
+        raise ValueError(f"{place}: not a manifest of this version ({_first_fault(error)}); build it again") from error
 
 
 def verify(dataset: Dataset, *, files: Sequence[str] | None = None, full: bool = True) -> None:
@@ -305,6 +323,14 @@ def _check_hash(path: Path, expected: str, found: str) -> None:
             f"{path}: its bytes must have the hash {expected[:12]} of the manifest, but have {found[:12]}; "
             "the file was changed or damaged: build the data set again"
         )
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _says(size: int | None) -> str:

@@ -16,7 +16,7 @@ Letters: S = a view's height and width in pixels, n = S * S, K = taps of a resam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +28,28 @@ from numba.np.numpy_support import carray
 
 from trainers.settings import ViewConfig
 
-exact = njit(cache=True, nogil=True, error_model="numpy")
+
+def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba's `njit`, with machine code that the next process links: kept beside the source, or in the user's cache.
+
+    Where neither can be written to (a container's installation, and a user without a home) numba refuses the function;
+    then each process compiles it anew. `NUMBA_CACHE_DIR` names a place of one's own.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+exact = _kept()
 """For the draws: IEEE arithmetic, so that a crop does not depend on how a compiler orders sums."""
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+compiled = _kept(fastmath={"nsz", "arcp", "contract", "reassoc"})
 """For pixels. `nnan` and `ninf` stay off: should a pixel not be finite after all, that must stay visible."""
 
 primitive: Any = intrinsic  # its own type forgets that callers do not pass the typing context
@@ -44,17 +63,17 @@ SETTINGS = np.dtype(
         ("scale_high", np.float64),
         ("log_ratio_low", np.float64),
         ("log_ratio_high", np.float64),
-        ("flip", np.float64),
-        ("jitter", np.float64),
+        ("flip_probability", np.float64),
+        ("jitter_probability", np.float64),
         ("brightness", np.float64),
         ("contrast", np.float64),
         ("saturation", np.float64),
         ("hue", np.float64),
-        ("grayscale", np.float64),
-        ("blur", np.float64),
+        ("grayscale_probability", np.float64),
+        ("blur_probability", np.float64),
         ("sigma_low", np.float64),
         ("sigma_high", np.float64),
-        ("solarize", np.float64),
+        ("solarize_probability", np.float64),
         ("threshold", np.float64),
         ("mean", np.float64, (3,)),
         ("deviation", np.float64, (3,)),
@@ -121,8 +140,10 @@ def settings_table(views: Sequence[ViewConfig], mean: Sequence[float], deviation
         row["size"], row["start"] = view.size, start
         row["scale_low"], row["scale_high"] = view.crop_scale
         row["log_ratio_low"], row["log_ratio_high"] = math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])
-        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize"):
-            row[name] = getattr(view, name)
+        for operation in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            row[f"{operation}_probability"] = getattr(view, f"{operation}_probability")
+        for strength in ("brightness", "contrast", "saturation", "hue"):
+            row[strength] = getattr(view, strength)
         row["sigma_low"], row["sigma_high"] = view.blur_sigma
         row["threshold"] = view.solarize_threshold
         row["mean"], row["deviation"] = mean, np.maximum(deviation, LEAST_DEVIATION)
@@ -251,17 +272,17 @@ def _draw_view(settings: Any, drawn: Any, key: Any, height: Any, width: Any) -> 
         _center_crop(settings, drawn, height, width)
         return
     _draw_crop(settings, drawn, key, height, width)
-    drawn.flip = _uniform(key, FLIP, 0) < settings.flip
-    drawn.jitter = _uniform(key, JITTER, 0) < settings.jitter
+    drawn.flip = _uniform(key, FLIP, 0) < settings.flip_probability
+    drawn.jitter = _uniform(key, JITTER, 0) < settings.jitter_probability
     drawn.order = int(_uniform(key, ORDER, 0) * 24)
     drawn.brightness = _between(key, BRIGHTNESS, 0, max(0.0, 1 - settings.brightness), 1 + settings.brightness)
     drawn.contrast = _between(key, CONTRAST, 0, max(0.0, 1 - settings.contrast), 1 + settings.contrast)
     drawn.saturation = _between(key, SATURATION, 0, max(0.0, 1 - settings.saturation), 1 + settings.saturation)
     drawn.hue = _between(key, HUE, 0, -settings.hue, settings.hue)
-    drawn.grayscale = _uniform(key, GRAYSCALE, 0) < settings.grayscale
-    if _uniform(key, BLUR, 0) < settings.blur:
+    drawn.grayscale = _uniform(key, GRAYSCALE, 0) < settings.grayscale_probability
+    if _uniform(key, BLUR, 0) < settings.blur_probability:
         drawn.sigma = _between(key, SIGMA, 0, settings.sigma_low, settings.sigma_high)
-    drawn.solarize = _uniform(key, SOLARIZE, 0) < settings.solarize
+    drawn.solarize = _uniform(key, SOLARIZE, 0) < settings.solarize_probability
 
 
 @exact

@@ -150,6 +150,11 @@ class TermConfig(BaseModel, ABC):
     def __call__(self, outputs: Outputs) -> Tensor:
         """The unweighted scalar, a tensor of shape []."""
 
+    @property
+    def loaded(self) -> TermConfig:
+        """What computes: the term itself, or for one that a config names by reference, its own class' instance."""
+        return self
+
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
         """More to log each step, as `health/<name>/<key>`: scalars over the *global* batch, equal on all ranks, finite.
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from trainers.upgrade import refuse_old_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,11 @@ class Kernel(BaseModel, ABC):
     """Whether the loss takes the logarithm of the kernel's mean over the batch (φ must be positive then)."""
     singular: ClassVar[bool] = False
     """Whether φ(1) is infinite: then only pairs of different points count, and there is no scale to normalize by."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_todays(cls, values: Any) -> Any:
+        return refuse_old_names("objective.*.kernel", values, kind=cls.model_fields["kind"].default)
 
     @abstractmethod
     def values(self, t: Tensor, q: int) -> Tensor:
@@ -169,16 +176,16 @@ class Polynomial(Kernel):
 
 
 class RBF(Kernel):
-    """φ = exp(-sharpness · ||u - v||²). `sharpness` is s = 1 / (2 · bandwidth²); the mean, not its logarithm."""
+    """φ = exp(-gamma · ||u - v||²), with gamma = 1 / (2 · bandwidth²); the mean, not its logarithm."""
 
     kind: Literal["rbf"] = "rbf"
-    sharpness: float = Field(2.5, ge=1e-3, le=40.0)
+    gamma: float = Field(2.5, ge=1e-3, le=40.0)
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return _rbf(t, self.sharpness)
+        return _rbf(t, self.gamma)
 
     def mean(self, q: int) -> float:
-        return rbf_mean(self.sharpness, q)
+        return rbf_mean(self.gamma, q)
 
     def peak(self, q: int) -> float:
         return 1.0
@@ -187,20 +194,20 @@ class RBF(Kernel):
 class LogRBF(Kernel):
     """The RBF kernel, and the logarithm of its mean over the batch: Wang and Isola's uniformity (arXiv 2005.10242).
 
-    As published: estimator "u" (no pair of a point with itself), `normalize=False`, `sharpness` 2 (2.5 in SFRIK's
+    As published: estimator "u" (no pair of a point with itself), `normalize=False`, `gamma` 2 (2.5 in SFRIK's
     README).
     """
 
     logarithmic: ClassVar[bool] = True
 
     kind: Literal["rbf_log"] = "rbf_log"
-    sharpness: float = Field(2.5, ge=1e-3, le=40.0)
+    gamma: float = Field(2.5, ge=1e-3, le=40.0)
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return _rbf(t, self.sharpness)
+        return _rbf(t, self.gamma)
 
     def mean(self, q: int) -> float:
-        return rbf_mean(self.sharpness, q)
+        return rbf_mean(self.gamma, q)
 
     def peak(self, q: int) -> float:
         return 1.0
@@ -210,7 +217,7 @@ class Exponential(Kernel):
     """φ(t) = exp(t / temperature): the repulsion of InfoNCE, as an MMD.
 
     InfoNCE takes the logarithm of the mean over partners of each point, then the mean over points; here the mean is
-    over all pairs. It is the RBF kernel of sharpness 1 / (2 · temperature), times exp(1 / temperature).
+    over all pairs. It is the RBF kernel with gamma = 1 / (2 · temperature), times exp(1 / temperature).
     """
 
     kind: Literal["exponential"] = "exponential"
@@ -244,16 +251,16 @@ class IMQ(Kernel):
 
 
 class Laplace(Kernel):
-    """φ = exp(-sharpness · ||u - v||)."""
+    """φ = exp(-gamma · ||u - v||)."""
 
     kind: Literal["laplace"] = "laplace"
-    sharpness: float = Field(1.0, ge=1e-3, le=100.0)
+    gamma: float = Field(1.0, ge=1e-3, le=100.0)
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return (-self.sharpness * _distance_to_the(1.0, t)).exp()
+        return (-self.gamma * _distance_to_the(1.0, t)).exp()
 
     def mean(self, q: int) -> float:
-        return laplace_mean(self.sharpness, q)
+        return laplace_mean(self.gamma, q)
 
     def peak(self, q: int) -> float:
         return 1.0
@@ -342,8 +349,8 @@ AnyKernel = Annotated[
 ]
 
 
-def _rbf(t: Tensor, sharpness: float) -> Tensor:
-    return (2 * sharpness * (t - 1)).exp()
+def _rbf(t: Tensor, gamma: float) -> Tensor:
+    return (2 * gamma * (t - 1)).exp()
 
 
 def _distance_to_the(power: float, t: Tensor) -> Tensor:
@@ -391,9 +398,9 @@ def exponential_mean(temperature: float, q: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def rbf_mean(sharpness: float, q: int) -> float:
+def rbf_mean(gamma: float, q: int) -> float:
     """exp(-2s) 0F1(; q/2; s²). The series has positive terms only: no digit is lost at any s or q."""
-    return math.exp(-2 * sharpness) * _hypergeometric((), q / 2, sharpness**2)
+    return math.exp(-2 * gamma) * _hypergeometric((), q / 2, gamma**2)
 
 
 @lru_cache(maxsize=1024)
@@ -425,7 +432,7 @@ def log_chord_mean(q: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def laplace_mean(sharpness: float, q: int) -> float:
+def laplace_mean(gamma: float, q: int) -> float:
     """Mean of exp(-γ ||u - v||), by quadrature over the angle θ: ||u - v|| = 2 sin(θ/2), of density ∝ sin(θ)^(q-2).
 
     The integrand is smooth in θ; Gauss-Legendre over the part of [0, π] that carries the mass converges to rounding.
@@ -436,7 +443,7 @@ def laplace_mean(sharpness: float, q: int) -> float:
     half_width = min(math.pi / 2, 10 / math.sqrt(q))  # beyond it sin(θ)^(q-2) < e^-45
     deviation = half_width * nodes  # θ - π/2
     density = weights * np.exp((q - 2) * np.log(np.cos(deviation)))
-    values = np.exp(-2 * sharpness * np.sin((deviation + math.pi / 2) / 2))
+    values = np.exp(-2 * gamma * np.sin((deviation + math.pi / 2) / 2))
     return float((density * values).sum() / density.sum())
 
 

@@ -2,7 +2,7 @@
 
 An ablation is a sweep that samples nothing: `Experiment.points` holds the changes of each trial, and warm slots,
 journal and resume are a sweep's. Trials of one seed see the same images in the same order, the same views and the same
-initial weights, so a level is compared with the base seed by seed: the spread that seeds share cancels.
+initial weights, so a level is compared with the base seed by seed: what seeds share cancels.
 """
 
 from __future__ import annotations
@@ -12,29 +12,24 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
 from pretune.request import overrides
+from pretune.request.request import with_own_parts
+from pretune.request.usercode import checked, with_absolute_kinds
 from trainers.changes import value_at, with_changes
 from trainers.config import TrialConfig
-
-if TYPE_CHECKING:
-    import optuna
 
 SPACE = "ablation"
 """What `Experiment.space` says of a sweep that samples nothing."""
 SEED = "seed"
 Factors = Mapping[str, Sequence[Any]]
 Point = dict[str, Any]
-
-
-def unvaried(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    """The space of an ablation."""
-    return base
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -54,7 +49,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise RequestError(f"--factor {path} is given twice; list all its values behind one '='")
         if path == SEED:
             raise RequestError("--factor seed is no factor: each level is run with the same seeds; use --seeds N")
-        values = _values(listed)
+        values = _values(listed, path)
         for position, value in enumerate(values):
             if value in values[:position]:
                 raise RequestError(f"--factor {path} has the value {value!r} twice; keep one")
@@ -85,7 +80,7 @@ def points(base: TrialConfig, factors: Factors, *, grid: bool, seeds: int) -> tu
     if len(changes) == 1:
         raise RequestError(f"nothing would change: {', '.join(factors)} have these values in the recipe; list others")
     for change in changes:
-        _checked(base, change)
+        _checked(base, change, tried=True)
     return tuple({SEED: base.seed + index, **change} for index in range(seeds) for change in changes)
 
 
@@ -98,12 +93,12 @@ class Level(BaseModel):
     values: dict[int, float]
     seeds: int
     mean: float | None
-    spread: float | None
+    std: float | None
     """Standard deviation over seeds; None below two."""
     difference: float | None
     """To the base: mean over the seeds that both have completed. None for the base."""
     difference_stderr: float | None
-    """Standard error of that mean, from the spread of the paired differences; None below two pairs."""
+    """Standard error of that mean, from the std of the paired differences; None below two pairs."""
     pairs: int
     reasons: dict[int, str]
     """Of seeds that ended otherwise: how, and why."""
@@ -144,7 +139,7 @@ def collect(result: SweepResult) -> Ablation:
                 values=values,
                 seeds=len(members),
                 mean=statistics.fmean(values.values()) if values else None,
-                spread=_spread(list(values.values())),
+                std=_std(list(values.values())),
                 difference=statistics.fmean(differences) if differences else None,
                 difference_stderr=_stderr(differences),
                 pairs=len(differences),
@@ -162,17 +157,19 @@ def collect(result: SweepResult) -> Ablation:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _values(listed: str) -> list[Any]:
+def _values(listed: str, path: str) -> list[Any]:
     """`0,0.1` or `rbf,energy` or `[8,16],[32]`: a JSON list's items where it is one, else split at the commas."""
     try:
-        return list(json.loads(f"[{listed}]"))
+        return [with_absolute_kinds(path, item, Path.cwd()) for item in json.loads(f"[{listed}]")]
     except json.JSONDecodeError:
-        return [overrides.value(text.strip()) for text in listed.split(",")]
+        return [overrides.value(text.strip(), path) for text in listed.split(",")]
 
 
-def _checked(base: TrialConfig, change: Point) -> TrialConfig:
+def _checked(base: TrialConfig, change: Point, *, tried: bool = False) -> TrialConfig:
+    """The base with these changes; parts of one's own in it are also `tried` on a few random rows."""
     try:
-        return overrides.apply(base, change)
+        config = checked(overrides.apply(base, change), Path.cwd())
+        return with_own_parts(config) if tried else config
     except RequestError as error:
         told = ", ".join(f"{path}={value}" for path, value in change.items())
         raise RequestError(f"--factor {told}: {str(error).removeprefix('--set ')}") from error
@@ -183,7 +180,7 @@ def _has(base: TrialConfig, path: str, value: Any) -> bool:
     return _checked(base, {path: value}) == base
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -11,6 +11,7 @@ from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult
 from trainers.config import TrialConfig
 from trainers.files import write_whole
+from trainers.usercode import ChangedError
 
 FILE = "baselines.json"
 
@@ -48,7 +49,8 @@ class Comparison(BaseModel):
 def compare(result: SweepResult) -> Comparison | None:
     """The comparison for the best trial, computed in this process or read back where it was before.
 
-    None where no trial is complete, or where the sweep's metric is not a probe accuracy.
+    None where no trial is complete, the sweep's metric is not a probe accuracy, or the code of its own backbone is not
+    what it was.
     """
     best = result.best_trial
     if best is None or best.config is None or best.value is None or not result.metric.startswith("probe/"):
@@ -57,7 +59,10 @@ def compare(result: SweepResult) -> Comparison | None:
     if known is not None:
         return known
     config = TrialConfig.model_validate(best.config)
-    metrics, images = _measure(config)
+    try:
+        metrics, images = _measure(config)
+    except ChangedError:
+        return None
     name = result.metric.removeprefix("probe/")
     found = Comparison(
         trial=best.id,

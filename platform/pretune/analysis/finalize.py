@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pretune.core.errors import RequestError
-from pretune.core.results import SweepResult
+from pretune.core.results import SweepResult, check_understood
 from trainers import storage
 from trainers.config import TrialConfig
 from trainers.files import write_whole
@@ -33,7 +33,7 @@ class Read(BaseModel):
     """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`."""
 
 
-class Record(BaseModel):
+class ReportReads(BaseModel):
     """All looks at the report split through this sweep. The first is the one to publish."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -57,16 +57,17 @@ class Winner(NamedTuple):
 
 
 def path(result: SweepResult) -> Path:
-    """Where the record lies."""
+    """Where the reads are written down."""
     return result.folder / FILE
 
 
 def check(result: SweepResult, *, again: bool) -> Winner:
     """The winner, if the report split may be read for it.
 
-    RequestError while the sweep runs, where no trial is complete, its checkpoint is gone, or the split was read before
-    and `again` was not asked for.
+    RequestError while the sweep runs, where no trial is complete, its checkpoint is gone, a later version has written
+    in its journal what this one does not understand, or the split was read before and `again` was not asked for.
     """
+    check_understood(result)
     if result.live:
         raise RequestError(f"sweep {result.name!r} runs and its winner may change; finalize it when it has ended")
     best = result.best_trial
@@ -88,7 +89,7 @@ def check(result: SweepResult, *, again: bool) -> Winner:
     return Winner(best.id, best.value, TrialConfig.model_validate(best.config), best.checkpoint, earlier)
 
 
-def run(result: SweepResult, winner: Winner) -> Record:
+def run(result: SweepResult, winner: Winner) -> ReportReads:
     """Full probes of the winner: on `select`, then on `report`. Counts the read before it happens."""
     import torch
 
@@ -127,7 +128,7 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
         with suppress(FileNotFoundError):
             found.append(storage.read(storage.join(result.remote, FILE)))
     try:
-        return max((Record.model_validate_json(text).reads for text in found), key=len, default=())
+        return max((ReportReads.model_validate_json(text).reads for text in found), key=len, default=())
     except ValidationError as error:
         raise RequestError(
             f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
@@ -135,16 +136,16 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
         ) from error
 
 
-def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> Record:
-    record = Record(
+def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> ReportReads:
+    found = ReportReads(
         sweep=result.name,
         metric=result.metric,
         searched_value=winner.value,
         report_reads=len(reads),
         reads=reads,
     )
-    text = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
+    text = json.dumps(found.model_dump(mode="json"), indent=2) + "\n"
     write_whole(path(result), text)
     if result.remote is not None:
         storage.write(storage.join(result.remote, FILE), text.encode())
-    return record
+    return found

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pretune.analysis.verify import timeless
 from pretune.core.errors import RequestError
-from pretune.core.results import SweepResult
+from pretune.core.results import SweepResult, check_understood
 from pretune.execution import launch
 from trainers.config import TrialConfig
 from trainers.report import EpochReport, Outcome
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EpochComparison:
     """One epoch: the journal's metrics and the replay's, times apart."""
 
     epoch: int
@@ -37,7 +37,12 @@ class Comparison:
 
 
 def trial_of(result: SweepResult, number: int) -> TrialConfig:
-    """The config of a trial that reported at least one epoch. RequestError where there is no such trial."""
+    """The config of a trial that reported at least one epoch.
+
+    RequestError where there is no such trial, or a later version wrote it; ValueError where a file of one's own that it
+    names is not what it was.
+    """
+    check_understood(result)
     if not 0 <= number < len(result.trials):
         raise RequestError(f"TRIAL must be 0 to {len(result.trials) - 1}, but is {number}; see `pretune show`")
     trial = result.trials[number]
@@ -51,22 +56,24 @@ def trial_of(result: SweepResult, number: int) -> TrialConfig:
             f"trial {number} of {result.name!r} ({trial.state}) finished no epoch, so there is nothing to compare "
             "with; replay another one"
         )
-    return TrialConfig.model_validate(trial.config)
+    config = TrialConfig.model_validate(trial.config)
+    config.check_own(result.experiment.workers_per_trial)
+    return config
 
 
 def run(
     config: TrialConfig, told: Mapping[int, Mapping[str, float]], folder: Path, *, workers: int
-) -> tuple[list[Comparison], Outcome]:
+) -> tuple[list[EpochComparison], Outcome]:
     """Train `config` into `folder` up to the last epoch of `told`, the journal's.
 
     Raises as `launch.run`.
     """
     last = max(told)
-    compared: list[Comparison] = []
+    compared: list[EpochComparison] = []
 
     def compare(found: EpochReport) -> bool:
         compared.append(
-            Comparison(found.epoch, timeless(told.get(found.epoch, {})), _journaled(timeless(found.metrics)))
+            EpochComparison(found.epoch, timeless(told.get(found.epoch, {})), _journaled(timeless(found.metrics)))
         )
         return found.epoch < last
 

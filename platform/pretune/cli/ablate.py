@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking
 from pretune.cli.options import (
     STORAGE,
@@ -28,7 +29,12 @@ from pretune.cli.running import run_sweep
 
 def ablate_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE|SWEEP", help="what to vary: a recipe as of `train`, or a sweep's best")
+        str,
+        typer.Argument(
+            metavar="RECIPE|SWEEP",
+            help="what to vary: a recipe as of `train`, or a sweep's best",
+            autocompletion=completion.recipes_and_sweeps,
+        ),
     ],
     factors: Annotated[
         list[str] | None,
@@ -54,38 +60,33 @@ def ablate_command(
     with checking():
         from pretune import sweep
         from pretune.analysis import ablation
-        from pretune.request import lookup, overrides, request
+        from pretune.core.points import unvaried
+        from pretune.request import lookup, request
 
         found = request.recipe_or_best(recipe, storage)
-        base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or ())
-        base.check_workers(workers_per_trial)
+        base = request.configure(
+            found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
+        )
         points = ablation.points(base, ablation.parse(factors or ()), grid=grid, seeds=seeds)
-        space = lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", ablation.unvaried, None, None)
-        options = {
-            "data": data if data is not None else base.data.path,
-            "trials": len(points),
-            "points": points,
-            "slots": slots,
-            "workers_per_trial": workers_per_trial,
-            "cpus_per_worker": cpus_per_worker,
-            "gpus_per_worker": gpus_per_worker,
-            "seed": base.seed,
-            "storage": storage,
-            "metric": metric,
-            "stopping_enabled": False,
-        }
-        experiment = request.experiment(space, found, base, name=name, options=options)
-        if address is None:
-            request.check_local_slots(slots, workers_per_trial, cpus_per_worker)
-        request.check_folder_is_new(experiment)
-        request.check_storage(experiment)
-        sweep.check(experiment, ablation.unvaried)
-        base, dataset = request.with_data(base, data)
-        for point in points:
-            request.check_data(overrides.apply(base, point), dataset)
-        experiment = request.experiment(space, found, base, name=experiment.name, options=options)
+        experiment = request.checked(
+            lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", unvaried, None, None),
+            found,
+            base,
+            name=name,
+            data=data,
+            local=address is None,
+            trials=len(points),
+            points=points,
+            slots=slots,
+            workers_per_trial=workers_per_trial,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            storage=storage,
+            stopping_enabled=False,
+            metric=metric,
+        )
 
     def run(listener: Any) -> Any:
-        return sweep.run(experiment, space=ablation.unvaried, listener=listener, address=address)
+        return sweep.run(experiment, space=unvaried, listener=listener, address=address)
 
     run_sweep(console, experiment, run)

@@ -6,10 +6,12 @@ Ray, torch and FFCV are imported by what runs, never here: `--help`, `list`, `sh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from pretune.cli.ablate import ablate_command
+from pretune.cli.check import check_command
 from pretune.cli.data import data_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.list import list_command
@@ -22,7 +24,6 @@ from pretune.cli.train import train_command
 app = typer.Typer(
     name="pretune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Explore self-supervised image pretraining: sweep recipes on Ray, stop weak trials early, say what works.",
@@ -36,7 +37,26 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay_command,
     "show": show_command,
     "list": list_command,
+    "check": check_command,
     "finalize": finalize_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, before anything else that was typed is looked at."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"pretune {version('pretune')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def without_a_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""

@@ -13,16 +13,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pretune.core.errors import RequestError, checking_a_request
+
 
 @contextmanager
 def checking() -> Iterator[None]:
-    """While a request is checked, what is wrong with it is a ValueError (or a file that cannot be used)."""
+    """While a request is checked, what is wrong with it ends the command with code 2."""
     try:
-        yield
-    except ValueError as error:
+        with checking_a_request():
+            yield
+    except RequestError as error:
         refuse(str(error))
-    except OSError as error:
-        refuse(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); check path and permissions")
 
 
 def refuse(message: str) -> NoReturn:

@@ -30,11 +30,11 @@ def finalize_command(
         winner = finalize.check(result, again=again)
     try:
         with nullcontext() if as_json else console.status("probing the winner"):
-            record = finalize.run(result, winner)
+            found = finalize.run(result, winner)
     except ValueError as error:
         fail(str(error))
     if as_json:
-        print_json(record.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
         return
-    console.print(display.table(record))
+    console.print(display.table(found))
     console.print(Text(f"written to {finalize.path(result)}", style="dim"), soft_wrap=True)

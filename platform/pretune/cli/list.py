@@ -9,7 +9,7 @@ from pretune.cli.options import Json
 
 
 def list_command(as_json: Json = False) -> None:
-    """Recipes, spaces, terms, and data sets."""
+    """Recipes, spaces, terms, backbones and data sets, and how to name your own."""
     from pretune.display import listing
     from pretune.request import inventory
 

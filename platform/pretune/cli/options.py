@@ -7,21 +7,36 @@ from typing import Annotated
 
 import typer
 
-from pretune.core.experiment import Experiment
+from pretune.cli import completion
+from pretune.core.choices import LOCAL_ROOT
 
 RUNS = Path("runs")
-STORAGE: str = Experiment.model_fields["storage"].default
+STORAGE = LOCAL_ROOT
 
 Recipe = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="a shipped name (`pretune list`), a config's .json, module:function or file.py:function"
+        metavar="RECIPE",
+        help="a shipped name (`pretune list`), a config's .json, module:function or file.py:function",
+        autocompletion=completion.recipes,
     ),
 ]
 Space = Annotated[
-    str, typer.Argument(metavar="SPACE", help="a shipped name (`pretune list`), module:function or file.py:function")
+    str,
+    typer.Argument(
+        metavar="SPACE",
+        help="a shipped name (`pretune list`), module:function or file.py:function",
+        autocompletion=completion.spaces,
+    ),
 ]
-Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name below --storage, its folder or its URI")]
+Sweep = Annotated[
+    str,
+    typer.Argument(
+        metavar="SWEEP",
+        help="a sweep's name below --storage, its folder or its URI",
+        autocompletion=completion.sweeps,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),

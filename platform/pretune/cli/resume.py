@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import kinds
 from pretune.cli.exits import checking, note
 from pretune.cli.options import STORAGE, Address, Storage, Sweep
 from pretune.cli.running import run_sweep
@@ -19,6 +20,7 @@ def resume_command(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
     ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: as before")] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
@@ -29,19 +31,17 @@ def resume_command(
     console = Console()
     with checking():
         from pretune import sweep as sweeps
-        from pretune.analysis import ablation
-        from pretune.core import journal
+        from pretune.core import journal, points, results
         from pretune.core.history import History
-        from pretune.request import lookup, request
+        from pretune.request import request
 
         result = request.read_sweep(sweep, storage, fresh=True)
+        results.check_understood(result)
         experiment = result.experiment
-        space = ablation.unvaried if experiment.points else lookup.space(experiment.space).function
-        if experiment.points and trials is not None:
-            raise RequestError(
-                f"sweep {result.name!r} is an ablation of {result.asked} trials, each a level and a seed; "
-                "leave --trials out, or run a new `pretune ablate` with more --seeds"
-            )
+        kind = kinds.of(experiment)
+        space, full = kind.space(experiment), kind.why_no_more(result)
+        if trials is not None and full:
+            raise RequestError(full)
         earlier = journal.read(result.folder)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
@@ -52,14 +52,14 @@ def resume_command(
             )
         if target == result.asked and result.closed in ("finished", "exhausted") and not extensions:
             longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
-            more = longer if experiment.points else f"add some with --trials {result.asked + 8}, {longer}"
+            more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"
             )
-        sweeps.check(experiment, space)
+        points.proposer(experiment, space).check()
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
-            sweeps.check_unchanged(began[-1].versions, space)
+            sweeps.check_unchanged(began[-1].versions, space, experiment.base)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -68,6 +68,7 @@ def resume_command(
             remote=result.remote,
             trials=trials,
             epochs=epochs,
+            slots=slots,
             listener=listener,
             address=address,
         )

@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from pretune.cli import kinds
 from pretune.cli.exits import fail, refuse
-from pretune.cli.screen import screen
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment
-from pretune.core.journal import Record
 
-
-class _Listeners:
-    """Tells several listeners, in order."""
-
-    def __init__(self, *listeners: Any) -> None:
-        self._listeners = listeners
-
-    def on_event(self, record: Record) -> None:
-        for listener in self._listeners:
-            listener.on_event(record)
+if TYPE_CHECKING:
+    from pretune.core.experiment import Experiment
+    from pretune.core.journal import Record
 
 
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
     from pretune.core import journal
     from pretune.core.errors import LeaseLostError, SweepFailedError
-    from pretune.display import live, tables
-    from pretune.display.tensorboard import SweepCurves
+    from pretune.display.watching import watching
     from trainers import storage
 
-    since = time.time()
-    progress = live.Progress(experiment, since=since)
-    curves = SweepCurves(tables.curves_folder(experiment.folder), metric=experiment.metric, since=since)
-    listeners = _Listeners(view := live.view(progress, console), curves)
-    for record in earlier:
-        listeners.on_event(record)
     try:
-        with view:
-            result = run(listeners)
+        with watching(experiment, console, earlier=earlier) as listener:
+            result = run(listener)
     except RequestError as error:
         refuse(str(error))
     except Exception as error:
@@ -58,25 +41,21 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
         begun = (experiment.folder / journal.FILE).exists()
         onward = f"go on with: pretune resume {experiment.folder}" if begun else "no trial was asked for: try again"
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
-    finally:
-        curves.close()
     close(console, result)
 
 
 def close(console: Console, result: Any) -> NoReturn:
     """The closing screen of a sweep."""
     from pretune.analysis import baselines
-    from pretune.core import results
-    from pretune.display import ablation, tables
+    from pretune.display import tables
 
-    compared = None
-    if result.closed in ("finished", "exhausted") and result.best is not None and not result.experiment.points:
+    kind, compared = kinds.of(result.experiment), None
+    if result.closed in ("finished", "exhausted") and result.winner is not None:
         with console.status("comparing with the untrained encoder and raw pixels"):
             compared = baselines.compare(result)
-    for part in screen(result, compared, limit=30):
+    for part in kind.screen(result, compared, limit=30):
         console.print(part)
-    written = ablation.write(result) if result.experiment.points else [results.best_config_path(result.folder)]
-    for path in filter(Path.is_file, written):
+    for path in filter(Path.is_file, kind.write(result)):
         console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
     console.print(tables.next_commands(result), soft_wrap=True)
     if result.closed == "interrupted":

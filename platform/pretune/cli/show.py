@@ -8,22 +8,25 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pretune.cli.exits import checking, print_json
+from pretune.cli import completion, kinds
+from pretune.cli.exits import checking, note, print_json
 from pretune.cli.options import STORAGE, Json, Storage
-from pretune.cli.screen import screen
 from pretune.core.errors import RequestError
 
 
 def show_command(
     sweep: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP]", help="a sweep's name or folder; default: list all")
+        str | None,
+        typer.Argument(
+            metavar="[SWEEP]", help="a sweep's name or folder; default: list all", autocompletion=completion.sweeps
+        ),
     ] = None,
     storage: Storage = STORAGE,
     as_json: Json = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune.analysis import ablation, baselines
+    from pretune.analysis import baselines
     from pretune.core import results
     from pretune.display import tables
     from pretune.request import request
@@ -45,19 +48,20 @@ def show_command(
                 console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False)
             return
         result = request.read_sweep(sweep, storage)
-        compared = baselines.read(result)
-        parts = screen(result, compared)
+        kind = kinds.of(result.experiment)
+        parts = kind.screen(result, baselines.read(result))
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
             except OSError as error:
                 raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
     if as_json:
-        table = {"ablation": ablation.collect(result).model_dump(mode="json")} if result.experiment.points else {}
-        print_json(result.to_json() | table)
+        print_json(kind.as_json(result))
         return
     for part in parts:
         console.print(part)
+    for notice in [] if result.later is None else result.later.notices():
+        note(console, notice)
     console.print(tables.next_commands(result), soft_wrap=True)
 
 

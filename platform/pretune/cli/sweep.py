@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pretune.cli import completion
 from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
@@ -25,13 +26,17 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import run_sweep
-from pretune.core.errors import RequestError
-from pretune.core.experiment import Budget, SamplerName
+from pretune.core.choices import Budget, SamplerName
 
 
 def sweep_command(
     space: Space,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="the recipe to vary; default: the space's own")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="the recipe to vary; default: the space's own", autocompletion=completion.recipes
+        ),
+    ] = None,
     data: Data = None,
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
@@ -62,37 +67,35 @@ def sweep_command(
         from pretune import sweep
         from pretune.request import lookup, request
 
-        found_space = lookup.space(space)
-        wanted = recipe if recipe is not None else found_space.recipe
-        if wanted is None:
-            raise RequestError(f"space {space!r} names no recipe of its own; give one with --recipe (`pretune list`)")
-        found_recipe = lookup.recipe(wanted)
-        base = request.configure(found_recipe, subset=subset, epochs=epochs, seed=seed, assignments=settings or ())
-        base.check_workers(workers_per_trial)
-        options = {
-            "data": data if data is not None else base.data.path,
-            "trials": trials,
-            "budget": budget or found_space.budget,
-            "slots": slots,
-            "workers_per_trial": workers_per_trial,
-            "cpus_per_worker": cpus_per_worker,
-            "gpus_per_worker": gpus_per_worker,
-            "sampler": sampler,
-            "seed": base.seed,
-            "storage": storage,
-            "metric": metric,
-            "stopping_enabled": stopping,
-            "stopping_grace": grace,
-        }
-        experiment = request.experiment(found_space, found_recipe, base, name=name, options=options)
-        if address is None:
-            request.check_local_slots(slots, workers_per_trial, cpus_per_worker)
-        request.check_folder_is_new(experiment)
-        request.check_storage(experiment)
-        sweep.check(experiment, found_space.function)
-        base, _ = request.with_data(base, data)
-        experiment = request.experiment(found_space, found_recipe, base, name=experiment.name, options=options)
-        for path in request.varied_by_the_space(found_space.function, base, settings or ()):
+        found_space, found_recipe = lookup.space_and_recipe(space, recipe)
+        base = request.configure(
+            found_recipe,
+            subset=subset,
+            epochs=epochs,
+            seed=seed,
+            assignments=settings or (),
+            workers=workers_per_trial,
+        )
+        experiment = request.checked(
+            found_space,
+            found_recipe,
+            base,
+            name=name,
+            data=data,
+            local=address is None,
+            trials=trials,
+            budget=budget,
+            slots=slots,
+            workers_per_trial=workers_per_trial,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            sampler=sampler,
+            storage=storage,
+            stopping_enabled=stopping,
+            stopping_grace=grace,
+            metric=metric,
+        )
+        for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):
             note(console, f"the space sets {path} itself; --set {path} only changes what it starts from")
 
     def run(listener: Any) -> Any:

@@ -46,9 +46,8 @@ def train_command(
 
         found = lookup.recipe(recipe)
         config = request.configure(
-            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or ()
+            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or (), workers=workers
         )
-        config.check_workers(workers)
     if verify_resume:
         _verify_resume(console, config, data, workers, resume=resume, out=out)
     with checking():
@@ -78,7 +77,7 @@ def train_command(
         soft_wrap=True,
     )
     with (
-        runs.Record(folder, config, resume=checkpoint) as record,
+        runs.RunLog(folder, config, resume=checkpoint) as record,
         closing(Curves(folder.parent)) as curves,
         progress_bar(console, "steps") as advance,
     ):

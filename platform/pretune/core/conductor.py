@@ -1,5 +1,4 @@
-"""The sweep's mind: which trial next, which trial ends, what is written down. No Ray: whatever runs trials can drive
-it.
+"""What a sweep decides: which trial comes next, and which one ends. No Ray: whatever runs trials asks and tells it.
 
 Every decision goes the same way: write the record, apply it to the history, tell the listener, only then answer. A
 driver that is killed between any two records leaves a journal from which the next one decides the same.
@@ -9,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from pretune.core import study
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
 from pretune.core.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
-from pretune.core.search import Search, Space
+from pretune.core.rows import Handout, Row, RowOutcome
+from pretune.core.search import Proposer
 from pretune.core.stopping import Stop, SuccessiveHalving
 from trainers.config import TrialConfig
-from trainers.report import Checkpoint
 
-_ENDS: dict[str, End] = {
+_ENDS: dict[RowOutcome, End] = {
     "complete": "COMPLETE",
     "diverged": "INFEASIBLE",
     "collapsed": "INFEASIBLE",
@@ -47,10 +46,10 @@ class Listener(Protocol):
 class Conductor:
     """Keeps the books of one sweep over an open journal whose first record is there.
 
-    Rebuilding is construction: the records that are there go through the same code that takes in new ones.
+    A sweep that is resumed is rebuilt here: its records go through the same code that takes in new ones.
     """
 
-    def __init__(self, journal: Journal, space: Space, *, listener: Listener | None = None) -> None:
+    def __init__(self, journal: Journal, proposer: Proposer, *, listener: Listener | None = None) -> None:
         self.history = History()
         self.listener = listener
         self.error: BaseException | None = None
@@ -61,7 +60,7 @@ class Conductor:
         opened = journal.records[0]
         assert isinstance(opened, Opened)
         self.experiment: Experiment = opened.experiment
-        self._search = Search(self.experiment, space)
+        self._proposer = proposer
         self._stopping = SuccessiveHalving.of(self.experiment)
         self._live: set[int] = set()
         self._told: dict[int, int] = {}
@@ -87,7 +86,7 @@ class Conductor:
         for trial in self.history.trials:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
-                self._end(trial.number, "INFEASIBLE", reason=self._search.refusal(trial.params))
+                self._end(trial.number, "INFEASIBLE", reason=self._proposer.refusal(trial.params))
 
     @property
     def live(self) -> int:
@@ -104,17 +103,17 @@ class Conductor:
         """Nothing left to hand out, and nothing running that could come back."""
         return not self._live and self.all_handed_out
 
-    def next(self) -> dict[str, Any] | None:
+    def next(self) -> Handout | None:
         """The next trial for a free slot: unfinished ones first, each with its checkpoint, then a new proposal; None
         for now.
 
         Raises:
-            RequestError: the space cannot go on (see `Search.ask`), or refuses everything the sampler proposes.
+            RequestError: the proposer cannot go on (see its `ask`), or the space refuses everything that is proposed.
         """
         if self._waiting:
             return self._hand_out(self.history.trials[self._waiting.popleft()])
         while not self.exhausted and len(self.history.trials) < self.history.target:
-            proposal = self._search.ask(self.history.trials)
+            proposal = self._proposer.ask(self.history.trials)
             if proposal is None:
                 self.exhausted = True
                 return None
@@ -146,20 +145,20 @@ class Conductor:
         epoch = 0 if trial.checkpoint is None else trial.checkpoint.epoch
         self._write(Started(number=number, attempt=trial.attempts, epoch=epoch))
 
-    def reported(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Takes in one result of a slot (see slot.py) and says whether the trial goes on."""
-        if self.history.trials[number].ended:
+    def reported(self, row: Row) -> bool:
+        """Takes in one row of a slot and says whether the trial goes on."""
+        if self.history.trials[row.number].ended:
             return False
-        stop = self._take_in(number, result)
+        stop = self._take_in(row)
         if stop is None:
             return True
-        self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
+        self._end(row.number, "PRUNED", reason=stop.reason, rung=stop.rung)
         return False
 
-    def ended(self, number: int, result: Mapping[str, Any]) -> None:
-        """The trial ended by itself, with its last result. Does nothing for one that `reported` has ended."""
+    def ended(self, row: Row) -> None:
+        """The trial ended by itself, with its last row. Does nothing for one that `reported` has ended."""
+        number, outcome = row.number, row.outcome
         trial = self.history.trials[number]
-        outcome = str(result.get("outcome", "running"))
         if trial.ended:
             self._live.discard(number)
             return
@@ -172,13 +171,13 @@ class Conductor:
         if outcome == "disk_full":
             # It is no end of the trial: whoever makes room resumes it from its last checkpoint.
             self._live.discard(number)
-            raise SweepFailedError(str(result.get("reason")))
+            raise SweepFailedError(row.reason)
         if outcome not in _ENDS:
             self.lost(number, f"its slot let go of it while it was {outcome}")
             return
         # A trial that ended by itself keeps its own end, whatever the rungs say of its last report.
-        self._take_in(number, result)
-        state, reason = _ENDS[outcome], str(result.get("reason") or "")
+        self._take_in(row)
+        state, reason = _ENDS[outcome], row.reason
         value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
         if state == "COMPLETE" and value is None:
             state, reason = "FAIL", f"the metric {self.experiment.metric!r} was never reported"
@@ -207,7 +206,7 @@ class Conductor:
 
     def write_study(self, path: Path) -> None:
         """Writes what Optuna was told so far, for optuna-dashboard."""
-        self._search.write_study(self.history.trials, path)
+        study.write(self._proposer.study(self.history.trials), self.experiment.name, path)
 
     def extend(self, record: Extended) -> None:
         """A finished trial trains longer: handed out again after those that are unfinished."""
@@ -219,41 +218,36 @@ class Conductor:
         """Writes a record of the driver's own (Resumed)."""
         self._write(record)
 
-    def _hand_out(self, trial: TrialHistory) -> dict[str, Any]:
+    def _hand_out(self, trial: TrialHistory) -> Handout:
+        assert trial.config is not None, "what the space refused has ended"
         self._live.add(trial.number)
-        return {
-            "number": trial.number,
-            "config": trial.config,
-            "params": trial.params,
-            "folder": folder_name(trial),
-            "resume": None if trial.checkpoint is None else trial.checkpoint.model_dump(mode="json"),
-            "attempt": trial.attempts,
-        }
-
-    def _take_in(self, number: int, result: Mapping[str, Any]) -> Stop | None:
-        trial = self.history.trials[number]
-        self._note_failures(trial, result)
-        epoch = int(result.get("epoch") or 0)
-        # A trial that fell back to an older checkpoint repeats epochs, bit for bit; the first telling counts.
-        if epoch <= trial.last_epoch:
-            return None
-        checkpoint = result.get("checkpoint")
-        return self._write(
-            Epoch(
-                number=number,
-                epoch=epoch,
-                metrics=_metrics(result),
-                checkpoint=None if checkpoint is None else Checkpoint.model_validate(checkpoint),
-            )
+        return Handout(
+            number=trial.number,
+            config=trial.config,
+            params=trial.params,
+            folder=folder_name(trial),
+            resume=trial.checkpoint,
+            attempt=trial.attempts,
         )
 
-    def _note_failures(self, trial: TrialHistory, result: Mapping[str, Any]) -> None:
-        """Writes the failures that the slot healed since its last result; it counts from its own start of the trial."""
-        failures = int(result.get("failures", 0))
-        for _ in range(failures - self._told.get(trial.number, 0)):
-            reason = str(result.get("reason") or "a worker was lost; its group was replaced")
+    def _take_in(self, row: Row) -> Stop | None:
+        trial = self.history.trials[row.number]
+        self._note_failures(trial, row)
+        # A trial that fell back to an older checkpoint repeats epochs, bit for bit: they are written once.
+        if row.epoch <= trial.last_epoch:
+            return None
+        return self._write(
+            Epoch(number=row.number, epoch=row.epoch, metrics=dict(row.metrics), checkpoint=row.checkpoint)
+        )
+
+    def _note_failures(self, trial: TrialHistory, row: Row) -> None:
+        """Writes the failures since the slot's last row, after which it tried again by itself. The slot counts them
+        from where it took the trial.
+        """
+        for _ in range(row.failures - self._told.get(trial.number, 0)):
+            reason = row.reason or "a worker was lost; its group was replaced"
             self._write(Attempt(number=trial.number, failures=trial.failures + 1, reason=reason))
-        self._told[trial.number] = failures
+        self._told[trial.number] = row.failures
 
     def _end(
         self, number: int, state: End, *, value: float | None = None, reason: str = "", rung: int | None = None
@@ -290,11 +284,6 @@ class Conductor:
 
 
 def folder_name(trial: TrialHistory) -> str:
-    """Of a trial's folder below `trials`. What trains longer has a new one, so that its first end stays as it was."""
+    """The name of a trial's folder below `trials`; another one once it trains longer, so that its first end is kept."""
     longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
     return f"{trial.number:04d}{longer}"
-
-
-def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics in a slot's result: their names have a slash, and nothing else's have."""
-    return {name: float(value) for name, value in result.items() if "/" in name and isinstance(value, int | float)}

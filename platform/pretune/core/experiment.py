@@ -6,16 +6,13 @@ Imports neither Ray, torch nor Optuna: a request is refused within a fraction of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from pretune.core.choices import LOCAL_ROOT, Budget, SamplerName
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
-
-Budget = Literal["epochs", "views", "seconds"]
-LOCAL_ROOT = "./sweeps"
-SamplerName = Literal["tpe", "random", "grid", "cmaes"]
 
 
 class StoppingConfig(Config):

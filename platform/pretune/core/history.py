@@ -1,8 +1,9 @@
-"""What a journal's records add up to: each trial's story so far. Everything that is rebuilt is rebuilt from this."""
+"""What a journal's records add up to: the state of each trial. Sampler, rungs and results are rebuilt from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,9 +15,9 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 
 @dataclass
 class TrialHistory:
-    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records, our only
-    clock. `checkpoints` are those that were written, by epoch; retention may have removed older ones. `extended`: it
-    was made longer after its end.
+    """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
+    order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
+    retention may have removed older ones. `extended`: it was made longer after its end.
     """
 
     number: int
@@ -61,7 +62,10 @@ class TrialHistory:
 class History:
     """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record] = (), *, complete: bool = True) -> None:
+        """Of records that are not `complete`, as a later version wrote some of them, what contradicts the others is
+        left out.
+        """
         self.opened: Opened | None = None
         self.trials: list[TrialHistory] = []
         self.target = 0
@@ -69,7 +73,8 @@ class History:
         self.closed: Closed | None = None
         self._count = 0
         for record in records:
-            self.apply(record)
+            with nullcontext() if complete else suppress(ValueError):
+                self.apply(record)
 
     def apply(self, record: Record) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""

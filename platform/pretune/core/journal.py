@@ -9,6 +9,10 @@ Records, in the order in which a trial meets them: `opened` (once, first), `aske
 `attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); and of drivers `resumed`
 and `closed`. Each class below says what its fields mean. With a storage URI the same lines are uploaded as segments
 (journal_remote.py).
+
+What other versions wrote is read as far as it is understood (upgrade.py): an older record is brought up to date, a
+later one's unknown keys are set aside, and a record that only a later version understands becomes an `Unknown`.
+What is written is of today's format and has no unknown key.
 """
 
 from __future__ import annotations
@@ -18,20 +22,24 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from pretune.core.upgrade import FORMAT, this_version, upgrade
+from trainers.config import TrialConfig
 from trainers.files import sync, write_whole
 from trainers.report import Checkpoint
+from trainers.upgrade import drop_unknown, understood
 
-FORMAT = 1
 FILE = "journal.jsonl"
 LOCK = "journal.lock"
 
@@ -47,9 +55,18 @@ class _Record(BaseModel):
     time: float = 0.0
     """Unix seconds at which it was written; set by `append`."""
 
+    _unknown: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """Keys that this version does not know, by dotted path, of a record that was read."""
+        return self._unknown
+
 
 class Opened(_Record):
-    """The first line. `host` holds facts about the machine, kept apart: journals compare without them."""
+    """The first line. `format` is of this record and those up to the next `resumed`. `host` holds facts about the
+    machine, kept apart: journals compare without them.
+    """
 
     kind: Literal["opened"] = "opened"
     format: int = FORMAT
@@ -124,9 +141,12 @@ class Extended(_Record):
 
 
 class Resumed(_Record):
-    """A driver took the sweep up again. `trials` is the number of trials asked for from now on."""
+    """A driver took the sweep up again. `trials` is the number of trials asked for from now on; `format` is as for
+    `Opened`.
+    """
 
     kind: Literal["resumed"] = "resumed"
+    format: int = FORMAT
     trials: int
     versions: dict[str, str] = {}
     host: dict[str, str] = {}
@@ -140,21 +160,87 @@ class Closed(_Record):
     detail: str = ""
 
 
-Record = Annotated[
+class Unknown(_Record):
+    """A record that only a later version understands, with all it says. It is read and never written."""
+
+    kind: str
+    content: dict[str, Any]
+
+
+Known = Annotated[
     Opened | Asked | Started | Epoch | Attempt | Ended | Extended | Resumed | Closed,
     Field(discriminator="kind"),
 ]
-_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+Record = Known | Unknown
+_KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
+_KINDS = {"opened", "asked", "started", "epoch", "attempt", "ended", "extended", "resumed", "closed"}
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a journal has that this version does not know: a later one wrote it. `version` of pretune wrote in it last;
+    `keys` are dotted paths that begin with the kind of their record.
+    """
+
+    format: int
+    version: str
+    kinds: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    def notices(self) -> list[str]:
+        """What is left out where the journal is shown, a line for each reason."""
+        here = f"this version of pretune ({this_version()})"
+        lines = []
+        if self.format > FORMAT:
+            lines.append(
+                f"this journal has format {self.format}, written by pretune {self.version}; {here} reads up to format "
+                f"{FORMAT} and shows what it understands"
+            )
+        if self.kinds:
+            lines.append(f"this journal has records that {here} does not know: {', '.join(self.kinds)}")
+        if self.keys:
+            lines.append(f"this journal has keys that {here} does not know: {', '.join(self.keys)}")
+        return lines
+
+    def refusal(self) -> str | None:
+        """Why this version must not go on with the sweep, and which one can; None where it may: an unknown key that is
+        no setting of a trial or of the sweep only informs.
+        """
+        settings = [key for key in self.keys if key.startswith(_SETTINGS)]
+        if self.format <= FORMAT and not self.kinds and not settings:
+            return None
+        return f"{'; '.join(self.notices())}. To go on with it, use pretune {self.version} or a later one"
+
+
+_SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.")
+
+
+def later(records: Iterable[Record]) -> Later | None:
+    """What a later version has put into a journal of these records; None where all of it is understood."""
+    format, version = 0, ""
+    kinds: dict[str, None] = {}
+    keys: dict[str, None] = {}
+    for record in records:
+        if isinstance(record, Unknown):
+            kinds[record.kind] = None
+        if isinstance(record, Opened | Resumed) or record.kind == "resumed":
+            said = record.content if isinstance(record, Unknown) else dict(record)
+            format, version = said.get("format", format), said.get("versions", {}).get("pretune", "unknown")
+        keys.update(dict.fromkeys(f"{record.kind}.{path}" for path in record.unknown))
+    if format <= FORMAT and not kinds and not keys:
+        return None
+    return Later(format, version, tuple(kinds), tuple(keys))
 
 
 def read(folder: Path) -> list[Record]:
     """All records of the sweep in `folder`. A torn last line is left out: a driver may be writing it right now.
 
     Raises:
-        RequestError: no journal there, a corrupt or missing line (named), or a format this version does not know.
+        RequestError: no journal there, a corrupt or missing line (named), or a line that this version does not
+            understand and cannot do without.
     """
-    records, _, _ = _parse(folder / FILE)
-    return records
+    lines, _, _ = _lines(folder / FILE)
+    return _records(folder / FILE, lines)
 
 
 class Journal:
@@ -173,7 +259,8 @@ class Journal:
     ) -> None:
         """`publish` is given each line once it is on the disk, before `append` returns.
 
-        RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none.
+        RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none; a later
+        version wrote in it what this one does not know.
         """
         self.path = folder / FILE
         self._clock = clock
@@ -186,7 +273,11 @@ class Journal:
             self.records: list[Record] = []
             self._checksum, size = 0, 0
             if self.path.exists():
-                self.records, self._checksum, size = _parse(self.path)
+                lines, self._checksum, size = _lines(self.path)
+                self.records = _records(self.path, lines)
+            found = later(self.records)
+            if found is not None and (refusal := found.refusal()) is not None:
+                raise RequestError(f"{self.path}: {refusal}")
             if new and self.records:
                 raise RequestError(
                     f"a sweep named {folder.name!r} exists in {folder.parent}; choose another --name, or go on with "
@@ -207,6 +298,7 @@ class Journal:
 
         OSError where one of them refuses.
         """
+        self._check_is_todays(record)
         record = record.model_copy(update={"time": self._clock()})
         line, checksum = _line(record, self._checksum)
         end = self._file.seek(0, os.SEEK_END)
@@ -225,6 +317,13 @@ class Journal:
             # Where it raises, the line stays: the next driver finds the local journal longer, and goes on from it.
             self._publish(line)
         return record
+
+    def _check_is_todays(self, record: Record) -> None:
+        """Where an older version wrote last, `resumed` comes first and says that another format begins."""
+        assert not isinstance(record, Unknown), "what is not understood is not written"
+        assert not record.unknown, "what is not understood is not written"
+        sessions = [earlier for earlier in (record, *reversed(self.records)) if isinstance(earlier, Opened | Resumed)]
+        assert sessions[0].format == FORMAT, f"a record of format {FORMAT} after one of format {sessions[0].format}"
 
     def close(self) -> None:
         """Lets another process take the sweep. A sweep that never began leaves no journal behind."""
@@ -256,8 +355,8 @@ def verified(content: bytes, previous: int) -> tuple[int, int]:
 
 
 def whole_lines(path: Path) -> bytes:
-    """The journal's bytes without a torn last line. RequestError as for `read`."""
-    _, _, size = _parse(path)
+    """The journal's bytes without a torn last line. RequestError where another line is corrupt or missing."""
+    _, _, size = _lines(path)
     return path.read_bytes()[:size]
 
 
@@ -316,15 +415,15 @@ def _line(record: Record, previous: int) -> tuple[bytes, int]:
     return _PREFIX + f"{checksum:08x}".encode() + _MIDDLE + body + _SUFFIX, checksum
 
 
-def _parse(path: Path) -> tuple[list[Record], int, int]:
-    """The records, the last checksum, and the number of bytes up to the end of the last good line."""
+def _lines(path: Path) -> tuple[list[bytes], int, int]:
+    """The records as bytes, the last checksum, and the number of bytes up to the end of the last good line."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise RequestError(
             f"no sweep in {path.parent}: {path.name} is missing; `pretune show` lists the sweeps there are"
         ) from None
-    records: list[Record] = []
+    bodies: list[bytes] = []
     checksum, size = 0, 0
     lines = [line + b"\n" for line in content.split(b"\n")]
     # What follows the last line feed is empty, or a torn line.
@@ -341,18 +440,84 @@ def _parse(path: Path) -> tuple[list[Record], int, int]:
                 f"line missing before it); restore the file from a copy, or cut it before that "
                 f"line and lose what follows"
             )
-        if not records:
-            _check_format(path, body)
-        try:
-            records.append(_RECORD.validate_json(body))
-        except ValidationError as error:
-            raise RequestError(
-                f"{path}: line {position + 1} was written by another version of pretune and is not understood: "
-                f"{error}; use the version named in the journal's first line"
-            ) from error
+        bodies.append(body)
         checksum = zlib.crc32(body, checksum)
         size += len(line)
-    return records, checksum, size
+    return bodies, checksum, size
+
+
+def _records(path: Path, bodies: Sequence[bytes]) -> list[Record]:
+    """What the lines of the journal at `path` say. RequestError as for `read`."""
+    if bodies:
+        _check_first(path, json.loads(bodies[0]))
+    reader = _Reader()
+    records: list[Record] = []
+    for body in bodies:
+        try:
+            records.append(reader.read(body))
+        except ValidationError as error:
+            raise RequestError(
+                f"{path}: line {len(records) + 1}, of format {reader.format}, was written by pretune {reader.version} "
+                f"and is not understood: {error}; use that version (this is {this_version()})"
+            ) from error
+    return records
+
+
+class _Reader:
+    """Makes records of lines, one after another, whatever version wrote them; knows who wrote the last one."""
+
+    def __init__(self) -> None:
+        self.format = 0
+        self.version = "unknown"
+        self._space = ""
+
+    def read(self, body: bytes) -> Record:
+        """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
+        record = self._todays(body) or self._another(json.loads(body))
+        if isinstance(record, Asked | Extended) and record.config is not None:
+            record.unknown.update(_unknown_settings(record.config))
+        return record
+
+    def _todays(self, body: bytes) -> Record | None:
+        """The record of a line of today's format, None where it needs a closer look. Most lines need none."""
+        if self.format != FORMAT:
+            return None
+        try:
+            record = _KNOWN.validate_json(body)
+        except ValidationError:
+            return None
+        return None if isinstance(record, Opened | Resumed) else record
+
+    def _another(self, values: dict[str, Any]) -> Record:
+        kind = values.get("kind")
+        if kind in ("opened", "resumed"):
+            self.format = values.get("format", self.format)
+            self.version = values.get("versions", {}).get("pretune", "unknown")
+            self._space = values["experiment"]["space"] if kind == "opened" else self._space
+        elif kind not in _KINDS:
+            return _set_aside(values)
+        try:
+            upgraded = upgrade(values, written_in=self.format, space=self._space)
+            record, unknown = understood(_KNOWN.validate_python, upgraded)
+        except ValidationError:
+            if self.format <= FORMAT or kind == "opened":
+                raise
+            return _set_aside(values)
+        record.unknown.update(unknown)
+        return record
+
+
+def _set_aside(values: dict[str, Any]) -> Unknown:
+    return Unknown(time=values.get("time", 0.0), kind=str(values.get("kind")), content=values)
+
+
+def _unknown_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a trial's config that this version does not know; they stay in it."""
+    try:
+        TrialConfig.model_validate(config)
+    except ValidationError as error:
+        return {f"config.{path}": value for path, value in drop_unknown(deepcopy(config), error).items()}
+    return {}
 
 
 def _body(line: bytes, previous: int) -> bytes | None:
@@ -364,10 +529,10 @@ def _body(line: bytes, previous: int) -> bytes | None:
     return body if line[len(_PREFIX) : len(_PREFIX) + 8] == f"{zlib.crc32(body, previous):08x}".encode() else None
 
 
-def _check_format(path: Path, body: bytes) -> None:
-    first = json.loads(body)
-    if first.get("kind") != "opened" or first.get("format") != FORMAT:
+def _check_first(path: Path, first: dict[str, Any]) -> None:
+    format = first.get("format")
+    if first.get("kind") != "opened" or not isinstance(format, int) or format < 1:
         raise RequestError(
-            f"{path} has format {first.get('format')!r}, but this version of pretune reads format {FORMAT}; "
-            f"use the version that wrote it ({first.get('versions', {}).get('pretune', 'unknown')})"
+            f"{path} must begin with a record `opened` of format 1 to {FORMAT}, but begins with "
+            f"{first.get('kind')!r} of format {format!r}; restore the file from a copy"
         )

@@ -28,7 +28,7 @@ FOLDER = "journal"
 READERS = 16
 """Segments that are read at once."""
 AFTER_FAILURE_S = 1.0
-"""Once a storage has failed for the whole bound, a last record may cost this much more."""
+"""How long the next upload is tried after one that has failed for the whole bound: it is the sweep's last record."""
 
 Longer = Literal["equal", "local", "remote"]
 

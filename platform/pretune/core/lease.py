@@ -1,8 +1,9 @@
 """Who runs a sweep on an object store: one small object with owner, heartbeat and fencing number.
 
-Advisory: a bucket cannot write an object on the condition that it is absent, so two drivers that take a lease within
-the same moment are told apart only by reading it again after a pause. What makes a late writer harmless is the fencing
-number in the names of its segments (journal_remote.py). Staleness compares the clocks of two machines: they must agree
+Advisory: S3 itself can write an object on the condition that it is absent (`If-None-Match: *`), but pyarrow's file
+systems, which all storage goes through, have no way to ask for it. So two drivers that take a lease within the same
+moment are told apart only by reading it again after a pause. What makes a late writer harmless is the fencing number in
+the names of its segments (journal_remote.py). Staleness compares the clocks of two machines: they must agree
 to within much less than `STALE_S`.
 """
 
@@ -32,9 +33,9 @@ SETTLE_S = 1.0
 
 
 class Lease(BaseModel):
-    """`heartbeat` is in Unix seconds. `released`: the owner left in order."""
+    """`heartbeat` is in Unix seconds. `released`: the owner left in order. A later version may say more."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     owner: str
     host: str
@@ -66,7 +67,7 @@ class Held:
             )
 
     def beat(self, *, released: bool = False, bound_s: float = storage.BOUND_S) -> None:
-        """Says that the owner lives, or leaves. Never over another owner's lease, as far as a look tells."""
+        """Says that the owner lives, or leaves. LeaseLostError, and nothing is written, where it is another owner's."""
         self.check(bound_s=bound_s)
         lease = self._lease.model_copy(update={"heartbeat": self._clock(), "released": released})
         storage.write(self._uri, lease.model_dump_json().encode(), bound_s=bound_s)

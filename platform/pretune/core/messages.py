@@ -8,17 +8,30 @@ import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from trainers.config import TrialConfig
+from trainers.usercode import FORMS, SettingsError
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """All complaints of `error`, one per line; `model` is the class whose validation failed."""
+_OTHER_FORMS = {"own": f"or {FORMS} of your own", "timm": "or timm:NAME"}
+"""What else a `kind` may be, by the tag of the form."""
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with a trial's config, or with the settings of a part of one's own in it."""
+    if isinstance(error, SettingsError):
+        return describe(error.error, error.model, below=error.path)
+    return describe(error, TrialConfig) if isinstance(error, ValidationError) else str(error)
+
+
+def describe(error: ValidationError, model: type[BaseModel], *, below: str = "") -> str:
+    """All complaints of `error`, one per line; `model` is the class whose validation failed, at the path `below`."""
     problems = error.errors(include_url=False)
     # A list whose items are wrong is also reported as too short: its items' complaints say enough.
     inner = {problem["loc"] for problem in problems}
     told = [problem for problem in problems if problem["type"] != "too_short" or not _begins_any(problem["loc"], inner)]
-    return "\n".join(dict.fromkeys(_line(problem, model) for problem in told))
+    return "\n".join(dict.fromkeys(_line(problem, model, below) for problem in told))
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -36,9 +49,10 @@ def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     return list(keys)
 
 
-def _line(problem: ErrorDetails, model: type[BaseModel]) -> str:
+def _line(problem: ErrorDetails, model: type[BaseModel], below: str) -> str:
     location = problem["loc"]
     _, shown = _follow(model, location)
+    shown = [*below.split("."), *shown] if below else shown
     path, value = ".".join(shown), problem["input"]
     context = problem.get("ctx", {})
     match problem["type"]:
@@ -52,7 +66,9 @@ def _line(problem: ErrorDetails, model: type[BaseModel]) -> str:
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
             tag = str(context["tag"])
-            return f"{path + '.kind'!r} is {tag!r}, which is not known; {did_you_mean(tag, tags)}"
+            others = [_OTHER_FORMS[form] for form in _forms(_follow(model, location[:-1])[0]) if form in _OTHER_FORMS]
+            forms = ", ".join(["", *others])
+            return f"{path + '.kind'!r} is {tag!r}, which is not known; {did_you_mean(tag, tags)}{forms}"
         case "union_tag_not_found":
             return f"{path + '.kind'!r} is missing; known: {', '.join(_tags(_follow(model, location)[0]))}"
         case "value_error":
@@ -81,6 +97,10 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Any,
     annotation: Any = model
     shown: list[str] = []
     for part in location:
+        forms = _forms(annotation)
+        if part in forms:
+            annotation = forms[str(part)]
+            continue
         kinds = _kinds(annotation)
         tagged = [kind for kind in kinds if part in _tags(kind)]
         if len(kinds) > 1 and tagged:
@@ -102,6 +122,21 @@ def _members(annotation: Any) -> Iterator[Any]:
             yield from _members(member)
     elif annotation is not type(None):
         yield annotation
+
+
+def _forms(annotation: Any) -> dict[str, Any]:
+    """The alternatives of a union that are told apart by a function, by their tags."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return {}
+    return {
+        mark.tag: member
+        for member in get_args(annotation)
+        if get_origin(member) is Annotated
+        for mark in member.__metadata__
+        if isinstance(mark, Tag)
+    }
 
 
 def _kinds(annotation: Any) -> list[type[BaseModel]]:

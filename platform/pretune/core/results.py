@@ -17,6 +17,7 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
+from pretune.core.journal import Later
 from trainers import storage
 from trainers.files import write_whole
 from trainers.report import Checkpoint
@@ -64,6 +65,8 @@ class SweepResult:
     live: bool
     closed: str | None
     detail: str
+    later: Later | None = None
+    """What of its journal is left out here, because a later version wrote it."""
 
     @property
     def name(self) -> str:
@@ -80,6 +83,11 @@ class SweepResult:
     @property
     def best_trial(self) -> TrialResult | None:
         return None if self.best is None else self.trials[self.best]
+
+    @property
+    def winner(self) -> TrialResult | None:
+        """The best trial, where a best one was looked for: that of an ablation is the luckiest seed of one level."""
+        return None if self.experiment.points else self.best_trial
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pretune show SWEEP --json` prints. No times, paths or host facts: equal sweeps are equal."""
@@ -99,6 +107,7 @@ class SweepResult:
                 }
                 for trial in self.trials
             ],
+            **({} if self.later is None else {"notices": self.later.notices()}),
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -138,12 +147,13 @@ class SweepResult:
 def read(folder: Path, *, remote: str | None = None) -> SweepResult:
     """The sweep in `folder`, running or not; `remote`, if it was found elsewhere than its journal says.
 
-    RequestError where there is none, or its journal is corrupt (the line is
-    named).
+    RequestError where there is none, or its journal is corrupt (the line is named).
     """
     # Asked before the journal is read: a driver that ends in between has then written its last line.
     live = journal.is_locked(folder)
-    history = History(journal.read(folder))
+    records = journal.read(folder)
+    later = journal.later(records)
+    history = History(records, complete=later is None or later.refusal() is None)
     if history.opened is None:
         raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
     experiment = history.opened.experiment
@@ -158,7 +168,15 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         live=live,
         closed=None if history.closed is None else history.closed.reason,
         detail="" if history.closed is None else history.closed.detail,
+        later=later,
     )
+
+
+def check_understood(result: SweepResult) -> None:
+    """Whether this version may go on with the sweep, or judge it. RequestError, with the version that can."""
+    refusal = None if result.later is None else result.later.refusal()
+    if refusal is not None:
+        raise RequestError(f"sweep {result.name!r}: {refusal}")
 
 
 def sweeps(storage: Path) -> list[SweepResult]:
@@ -182,11 +200,11 @@ def best_config_path(folder: Path) -> Path:
 
 
 def write_best(result: SweepResult) -> Path | None:
-    """Writes the best trial's config. None, and nothing is written, where no trial is COMPLETE."""
-    if result.best_trial is None:
+    """Writes the winner's config. None, and nothing is written, where there is no winner."""
+    if result.winner is None:
         return None
     path = best_config_path(result.folder)
-    text = json.dumps(result.best_trial.config, indent=2) + "\n"
+    text = json.dumps(result.winner.config, indent=2) + "\n"
     write_whole(path, text)
     if result.remote is not None:
         storage.write(storage.join(result.remote, BEST), text.encode())

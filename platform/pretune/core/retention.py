@@ -1,6 +1,6 @@
 """What stays on the disk of a trial that was stopped: its best checkpoint. The loop itself bounds those of the others.
 
-A sweep stops most of its trials, and none of them is gone on with. The driver removes their other checkpoints once the
+A sweep stops most of its trials, and a stopped one never goes on. The driver removes their other checkpoints once the
 stop is written; what a killed driver left is removed when the sweep is resumed.
 """
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUNNING, FINISHED = 5, 3
-"""Checkpoints of a trial at most: while it runs the two newest, the best, the last before the decay and one within an
-epoch; in the end the newest, the best and the last before the decay."""
+RUNNING, FINISHED = 6, 3
+"""Checkpoints of a trial at most: while it runs the two newest, the one that is written before an older one goes, the
+best, the last before the decay and one within an epoch; in the end the newest, the best and the last before the decay.
+"""
 STATES = ("PRUNED", "INFEASIBLE")
 
 

@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretune.core.experiment import Budget, Experiment
+from pretune.core.choices import Budget
+from pretune.core.experiment import Experiment
 
 _METRICS: dict[Budget, str | None] = {"epochs": None, "views": "budget/views", "seconds": "budget/seconds"}
 
@@ -97,7 +98,7 @@ class SuccessiveHalving:
         if name not in metrics:
             raise ValueError(
                 f"budget {self.budget!r} needs the metric {name!r} in each report, but epoch {epoch} of trial {number} "
-                f"has only {', '.join(sorted(metrics))}; use --budget epochs"
+                f"has only {', '.join(sorted(metrics))}; run a new sweep with --budget epochs"
             )
         return metrics[name]
 

@@ -18,13 +18,13 @@ from trainers.files import write_whole
 
 FILES = ("ablation.md", "ablation.json")
 LEGEND = (
-    "spread: standard deviation over seeds. to base: mean difference over pairs of equal seeds (same order, views and "
+    "std: standard deviation over seeds. to base: mean difference over pairs of equal seeds (same order, views and "
     "initial weights) ± its standard error. No trial is stopped early."
 )
 
 
 def table(result: SweepResult) -> RenderableType:
-    """The levels for a terminal: mean, spread over seeds, paired difference to the base."""
+    """The levels for a terminal: mean, std over seeds, paired difference to the base."""
     ablation = collect(result)
     head, rows = _cells(ablation)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -60,7 +60,7 @@ def write(result: SweepResult) -> list[Path]:
 
 
 def _cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
-    head = ["level", "seeds", ablation.metric, "spread", "to base", "pairs"]
+    head = ["level", "seeds", ablation.metric, "std", "to base", "pairs"]
     rows: list[list[str]] = []
     for position, level in enumerate(ablation.levels):
         done = str(level.seeds) if len(level.values) == level.seeds else f"{len(level.values)} of {level.seeds}"
@@ -69,7 +69,7 @@ def _cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
                 _name(ablation, level),
                 done,
                 "–" if level.mean is None else f"{level.mean:.3f}",
-                "–" if level.spread is None else f"{level.spread:.3f}",
+                "–" if level.std is None else f"{level.std:.3f}",
                 "" if position == 0 else _difference(level),
                 "" if position == 0 else str(level.pairs),
             ]

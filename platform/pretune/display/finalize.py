@@ -7,13 +7,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pretune.analysis.finalize import Record
+from pretune.analysis.finalize import ReportReads
 from pretune.display import format
 
 
-def table(record: Record) -> Group:
+def table(found: ReportReads) -> Group:
     """The newest read in words: each probe on `select` and on `report`."""
-    newest = record.reads[-1]
+    newest = found.reads[-1]
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column(f"trial {newest.trial}")
     grid.add_column("on select", justify="right", no_wrap=True)
@@ -30,6 +30,6 @@ def table(record: Record) -> Group:
         ]
         grid.add_row(label, *row)
     note = "the report split was read once through this sweep"
-    if record.report_reads > 1:
-        note = f"the report split was read {record.report_reads} times through this sweep; only the first was honest"
+    if found.report_reads > 1:
+        note = f"the report split was read {found.report_reads} times through this sweep; only the first was honest"
     return Group(grid, Text(note, style="dim"))

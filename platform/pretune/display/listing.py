@@ -19,6 +19,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
         grid.add_column(overflow="fold")
         for entry in entries:
             extra = f" (recipe {entry['recipe']})" if entry.get("recipe") else ""
+            extra += f" (from {entry['package']})" if entry.get("package") else ""
             extra += f" (built: {entry['folder']})" if entry.get("folder") else ""
             grid.add_row(Text(f"  {entry['name']}", style="cyan"), Text(f"{entry['description']}{extra}"))
         parts += [Text(heading, style="bold"), grid]

@@ -8,11 +8,11 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from pretune.analysis.replay import Comparison
+from pretune.analysis.replay import EpochComparison
 from pretune.display import format
 
 
-def table(compared: Sequence[Comparison], metric: str) -> RenderableType:
+def table(compared: Sequence[EpochComparison], metric: str) -> RenderableType:
     """The searched metric and the loss of each epoch, as told and as found."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in ("epoch", f"{metric}, journal", "replay", "loss, journal", "replay", "numbers", "different"):

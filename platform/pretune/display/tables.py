@@ -139,7 +139,7 @@ def next_commands(result: SweepResult) -> Text:
         lines[f"pretune train {shlex.quote(relative(best))}"] = "train the best again"
     lines[f"pretune show {name}"] = "this table"
     lines[f"tensorboard --logdir {shlex.quote(relative(curves_folder(result.folder)))}"] = "curves"
-    if result.best is not None and not result.experiment.points:
+    if result.winner is not None:
         lines[f"pretune finalize {name}"] = "the winner on `report`, once"
     return commands(lines)
 

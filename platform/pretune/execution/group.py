@@ -135,8 +135,8 @@ class Group:
         have = ", ".join(f"{held.get(name, 0.0):g} {name} of which {free.get(name, 0.0):g} free" for name in names)
         return (
             f"no worker group within {settings.group_start_timeout_s:g} s: {settings.workers} workers of {wanted} each "
-            f"were asked for, the cluster holds {have}; use fewer slots or workers, or raise group_start_timeout_s if "
-            "nodes take longer to start"
+            f"were asked for, the cluster holds {have}; add nodes, or run fewer trials at once with --slots. They are "
+            "asked for again until there is room"
         )
 
     def replace(self, reason: str) -> None:
@@ -186,7 +186,7 @@ class Group:
 
     # ---- placement groups of slots that died -------------------------------------------------------------------------
 
-    # A slot that dies hard takes its mailbox, Ray Train's controller and the workers with it: Ray kills what a dead
+    # A slot that is killed takes its mailbox, Ray Train's controller and the workers with it: Ray kills what a dead
     # process owns. Only the workers' placement group stays, with their CPUs and GPUs. Ray Train's cleaner removes it
     # where a dashboard answers its questions; the slot that Tune starts next does so anywhere.
 
@@ -262,7 +262,7 @@ class Group:
             event = self._pending.popleft()
             if isinstance(event, Ready):
                 self.generation, self.workers, self.preempted = event.generation, event.workers, False
-                # A group that Ray Train restarted by itself began at a time that nobody told.
+                # Nobody tells when a start began that Ray Train made by itself.
                 if self._starting_since is not None:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)

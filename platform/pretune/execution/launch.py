@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.execution.mailbox import Order
+from pretune.execution.settings import HANG_TIMEOUT_S, PROCESS_GROUP_TIMEOUT_S
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -57,7 +58,7 @@ class _Progressed:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _Returned:
     outcome: Outcome
 
 
@@ -85,8 +86,8 @@ def run(
     report: Callable[[EpochReport], bool] = _go_on,
     progress: Callable[[int, int], bool | None] = _ignore,
     make_train: Callable[[], Train] | None = None,
-    process_group_timeout_s: float = 1800.0,
-    hang_timeout_s: float = 900.0,
+    process_group_timeout_s: float = PROCESS_GROUP_TIMEOUT_S,
+    hang_timeout_s: float = HANG_TIMEOUT_S,
     apart: bool = False,
 ) -> Outcome:
     """Train `config` into `folder`; `report` answers True to go on and is called in this process, as is `progress`
@@ -173,7 +174,7 @@ class _Family:
                             other.send(answer)
                 elif isinstance(message, _Progressed) and rank == 0:
                     progress(message.epoch, message.step)
-                elif isinstance(message, _Ended):
+                elif isinstance(message, _Returned):
                     outcomes[rank] = message.outcome
                     if (
                         message.outcome.state == "out_of_memory"
@@ -207,7 +208,7 @@ def _child(
     meeting: str,
     process_group_timeout_s: float,
 ) -> None:
-    """One process of the family."""
+    """One process of the training: meets the others, trains, and tells the parent what happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its children
 
     from pretune.execution import worker
@@ -233,7 +234,7 @@ def _child(
             train = (make_train or worker.WarmTrainer)()
             line.send(_Progressed(0, 0))
             outcome = worker.run_trial(train, order, rank=rank, device=chosen, report=answer, progress=pulse)
-            line.send(_Ended(outcome))
+            line.send(_Returned(outcome))
     except Exception as error:
         line.send(_Failed(worker.one_line(error), traceback.format_exc()))
         raise SystemExit(1) from error

@@ -79,7 +79,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Returned:
     """One rank's training returned."""
 
     generation: int
@@ -101,7 +101,7 @@ class Failed:
     disk_full: bool = False
 
 
-Event = Ready | Reported | Ended | Failed
+Event = Ready | Reported | Returned | Failed
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Mailbox:
             self._alive[rank] = time.monotonic()
         return self._noticed
 
-    async def post(self, event: Reported | Ended | Failed, rank: int) -> None:
+    async def post(self, event: Reported | Returned | Failed, rank: int) -> None:
         """An event for the slot; void if the group was replaced meanwhile."""
         if event.generation == self._generation:
             self._alive[rank] = time.monotonic()

@@ -68,7 +68,7 @@ def read(folder: Path) -> list[EpochReport]:
     return reports
 
 
-class Record:
+class RunLog:
     """Writes a run's folder as its epochs end. `resume` is the checkpoint it goes on from: later epochs are dropped."""
 
     def __init__(self, folder: Path, config: TrialConfig, *, resume: Checkpoint | None) -> None:

@@ -7,6 +7,14 @@ import os
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pretune.core.experiment import Experiment
+
+_SWEEP = Experiment.model_fields
+"""What a sweep says of its slots has its default there."""
+HANG_TIMEOUT_S: float = _SWEEP["hang_timeout_s"].default
+PROCESS_GROUP_TIMEOUT_S = 1800.0
+"""Of one collective, within an epoch."""
+
 
 class SlotSettings(BaseModel):
     """What all trials of one slot share. Needs neither Ray nor torch, so that a request can be checked with it.
@@ -17,16 +25,22 @@ class SlotSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sweep_folder: str = Field(description="absolute path, on storage that every node sees")
-    workers: int = Field(1, ge=1, description="DDP workers of one trial")
-    cpus_per_worker: float = Field(1.0, ge=0.0)
+    workers: int = Field(_SWEEP["workers_per_trial"].default, ge=1, description="DDP workers of one trial")
+    cpus_per_worker: float = Field(_SWEEP["cpus_per_worker"].default, ge=0.0)
     gpus_per_worker: float = Field(
-        0.0, ge=0.0, description="a fraction is possible with one worker: several trials share a GPU"
+        _SWEEP["gpus_per_worker"].default,
+        ge=0.0,
+        description="a fraction is possible with one worker: several trials share a GPU",
     )
     hang_timeout_s: float = Field(
-        900.0, gt=0.0, description="without any sign of life from a worker that should be training"
+        HANG_TIMEOUT_S, gt=0.0, description="without any sign of life from a worker that should be training"
     )
-    max_failures: int = Field(3, ge=0, description="failures of one trial that are retried from its last checkpoint")
-    process_group_timeout_s: float = Field(1800.0, ge=1.0, description="of one collective, within an epoch")
+    max_failures: int = Field(
+        _SWEEP["max_failures"].default,
+        ge=0,
+        description="failures of one trial that are retried from its last checkpoint",
+    )
+    process_group_timeout_s: float = Field(PROCESS_GROUP_TIMEOUT_S, ge=1.0)
     group_start_timeout_s: float = Field(
         1200.0, gt=0.0, description="to place and start a worker group, nodes that boot included"
     )

@@ -4,13 +4,8 @@ Tune keeps the slot's actor between trials (`reuse_actors=True`): `reset_config`
 it to the group that is up already. `group.py` owns the processes; here is the life of a trial: begin, continue, fail
 and begin again, end.
 
-A row, as `step` returns it, is flat: number, epoch, every metric of the EpochReport under its own name, checkpoint
-(dict or None), outcome ("running", "complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full",
-"no_room"), reason, failures (so far in this trial), group_starts (of this slot, in all), done. The first row after a
-start of the group has its seconds as time/group_start_s, and the slot's memory beside its workers as memory/slot_bytes.
-When a trial ends by itself its last row has done=True, another outcome than "running", and repeats the last epoch's
-metrics. A row that follows a failure has the failure's text in `reason` and `traceback`. A trial that Tune stops gets
-its `stop` command with the next `reset_config` or `cleanup`.
+A trial comes in as a `Handout` and each `step` gives a `Row`, both as the dicts that Tune carries (`core/rows.py`). A
+trial that Tune stops gets its `stop` command with the next `reset_config` or `cleanup`.
 """
 
 from __future__ import annotations
@@ -20,15 +15,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ray import tune
 
+from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.execution.cluster import SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import LogFile
-from pretune.execution.mailbox import Command, Ended, Failed, Order, Ready, Reported
+from pretune.execution.mailbox import Command, Failed, Order, Ready, Reported, Returned
 from pretune.execution.ray_private import HEAD
 from pretune.execution.settings import SlotSettings
 from trainers.config import TrialConfig
@@ -93,7 +89,7 @@ class Slot(tune.Trainable):
         self._settings = settings
         self._runs = 0
         self._served = 0
-        self._trial = self._next_trial(config)
+        self._trial = self._next_trial(Handout.from_config(config))
         self._group = Group(settings, make_train)
         self._log = _log_to(Path(settings.sweep_folder) / "logs" / f"{self._group.name}.txt")
 
@@ -102,11 +98,12 @@ class Slot(tune.Trainable):
         row says so, and the group goes on asking for it.
         """
         try:
-            return self._step()
+            row = self._step()
         except NoRoomError as error:
-            return self._end("no_room", str(error))
+            row = self._end("no_room", str(error))
+        return row.to_result()
 
-    def _step(self) -> dict[str, Any]:
+    def _step(self) -> Row:
         trial = self._trial
         if trial.over:
             raise RuntimeError(f"trial {trial.number} is over already; a slot needs reset_config before the next step")
@@ -147,7 +144,7 @@ class Slot(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial, in the same processes."""
         self._stop_running()
-        self._trial = self._next_trial(new_config)
+        self._trial = self._next_trial(Handout.from_config(new_config))
         return True
 
     def cleanup(self) -> None:
@@ -160,15 +157,13 @@ class Slot(tune.Trainable):
 
     # ---- the life of a trial -----------------------------------------------------------------------------------------
 
-    def _next_trial(self, config: dict[str, Any]) -> _Trial:
-        resume = Checkpoint.model_validate(config["resume"]) if config.get("resume") else None
-        number = int(config["number"])
+    def _next_trial(self, handout: Handout) -> _Trial:
         return _Trial(
-            number=number,
-            config=config["config"],
-            folder=Path(self._settings.sweep_folder) / "trials" / config["folder"],
-            checkpoint=resume,
-            epoch=resume.epoch if resume else 0,
+            number=handout.number,
+            config=handout.config,
+            folder=Path(self._settings.sweep_folder) / "trials" / handout.folder,
+            checkpoint=handout.resume,
+            epoch=handout.resume.epoch if handout.resume else 0,
         )
 
     def _begin(self) -> None:
@@ -185,7 +180,7 @@ class Slot(tune.Trainable):
         trial.run = self._runs
         trial.ended = {}
 
-    def _handle(self) -> dict[str, Any] | None:
+    def _handle(self) -> Row | None:
         """Wait for one event, act on it; a row if there is one for Tune."""
         trial, group, settings = self._trial, self._group, self._settings
         generation, preempted = group.generation, group.preempted
@@ -216,7 +211,7 @@ class Slot(tune.Trainable):
             return self._report(event)
         return self._collect(event)
 
-    def _report(self, event: Reported) -> dict[str, Any] | None:
+    def _report(self, event: Reported) -> Row | None:
         trial, report = self._trial, event.report
         trial.checkpoint = report.checkpoint or trial.checkpoint
         if report.epoch <= trial.epoch:  # a retry that runs again what Tune has seen
@@ -232,7 +227,7 @@ class Slot(tune.Trainable):
         trial.reason = trial.traceback = ""
         return row
 
-    def _collect(self, event: Ended) -> dict[str, Any] | None:
+    def _collect(self, event: Returned) -> Row | None:
         """A trial is over when all ranks say so, in the same words."""
         trial, workers = self._trial, self._settings.workers
         trial.ended[event.rank] = event.outcome
@@ -252,7 +247,7 @@ class Slot(tune.Trainable):
             return self._retry("the training stopped although it was told to continue", "")
         return self._end(outcome.state, outcome.reason)
 
-    def _retry(self, reason: str, traceback: str, *, preempted: bool = False) -> dict[str, Any] | None:
+    def _retry(self, reason: str, traceback: str, *, preempted: bool = False) -> Row | None:
         """Begin again from the last checkpoint, or end as failed. A machine that was taken away is no failure."""
         if preempted:
             self._note(f"its machine was taken away: {reason}", "")
@@ -278,11 +273,7 @@ class Slot(tune.Trainable):
         with (trial.folder / "log.txt").open("a") as log:
             log.write(f"{trial.reason}\n{traceback}")
 
-    def _end(
-        self,
-        outcome: Literal["complete", "diverged", "collapsed", "out_of_memory", "failed", "disk_full", "no_room"],
-        reason: str,
-    ) -> dict[str, Any]:
+    def _end(self, outcome: RowOutcome, reason: str) -> Row:
         trial, settings = self._trial, self._settings
         trial.over, trial.run = True, 0
         row = self._row(outcome, reason)
@@ -303,22 +294,19 @@ class Slot(tune.Trainable):
     def _trial_left(self) -> None:
         self._served = self._served + 1 if self._group.workers else 0
 
-    def _row(self, outcome: str, reason: str) -> dict[str, Any]:
+    def _row(self, outcome: RowOutcome, reason: str) -> Row:
         trial = self._trial
-        row: dict[str, Any] = {
-            **trial.metrics,
-            "number": trial.number,
-            "epoch": trial.epoch,
-            "checkpoint": trial.checkpoint.model_dump() if trial.checkpoint else None,
-            "outcome": outcome,
-            "reason": reason,
-            "failures": trial.failures,
-            "group_starts": self._group.generation,
-            "done": outcome != "running",
-        }
-        if trial.traceback:
-            row["traceback"] = trial.traceback
-        return row
+        return Row(
+            number=trial.number,
+            epoch=trial.epoch,
+            outcome=outcome,
+            metrics=trial.metrics,
+            checkpoint=trial.checkpoint,
+            reason=reason,
+            traceback=trial.traceback,
+            failures=trial.failures,
+            group_starts=self._group.generation,
+        )
 
 
 def _refuse(config: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ unless the result is `done`; then `searcher.on_trial_complete` where the trial s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pretune.core.conductor import Conductor
+from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
 from pretune.execution.environment import environment
 
@@ -65,8 +66,8 @@ class ConductedSearch(_Inert, Searcher):
                 return None
             handout = self._conductor.next()
             if handout is not None:
-                self._numbers[trial_id] = handout["number"]
-                return handout
+                self._numbers[trial_id] = handout.number
+                return handout.to_config()
             return Searcher.FINISHED if self._conductor.finished else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -75,7 +76,7 @@ class ConductedSearch(_Inert, Searcher):
             if error or not result:
                 self._conductor.lost(number, self.errors.pop(trial_id, "its slot was lost"))
             else:
-                self._conductor.ended(number, _nested(result))
+                self._conductor.ended(Row.from_result(number, result))
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is the truth; there is nothing to save."""
@@ -96,7 +97,7 @@ class ConductedScheduler(_Inert, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         with _remembered(self._conductor):
-            go_on = self._conductor.reported(trial.config["number"], _nested(result))
+            go_on = self._conductor.reported(Row.from_result(_number(trial), result))
         if self._conductor.all_handed_out:
             # Tune keeps an idle actor until the search is over, as a trial might still come; its node should go now.
             ray_private.end_idle_actors(tune_controller)
@@ -115,7 +116,7 @@ class Starts(_Inert, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with _remembered(self._conductor):
-            self._conductor.started(trial.config["number"])
+            self._conductor.started(_number(trial))
 
 
 def execute(conductor: Conductor, trainable: type[tune.Trainable], *, slots: int, folder: Path) -> None:
@@ -167,16 +168,12 @@ def _remembered(conductor: Conductor) -> Iterator[None]:
 
 def _name(trial: Trial) -> str:
     # A trial that is handed out again within one session is a new trial to Tune, which wants a new folder for it.
-    return f"{trial.config['number']:04d}-{trial.trial_id}"
+    return f"{_number(trial):04d}-{trial.trial_id}"
 
 
-def _nested(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes Tune's flattening for the one nested value of a slot's result."""
-    checkpoint = {
-        name.removeprefix("checkpoint/"): value for name, value in result.items() if name.startswith("checkpoint/")
-    }
-    rest = {name: value for name, value in result.items() if not name.startswith(("checkpoint/", "config/"))}
-    return {**rest, "checkpoint": checkpoint or None}
+def _number(trial: Trial) -> int:
+    """Of our trial that Tune's trial is a handout of."""
+    return Handout.from_config(trial.config).number
 
 
 def _short(error: object) -> str:

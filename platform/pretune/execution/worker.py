@@ -26,7 +26,7 @@ import torch
 import torch.distributed
 
 from pretune.execution.logfile import LogFile
-from pretune.execution.mailbox import Command, Ended, Failed, Order, Reported, Taken, Worker
+from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken, Worker
 from pretune.execution.processes import process_started
 from pretune.execution.settings import SlotSettings
 from trainers import storage
@@ -158,8 +158,8 @@ def one_line(error: BaseException) -> str:
 
 
 def start_clean(config: TrialConfig, device: torch.device) -> None:
-    """Put back every global state that a former trial may have changed. Our randomness is keyed: this is for anybody
-    else's.
+    """Put back every global state that a former trial may have changed. Our own randomness is keyed and has none; what
+    a library or a user's code draws has.
     """
     random.seed(config.seed)
     np.random.seed(config.seed)
@@ -287,7 +287,7 @@ class Line:
             if taken.slot_silent_s > self._abandoned_after_s:
                 raise Abandoned(f"no slot has asked for {taken.slot_silent_s:.0f} s")
 
-    def post(self, event: Reported | Ended | Failed) -> None:
+    def post(self, event: Reported | Returned | Failed) -> None:
         import ray
 
         try:
@@ -398,4 +398,4 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
             full = storage.is_full(error)
             line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc(), full))
             raise
-        line.post(Ended(line.generation, run, line.rank, outcome))
+        line.post(Returned(line.generation, run, line.rank, outcome))

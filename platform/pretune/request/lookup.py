@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pretune.core.choices import Budget
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Budget
 from pretune.core.messages import did_you_mean
 from pretune.request import overrides, usercode
 from search_spaces import RECIPES, SPACES
 from trainers.config import TrialConfig
+from trainers.upgrade import upgrade_config
 
 if TYPE_CHECKING:
     from pretune.core.search import Space
+
+
+GivenRecipe = str | TrialConfig | Callable[[], TrialConfig]
+"""A recipe's name, the function itself, or what it would return."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class FoundSpace:
 
 
 def recipe(text: str, *, folder: Path | None = None) -> Recipe:
-    """A shipped name, a config's `.json`, `module:function` or `file.py:function`; a file lies in `folder`, else here.
+    """A shipped name, a config's `.json`, `module:function` or `file.py:function` (a file lies in `folder`, else here),
+    or the name of what an installed package offers.
 
     RequestError where there is no such thing, or it gives no valid config.
     """
@@ -51,34 +57,64 @@ def recipe(text: str, *, folder: Path | None = None) -> Recipe:
     if text.endswith(".json"):
         path = (here / text).resolve()
         return Recipe(str(path), path.parent.name if path.stem == "best" else path.stem, _from_json(path))
-    if usercode.is_reference(text):
-        function = usercode.load(text, what="RECIPE", folder=here)
-        config = usercode.call(function, what=f"recipe {text!r}")
-        if not isinstance(config, TrialConfig):
-            raise RequestError(
-                f"recipe {text!r} must return a TrialConfig, but returned {type(config).__name__}; return one"
-            )
-        return Recipe(usercode.absolute(text, here), text.rpartition(":")[2], config)
-    if text not in RECIPES:
-        raise _unknown("recipe", text, list(RECIPES), forms="a config's .json, module:function or file.py:function")
-    return Recipe(text, text, RECIPES[text]())
+    if text in RECIPES:
+        return Recipe(text, text, RECIPES[text]())
+    reference = text if usercode.is_reference(text) else usercode.plugin("pretune.recipes", text)
+    if reference is None:
+        known = [*RECIPES, *usercode.plugins("pretune.recipes")]
+        raise _unknown("recipe", text, known, forms="a config's .json, module:function or file.py:function")
+    function = usercode.load(reference, what="RECIPE", folder=here)
+    config = usercode.call(function, what=f"recipe {text!r}")
+    if not isinstance(config, TrialConfig):
+        raise RequestError(
+            f"recipe {text!r} must return a TrialConfig, but returned {type(config).__name__}; return one"
+        )
+    return Recipe(usercode.absolute(reference, here), text.rpartition(":")[2], config)
 
 
 def space(text: str, *, folder: Path | None = None) -> FoundSpace:
-    """A shipped name, `module:function` or `file.py:function`; a file lies in `folder`, else here.
+    """A shipped name, `module:function` or `file.py:function` (a file lies in `folder`, else here), or the name of what
+    an installed package offers.
 
     The function is called as `space(trial, base)`. RequestError where there is no such thing.
     """
     here = folder or Path.cwd()
-    if usercode.is_reference(text):
-        function = usercode.load(text, what="SPACE", folder=here)
-        _check_signature(function, text)
-        name, label = usercode.absolute(text, here), text.rpartition(":")[2]
-        return FoundSpace(name, label, function, default_recipe(function), default_budget(function))
-    if text not in SPACES:
-        raise _unknown("space", text, list(SPACES), forms="module:function or file.py:function")
-    function = SPACES[text]
-    return FoundSpace(text, text, function, default_recipe(function), default_budget(function))
+    if text in SPACES:
+        function = SPACES[text]
+        return FoundSpace(text, text, function, default_recipe(function), default_budget(function))
+    reference = text if usercode.is_reference(text) else usercode.plugin("pretune.spaces", text)
+    if reference is None:
+        known = [*SPACES, *usercode.plugins("pretune.spaces")]
+        raise _unknown("space", text, known, forms="module:function or file.py:function")
+    function = usercode.load(reference, what="SPACE", folder=here)
+    _check_signature(function, text)
+    name, label = usercode.absolute(reference, here), text.rpartition(":")[2]
+    return FoundSpace(name, label, function, default_recipe(function), default_budget(function))
+
+
+def space_and_recipe(wanted_space: str | Space, wanted_recipe: GivenRecipe | None) -> tuple[FoundSpace, Recipe]:
+    """SPACE, and the recipe it varies: the one that is given, else the space's own. RequestError where it has none.
+
+    Python may give both as objects; of a function the name is looked up that finds it again (`usercode.reference`).
+    """
+    found = space(wanted_space if isinstance(wanted_space, str) else _name_of(wanted_space, SPACES, what="SPACE"))
+    if wanted_recipe is None:
+        wanted_recipe = found.recipe
+    if wanted_recipe is None:
+        raise RequestError(
+            f"space {wanted_space!r} names no recipe of its own; give one with --recipe (`pretune list`)"
+        )
+    if isinstance(wanted_recipe, TrialConfig):
+        return found, Recipe("", "given", wanted_recipe)  # the journal has it whole: it need not be found again
+    if not isinstance(wanted_recipe, str):
+        wanted_recipe = _name_of(wanted_recipe, RECIPES, what="RECIPE")
+    return found, recipe(wanted_recipe)
+
+
+def _name_of(given: Callable[..., Any], shipped: Mapping[str, Callable[..., Any]], *, what: str) -> str:
+    """The shipped name of a function, or the reference to a user's."""
+    names = [name for name, function in shipped.items() if function is given]
+    return names[0] if names else usercode.reference(given, what=what)
 
 
 def default_recipe(function: Callable[..., Any]) -> str | None:
@@ -116,7 +152,7 @@ def _from_json(path: Path) -> TrialConfig:
             f"recipe {path} must be an object of settings, but is {type(values).__name__}; give a config's .json"
         )
     try:
-        return overrides.validated(values)
+        return overrides.validated(upgrade_config(values))  # an older version may have written it
     except RequestError as error:
         raise RequestError(f"recipe {path}: {error}") from error
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pretune.core.errors import RequestError
 from pretune.core.messages import describe
+from pretune.request.usercode import with_absolute_kinds
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 
@@ -20,7 +22,10 @@ Overrides = Mapping[str, Any]
 
 
 def parse(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1", "c=x"]` as `{"a.b": 1, "c": "x"}`. RequestError where there is no `=` or a path comes twice."""
+    """`["a.b=1", "c=x"]` as `{"a.b": 1, "c": "x"}`; a `kind` that is a file of one's own, with its whole path.
+
+    RequestError where there is no `=` or a path comes twice.
+    """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -31,16 +36,20 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
             )
         if path in overrides:
             raise RequestError(f"--set {path} is given twice ({overrides[path]!r} and {text!r}); keep one")
-        overrides[path] = value(text)
+        overrides[path] = value(text, path)
     return overrides
 
 
-def value(text: str) -> Any:
-    """What was typed as a value: JSON where it parses as JSON, and the text itself otherwise."""
+def value(text: str, path: str) -> Any:
+    """What was typed as the value at `path`: JSON where it parses as JSON, and the text itself otherwise.
+
+    A file of one's own that it names lies in the folder where it was typed.
+    """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except json.JSONDecodeError:
-        return text
+        found = text
+    return with_absolute_kinds(path, found, Path.cwd())
 
 
 def apply(config: TrialConfig, overrides: Overrides) -> TrialConfig:

@@ -24,7 +24,7 @@ from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
 from trainers import storage as storages
 from trainers.changes import value_at
-from trainers.config import TrialConfig
+from trainers.config import TimmConfig, TrialConfig
 from trainers.data import data_cache, datasets
 from trainers.data.datasets import Dataset
 
@@ -43,8 +43,11 @@ def configure(
     seed: int | None = None,
     every_steps: int | None = None,
     assignments: Sequence[str] = (),
+    workers: int = 1,
 ) -> TrialConfig:
-    """The recipe with the command's options and its `--set` applied."""
+    """The recipe with the command's options and its `--set` applied, to be trained by so many workers, and with parts
+    of one's own found and tried. Torch is imported only where there are such parts.
+    """
     changes = overrides.parse(assignments)
     options: dict[str, Any] = {
         "data.subset": subset,
@@ -61,7 +64,25 @@ def configure(
                 f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
             )
         changes[path] = value
-    return overrides.apply(recipe.config, changes)
+    config = overrides.apply(recipe.config, changes)
+    config.check_workers(workers)
+    return with_own_parts(config)
+
+
+def with_own_parts(config: TrialConfig) -> TrialConfig:
+    """`config` with what it names by reference found from anywhere and hashed, if it does what it must on a few random
+    rows (`trainers.contracts.check_parts`). RequestError in words.
+    """
+    if not config.own_parts and not isinstance(config.model.backbone, TimmConfig):
+        return config
+    from trainers.contracts import check_parts
+
+    config = usercode.checked(config, Path.cwd())
+    try:
+        check_parts(config)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return config
 
 
 def with_data(config: TrialConfig, data: str | None, *, root: Path = DATA_ROOT) -> tuple[TrialConfig, Dataset]:
@@ -154,6 +175,47 @@ def experiment(
         raise RequestError(describe(error, Experiment)) from error
 
 
+def checked(
+    space: lookup.FoundSpace,
+    recipe: lookup.Recipe,
+    base: TrialConfig,
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    local: bool = True,
+    **options: Any,
+) -> Experiment:
+    """The sweep or ablation that is ready to be run: all that can be refused before Ray starts was looked at, the cheap
+    things first, and `base` is bound to its data.
+
+    `data` is as for `with_data`; `local` is a cluster of this machine alone; `options` are as for `experiment`, except
+    that the seed is the base's and the budget, if not given, is the one the space is made for.
+    """
+    from pretune.core import points
+
+    asked = experiment(
+        space,
+        recipe,
+        base,
+        name=name,
+        options={
+            **options,
+            "data": base.data.path if data is None else data,
+            "seed": base.seed,
+            "budget": options.get("budget") or space.budget,
+        },
+    )
+    if local:
+        check_local_slots(asked.slots, asked.workers_per_trial, asked.cpus_per_worker)
+    check_folder_is_new(asked)
+    check_storage(asked)
+    points.proposer(asked, space.function).check()
+    bound, dataset = with_data(base, data)
+    for point in asked.points:
+        check_data(overrides.apply(bound, point), dataset)
+    return asked.model_copy(update={"base": bound})
+
+
 def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
     """A RECIPE, or the best config of the sweep of that name. RequestError where there is neither."""
     if text.endswith(".json") or (usercode.is_reference(text) and not storages.is_uri(text)) or text in RECIPES:
@@ -199,7 +261,7 @@ def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[s
     varied: dict[str, None] = {}
     for _ in range(draws):
         trial = study.ask()
-        # A draw that the space refuses says nothing here; `sweep.check` has looked at refusals.
+        # A draw that the space refuses says nothing here; `checked` has looked at refusals.
         with suppress(ValueError, optuna.TrialPruned):
             config = space(trial, base)
             varied.update({path: None for path in paths if value_at(config, path) != value_at(base, path)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -13,50 +12,10 @@ import pytest
 from pretune.analysis import ablation
 from pretune.core import results
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment
-from pretune.core.history import History
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started, read
-from pretune.core.search import Search
-from pretune.display.ablation import markdown, write
+from tests.pretune.analysis.ablations import BASE, run
 from trainers.config import TrialConfig
-from trainers.terms import Alignment, Variance
 
-BASE = TrialConfig(
-    objective={"alignment": Alignment(weight=1.0), "variance": Variance(weight=25.0)}, epochs=3, batch_size=64
-)
 FACTORS: dict[str, list[Any]] = {"objective.variance.weight": [0, 25, 50], "optimizer.learning_rate": [0.1, 0.2]}
-
-
-def experiment(folder: Path, points: tuple[ablation.Point, ...], **changes: Any) -> Experiment:
-    settings = {"name": folder.name, "space": ablation.SPACE, "recipe": "mine", "base": BASE, "points": points}
-    settings |= {"trials": len(points), "storage": str(folder.parent), "stopping": {"enabled": False}}
-    return Experiment(**(settings | changes))
-
-
-def run(folder: Path, points: tuple[ablation.Point, ...], values: list[float | None]) -> results.SweepResult:
-    """An ablation whose trials end with `values`; None diverges."""
-    asked = experiment(folder, points)
-    search, history = Search(asked, ablation.unvaried), History()
-    with Journal(folder, new=True) as journal:
-
-        def write(record: Record) -> None:
-            history.apply(journal.append(record))
-
-        write(Opened(experiment=asked))
-        for number, value in enumerate(values):
-            proposal = search.ask(history.trials)
-            assert proposal is not None
-            assert proposal.config is not None
-            config = proposal.config.model_dump(mode="json")
-            write(Asked(number=number, params=proposal.params, distributions=proposal.distributions, config=config))
-            write(Started(number=number, attempt=0, epoch=0))
-            if value is None:
-                write(Ended(number=number, state="INFEASIBLE", reason="diverged: loss/total"))
-                continue
-            write(Epoch(number=number, epoch=3, metrics={"probe/linear": value}))
-            write(Ended(number=number, state="COMPLETE", value=value))
-        write(Closed(reason="finished"))
-    return results.read(folder)
 
 
 def configs_of(result: results.SweepResult) -> list[TrialConfig]:
@@ -133,35 +92,12 @@ def test_a_factor_that_says_nothing_is_refused(texts: list[str], message: str) -
         ({"objective.variance.weight": [25, 25.0]}, "nothing would change"),
         ({"objective.variance.wait": [1]}, "unknown key: 'objective.variance.wait'"),
         ({"objective.variance.weight": [-1]}, "--factor objective.variance.weight=-1: "),
-        ({"views.7.flip": [1]}, "--factor views.7.flip=1: views.7.flip"),
+        ({"views.7.flip_probability": [1]}, "--factor views.7.flip_probability=1: views.7.flip_probability"),
     ],
 )
 def test_a_level_that_is_no_config_is_refused_before_anything_runs(factors: ablation.Factors, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         ablation.points(BASE, factors, grid=False, seeds=1)
-
-
-# --- the search -------------------------------------------------------------------------------------------------------
-
-
-def test_points_are_proposed_in_order_and_then_no_more(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=2)
-    result = run(tmp_path / "a", points, [0.5, 0.4, 0.6, 0.5])
-    assert [trial.params for trial in result.trials] == list(points)
-    configs = configs_of(result)
-    assert [config.seed for config in configs] == [0, 0, 1, 1]
-    assert [config.objective["variance"].weight for config in configs] == [25.0, 0.0, 25.0, 0.0]
-    history = History(read(tmp_path / "a"))
-    search = Search(experiment(tmp_path / "a", points), ablation.unvaried)
-    assert search.ask(history.trials) is None
-    assert len(search.study(history.trials).trials) == 4
-
-
-def test_a_level_that_does_not_fit_the_workers_is_refused() -> None:
-    points = ablation.points(BASE, {"batch_size": [63]}, grid=False, seeds=1)
-    asked = experiment(Path("/x/s"), points, workers_per_trial=2)
-    with pytest.raises(RequestError, match=r"'batch_size': 63.*must be a multiple of the 2 workers"):
-        Search(asked, ablation.unvaried).check()
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -178,7 +114,7 @@ def test_differences_are_taken_between_runs_of_one_seed(tmp_path: Path) -> None:
     )
     assert first.values == dict(enumerate(base))
     assert first.mean == pytest.approx(0.7)
-    assert first.spread == pytest.approx(statistics.stdev(base))
+    assert first.std == pytest.approx(statistics.stdev(base))
     assert first.difference is None
     # The seeds differ by 0.2; the differences only by 0.01.
     assert second.difference == pytest.approx(-0.02)
@@ -190,28 +126,15 @@ def test_a_seed_that_diverged_is_left_out_of_its_pair_and_named(tmp_path: Path) 
     points = ablation.points(BASE, {"objective.variance.weight": [0, 50]}, grid=False, seeds=2)
     result = run(tmp_path / "a", points, [0.5, None, 0.6, None, 0.3, 0.7])
     base, without, double = ablation.collect(result).levels
-    assert (base.values, base.mean, base.spread) == ({0: 0.5}, 0.5, None)
+    assert (base.values, base.mean, base.std) == ({0: 0.5}, 0.5, None)
     assert (without.values, without.difference, without.pairs) == ({1: 0.3}, None, 0)
     assert double.difference == pytest.approx(0.1)
     assert double.pairs == 1
     assert double.difference_stderr is None
     assert without.reasons == {0: "INFEASIBLE: diverged: loss/total"}
-    text = markdown(ablation.collect(result))
-    assert "| level | seeds | probe/linear | spread | to base | pairs |" in text
-    assert "| base: variance.weight=25 | 1 of 2 | 0.500 | – |  |  |" in text
-    assert "| variance.weight=50 | 2 | 0.650 | 0.071 | +0.100 | 1 |" in text
-    assert "variance.weight=0, seed 0, is not counted: INFEASIBLE: diverged: loss/total" in text
 
 
 def test_a_part_of_an_ablation_has_a_table_already(tmp_path: Path) -> None:
     points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=3)
     levels = ablation.collect(run(tmp_path / "a", points, [0.5, 0.4])).levels
     assert [(level.values, level.seeds) for level in levels] == [({0: 0.5}, 3), ({0: 0.4}, 3)]
-
-
-def test_the_table_is_written_as_markdown_and_json(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=1)
-    result = run(tmp_path / "a", points, [0.5, 0.4])
-    text, values = (path.read_text() for path in write(result))
-    assert text == markdown(ablation.collect(result))
-    assert json.loads(values)["levels"][1]["difference"] == pytest.approx(-0.1)

@@ -21,6 +21,7 @@ from tests import toys
 from tests.toys import Executor, again, begin, branching, decisions, follow, row, space
 from trainers import storage
 from trainers.config import TrialConfig
+from trainers.report import Checkpoint
 
 BASE = toys.BASE.model_copy(update={"epochs": 9})
 
@@ -101,18 +102,19 @@ def test_a_stop_that_the_killed_driver_could_not_write_is_written_by_the_next(tm
 def test_unfinished_trials_come_first_with_checkpoint_and_attempt(tmp_path: Path) -> None:
     first = begin(tmp_path, experiment(), space)
     handouts = [first.next(), first.next(), first.next()]
-    assert all(handout is not None and handout["resume"] is None and handout["attempt"] == 0 for handout in handouts)
+    assert [(one.resume, one.attempt) for one in handouts if one is not None] == [(None, 0)] * 3
     for number in (0, 1):
         first.started(number)
-    first.reported(1, row(handouts[1] or {}, 1))
-    first.reported(1, row(handouts[1] or {}, 2))
+    assert handouts[1] is not None
+    first.reported(row(handouts[1], 1))
+    first.reported(row(handouts[1], 2))
     first._journal.close()
     second = again(tmp_path, space)
     numbers = [second.next() for _ in range(4)]
-    assert [handout["number"] for handout in numbers if handout] == [0, 1, 2, 3]
+    assert [handout.number for handout in numbers if handout] == [0, 1, 2, 3]
     assert numbers[1] is not None
-    assert numbers[1]["resume"] == {"path": "/1/2", "sha256": "x", "epoch": 2}
-    assert [handout["attempt"] for handout in numbers if handout] == [1, 1, 0, 0]
+    assert numbers[1].resume == Checkpoint(path="/1/2", sha256="x", epoch=2)
+    assert [handout.attempt for handout in numbers if handout] == [1, 1, 0, 0]
 
 
 def test_each_record_is_on_the_disk_before_the_listener_or_the_caller_hears_of_it(tmp_path: Path) -> None:
@@ -128,8 +130,8 @@ def test_each_record_is_on_the_disk_before_the_listener_or_the_caller_hears_of_i
     handout = conductor.next()
     assert handout is not None
     conductor.started(0)
-    conductor.reported(0, row(handout, 1))
-    conductor.ended(0, row(handout, 1, outcome="complete", done=True))
+    conductor.reported(row(handout, 1))
+    conductor.ended(row(handout, 1, outcome="complete"))
     conductor.close("interrupted")
     assert heard == ["asked", "started", "epoch", "ended", "closed"]
 
@@ -149,8 +151,8 @@ def test_each_outcome_has_its_honest_end(tmp_path: Path, outcome: str, reason: s
     handout = conductor.next()
     assert handout is not None
     for epoch in (1, 2):
-        conductor.reported(0, row(handout, epoch))
-    conductor.ended(0, row(handout, 2, outcome=outcome, reason=reason, done=True))
+        conductor.reported(row(handout, epoch))
+    conductor.ended(row(handout, 2, outcome=outcome, reason=reason))
     trial = conductor.history.trials[0]
     assert (trial.state, trial.reason) == (state, told)
     assert trial.value == (trial.epochs[2]["probe/linear"] if state == "COMPLETE" else None)
@@ -162,10 +164,10 @@ def test_a_complete_trial_without_a_usable_metric_is_not_complete(tmp_path: Path
     first, second = conductor.next(), conductor.next()
     assert first is not None
     assert second is not None
-    conductor.reported(0, row(first, 1))
-    conductor.ended(0, row(first, 1, outcome="complete"))
-    conductor.reported(1, row(second, 1, **{"probe/knn": math.nan}))
-    conductor.ended(1, row(second, 1, outcome="complete", **{"probe/knn": math.nan}))
+    conductor.reported(row(first, 1))
+    conductor.ended(row(first, 1, outcome="complete"))
+    conductor.reported(row(second, 1, metrics={"probe/knn": math.nan}))
+    conductor.ended(row(second, 1, outcome="complete", metrics={"probe/knn": math.nan}))
     ends = [(trial.state, trial.reason) for trial in conductor.history.trials]
     assert ends == [
         ("FAIL", "the metric 'probe/knn' was never reported"),
@@ -178,18 +180,18 @@ def test_a_lost_slot_gives_its_trial_back_until_it_has_failed_too_often(tmp_path
     handout = conductor.next()
     assert handout is not None
     conductor.started(0)
-    conductor.reported(0, row(handout, 3))
+    conductor.reported(row(handout, 3))
     conductor.lost(0, "node gone")
     assert not conductor.finished
     back = conductor.next()
     assert back is not None
-    assert (back["number"], back["attempt"], back["resume"]["epoch"]) == (0, 1, 3)
+    assert (back.number, back.attempt, back.resume and back.resume.epoch) == (0, 1, 3)
     conductor.lost(0, "node gone again")
     assert (conductor.history.trials[0].state, conductor.history.trials[0].reason) == ("FAIL", "node gone again")
     assert conductor.history.trials[0].failures == 2
     after = conductor.next()
     assert after is not None
-    assert after["number"] == 1
+    assert after.number == 1
 
 
 def test_a_trial_that_found_no_room_is_handed_out_again_however_often(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_trial_that_found_no_room_is_handed_out_again_however_often(tmp_path: 
     first = conductor.next()
     assert first is not None
     for _ in range(5):
-        conductor.ended(0, row(first, 0, outcome="no_room", reason="no worker group within 4 s", done=True))
+        conductor.ended(row(first, 0, outcome="no_room", reason="no worker group within 4 s"))
         assert conductor.live == 0
         assert not conductor.finished
         assert conductor.next() == first
@@ -209,15 +211,15 @@ def test_a_full_disk_ends_the_sweep_and_leaves_the_trial_to_be_gone_on_with(tmp_
     handout = conductor.next()
     assert handout is not None
     conductor.started(0)
-    conductor.reported(0, row(handout, 1))
+    conductor.reported(row(handout, 1))
     with pytest.raises(SweepFailedError, match="needs 4 MB"):
-        conductor.ended(0, row(handout, 1, outcome="disk_full", reason="the disk is full: needs 4 MB", done=True))
+        conductor.ended(row(handout, 1, outcome="disk_full", reason="the disk is full: needs 4 MB"))
     conductor._journal.close()
     after = again(tmp_path, space)
     assert (after.history.trials[0].state, after.history.trials[0].failures) == ("RUNNING", 0)
     back = after.next()
     assert back is not None
-    assert (back["number"], back["resume"]["epoch"]) == (0, 1)
+    assert (back.number, back.resume and back.resume.epoch) == (0, 1)
 
 
 def test_finished_trials_train_longer_from_before_their_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +242,8 @@ def test_finished_trials_train_longer_from_before_their_decay(tmp_path: Path, mo
     assert not conductor.finished
     handout = conductor.next()
     assert handout is not None
-    assert (handout["number"], handout["folder"]) == (complete[0], f"{complete[0]:04d}-epochs-15")
-    assert (handout["resume"]["epoch"], handout["config"]["epochs"]) == (7, 15)
+    assert (handout.number, handout.folder) == (complete[0], f"{complete[0]:04d}-epochs-15")
+    assert (handout.resume and handout.resume.epoch, handout.config["epochs"]) == (7, 15)
     conductor._journal.close()
     # Killed now, the next driver knows of it; no rung ends what was asked for.
     conductor = again(tmp_path, space)
@@ -269,10 +271,10 @@ def test_of_a_stopped_trial_the_best_checkpoint_stays(tmp_path: Path) -> None:
     for epoch, (file, value) in enumerate(zip(files, (0.2, 0.7, 0.5), strict=True), start=1):
         file.touch()
         Path(f"{file}.json").touch()
-        pointer = {"path": str(file), "sha256": "x", "epoch": epoch}
-        conductor.reported(0, row(handout, epoch, **{"probe/linear": value}, checkpoint=pointer))
+        pointer = Checkpoint(path=str(file), sha256="x", epoch=epoch)
+        conductor.reported(row(handout, epoch, metrics={"probe/linear": value}, checkpoint=pointer))
     assert all(file.exists() for file in files)
-    conductor.ended(0, row(handout, 3, outcome="collapsed", reason="flat", done=True))
+    conductor.ended(row(handout, 3, outcome="collapsed", reason="flat"))
     assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-2", "epoch-2.json"]
     assert heard[-1] == "ended"
     # What a killed driver left is removed by the next.
@@ -286,12 +288,12 @@ def test_failures_that_a_slot_healed_are_written_once_each(tmp_path: Path) -> No
     conductor = begin(tmp_path, experiment(max_failures=5), space)
     handout = conductor.next()
     assert handout is not None
-    conductor.reported(0, row(handout, 1))
-    conductor.reported(0, row(handout, 2, failures=1, reason="rank 1 was lost"))
-    conductor.reported(0, row(handout, 3, failures=1))
+    conductor.reported(row(handout, 1))
+    conductor.reported(row(handout, 2, failures=1, reason="rank 1 was lost"))
+    conductor.reported(row(handout, 3, failures=1))
     conductor.lost(0, "slot gone")
     conductor.next()
-    conductor.reported(0, row(handout, 4, failures=1, reason="rank 0 was lost"))
+    conductor.reported(row(handout, 4, failures=1, reason="rank 0 was lost"))
     told = [(record.failures, record.reason) for record in read(tmp_path) if isinstance(record, Attempt)]
     assert told == [(1, "rank 1 was lost"), (2, "slot gone"), (3, "rank 0 was lost")]
 
@@ -301,7 +303,7 @@ def test_epochs_that_are_run_again_after_a_failure_are_told_once(tmp_path: Path)
     handout = conductor.next()
     assert handout is not None
     for epoch in (1, 2, 3, 2, 3, 4):
-        assert conductor.reported(0, row(handout, epoch))
+        assert conductor.reported(row(handout, epoch))
     assert list(conductor.history.trials[0].epochs) == [1, 2, 3, 4]
 
 
@@ -309,8 +311,8 @@ def test_a_trial_that_tune_lets_go_of_while_it_runs_is_handed_out_again(tmp_path
     conductor = begin(tmp_path, experiment(), space)
     handout = conductor.next()
     assert handout is not None
-    conductor.ended(0, row(handout, 1))
-    assert conductor.next() == {**handout, "attempt": 0}
+    conductor.ended(row(handout, 1))
+    assert conductor.next() == handout
 
 
 def test_parameters_that_the_space_refuses_are_infeasible_trials_and_the_next_are_asked(tmp_path: Path) -> None:
@@ -354,18 +356,18 @@ def test_a_sweep_whose_trials_all_fail_before_their_first_epoch_ends_early_with_
         assert handout is not None
         failed = row(handout, 0, outcome="failed", reason="no such data set")
         if number < 2:
-            conductor.ended(number, failed)
+            conductor.ended(failed)
     with pytest.raises(SweepFailedError, match=r"3 trials in a row failed before any epoch .* no such data set"):
-        conductor.ended(2, failed)
+        conductor.ended(failed)
 
 
 def test_failures_between_trials_that_train_do_not_end_the_sweep(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(), space)
-    for number in range(6):
+    for _ in range(6):
         handout = conductor.next()
         assert handout is not None
-        conductor.reported(number, row(handout, 1))
-        conductor.ended(number, row(handout, 1, outcome="failed", reason="bad luck"))
+        conductor.reported(row(handout, 1))
+        conductor.ended(row(handout, 1, outcome="failed", reason="bad luck"))
     assert [trial.state for trial in conductor.history.trials] == ["FAIL"] * 6
 
 

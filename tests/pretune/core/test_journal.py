@@ -116,13 +116,6 @@ def test_a_missing_line_and_two_swapped_lines_are_noticed(tmp_path: Path) -> Non
         read(tmp_path)
 
 
-def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:
-    with Journal(tmp_path, new=True) as journal:
-        journal.append(Opened(experiment=EXPERIMENT, format=2, versions={"pretune": "9.9"}))
-    with pytest.raises(RequestError, match=r"format 2, but .* reads format 1; use the version that wrote it \(9\.9\)"):
-        read(tmp_path)
-
-
 def test_two_processes_cannot_run_one_sweep(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from pretune.core.journal import Journal\n"

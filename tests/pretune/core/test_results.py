@@ -121,6 +121,16 @@ def test_the_best_config_is_written_as_a_config_that_validates(tmp_path: Path) -
     assert results.write_best(results.read(tmp_path / "b")) is None
 
 
+def test_an_ablation_has_a_best_trial_but_no_winner(tmp_path: Path) -> None:
+    write(tmp_path / "a", *STORY, points=({"seed": 0}, {"seed": 1})).close()
+    result = results.read(tmp_path / "a")
+    assert (result.best, result.winner) == (0, None)
+    assert results.write_best(result) is None
+    assert not results.best_config_path(tmp_path / "a").exists()
+    write(tmp_path / "b", *STORY).close()
+    assert results.read(tmp_path / "b").winner == result.best_trial
+
+
 def test_the_table_has_the_best_first_and_a_column_for_each_parameter(tmp_path: Path) -> None:
     write(tmp_path / "a", *STORY).close()
     head, rows = results.read(tmp_path / "a").table()

@@ -121,7 +121,9 @@ def test_a_budget_of_views_or_seconds_is_read_from_the_reports(budget: str, metr
     stop = rule.observe(2, 1, {"probe/linear": 0.1, metric: 120.0}, last_epoch=8)
     assert stop is not None
     assert stop.reason == f"probe/linear 0.1 at 100 {budget} is not among the best 1 of 3"
-    with pytest.raises(ValueError, match=f"needs the metric {metric!r} in each report.*use --budget epochs"):
+    with pytest.raises(
+        ValueError, match=f"needs the metric {metric!r} in each report.*run a new sweep with --budget epochs"
+    ):
         rule.observe(3, 1, {"probe/linear": 0.1}, last_epoch=8)
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from pretune.execution.mailbox import Command, Ended, Failed, Mailbox, Order, Ready, Reported, Worker
+import pytest
+import ray
+
+from pretune.execution import group as groups
+from pretune.execution.group import Group
+from pretune.execution.mailbox import Command, Failed, Mailbox, Order, Ready, Reported, Returned, Worker
+from pretune.execution.settings import SlotSettings
 from trainers.report import EpochReport, Outcome
 
 T = TypeVar("T")
@@ -115,7 +126,7 @@ def test_events_stay_until_they_are_acknowledged() -> None:
     async def scenario() -> None:
         mailbox, generation = await joined(1)
         report = Reported(generation, 1, EpochReport(epoch=1, metrics={}))
-        ended = Ended(generation, 1, 0, Outcome(state="complete", epochs=1))
+        ended = Returned(generation, 1, 0, Outcome(state="complete", epochs=1))
         await mailbox.post(report, 0)
         await mailbox.post(ended, 0)
         first = await mailbox.events(1, 0.01)
@@ -156,3 +167,73 @@ def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
         assert await mailbox.closed(1)
 
     run(scenario())
+
+
+class Near:
+    """A mailbox of this process behind Ray's way of calling an actor; `ray.get` hands on what is there already."""
+
+    def __init__(self, mailbox: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
+        self._mailbox, self._loop = mailbox, loop
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._mailbox, name)
+        return SimpleNamespace(remote=lambda *arguments: self._loop.run_until_complete(method(*arguments)))
+
+
+@pytest.fixture
+def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Group, Near]]:
+    """A slot's side of a mailbox, and the mailbox; no cluster, no processes, and none is killed."""
+    loop = asyncio.new_event_loop()
+    mailbox = Near(Mailbox(1), loop)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(groups, "kill", lambda workers: None)
+    monkeypatch.setattr(groups, "POLL_S", 0.01)
+    group = Group.__new__(Group)
+    group.name, group.settings = "slot-near", SlotSettings(sweep_folder=str(tmp_path))
+    group.generation, group.workers, group.preempted = 0, (), False
+    group._next_look = math.inf  # nobody asks the cluster for nodes that leave
+    group._mailbox, group._acknowledged, group._pending, group._silence_s = mailbox, 0, deque(), {}
+    group._starting_since, group._start_s, group._fits, group._records = None, None, 1, tmp_path
+    group._thread = threading.current_thread()
+    yield group, mailbox
+    loop.close()
+
+
+def all_kinds(generation: int) -> list[Reported | Returned | Failed]:
+    return [
+        Reported(generation, 1, EpochReport(epoch=1, metrics={})),
+        Returned(generation, 1, 0, Outcome(state="complete", epochs=1)),
+        Failed(generation, 1, 0, "KeyError", ""),
+    ]
+
+
+def test_a_slot_believes_nothing_of_a_generation_that_it_has_replaced(near: tuple[Group, Near]) -> None:
+    group, mailbox = near
+    mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
+    assert group.ready() == 1
+    for event in all_kinds(1):
+        mailbox.post.remote(event, 0)
+    group.replace("a test")
+    assert group.event() is None, "what the old group has left in the mailbox is not told"
+    mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
+    for event in all_kinds(1):
+        mailbox.post.remote(event, 0)
+    fresh = all_kinds(2)
+    for event in fresh:
+        mailbox.post.remote(event, 0)
+    assert group.ready() == 2
+    assert [group.event() for _ in range(4)] == [*fresh, None]
+
+
+def test_a_late_event_of_an_older_generation_is_void_even_where_the_mailbox_let_it_through(
+    near: tuple[Group, Near],
+) -> None:
+    group, mailbox = near
+    for _ in range(2):
+        mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
+    group.ready()
+    while group.generation < 2:
+        group.event()
+    for event in all_kinds(1):
+        mailbox._append.remote(event)
+    assert group.event() is None

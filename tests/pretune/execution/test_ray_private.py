@@ -97,7 +97,7 @@ def test_the_controller_gets_the_callback_and_may_pickle_it(trainers: tuple[Any,
     # Ray Train looks for what a callback can do by its class.
     base = found("ray.train.v2._internal.execution.callback", "ControllerCallback")
     asking = [one for one in lean._create_default_callbacks() if isinstance(one, base)][-1:]
-    (arrived,) = ray.cloudpickle.loads(ray.cloudpickle.dumps(asking))
+    (arrived,) = ray.cloudpickle.loads(ray.cloudpickle.dumps(asking))  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="no further group"):
         arrived.before_controller_execute_resize_decision(None)
 

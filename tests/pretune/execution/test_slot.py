@@ -24,6 +24,7 @@ import torch
 import torch.distributed
 from ray import tune
 
+from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
 from pretune.execution.processes import process_started
 from pretune.execution.slot import POINTER_FILE, Slot, SlotSettings
@@ -123,14 +124,7 @@ SCRIPT: Script = {
 
 def trial(number: int, epochs: int = EPOCHS, resume: Checkpoint | None = None) -> dict[str, Any]:
     config = TrialConfig.model_validate({"objective": {"alignment": {}}, "epochs": epochs})
-    return {
-        "number": number,
-        "config": config.model_dump(mode="json"),
-        "params": {},
-        "resume": resume.model_dump() if resume else None,
-        "folder": f"{number:04d}",
-        "attempt": 0,
-    }
+    return Handout(number, config.model_dump(mode="json"), {}, f"{number:04d}", resume).to_config()
 
 
 def make_slot(settings: SlotSettings, first: dict[str, Any]) -> Slot:
@@ -140,14 +134,19 @@ def make_slot(settings: SlotSettings, first: dict[str, Any]) -> Slot:
     return slot
 
 
-def finish(slot: Slot) -> list[dict[str, Any]]:
-    rows = [slot.step()]
-    while not rows[-1]["done"]:
-        rows.append(slot.step())
+def next_row(slot: Slot) -> Row:
+    result = slot.step()
+    return Row.from_result(result["number"], result)
+
+
+def finish(slot: Slot) -> list[Row]:
+    rows = [next_row(slot)]
+    while not rows[-1].done:
+        rows.append(next_row(slot))
     return rows
 
 
-def serve(slot: Slot, number: int) -> list[dict[str, Any]]:
+def serve(slot: Slot, number: int) -> list[Row]:
     assert slot.reset_config(trial(number))
     return finish(slot)
 
@@ -204,13 +203,14 @@ def slot(cluster: None, sweep: Path) -> Iterator[Slot]:
 
 def test_the_next_trial_runs_in_the_same_processes(slot: Slot, sweep: Path) -> None:
     rows = serve(slot, 1)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
-    assert [row["outcome"] for row in rows] == ["running"] * EPOCHS + ["complete"]
-    assert rows[-1]["probe/linear"] == rows[-2]["probe/linear"] == 1.3
-    assert rows[-1]["workers"] == 2.0
-    assert rows[-1]["failures"] == 0
-    assert rows[-1]["group_starts"] == 1
-    assert Checkpoint.model_validate(rows[-1]["checkpoint"]).epoch == EPOCHS
+    assert [row.epoch for row in rows] == [1, 2, 3, 3]
+    assert [row.outcome for row in rows] == ["running"] * EPOCHS + ["complete"]
+    assert rows[-1].metrics["probe/linear"] == rows[-2].metrics["probe/linear"] == 1.3
+    assert rows[-1].metrics["workers"] == 2.0
+    assert rows[-1].failures == 0
+    assert rows[-1].group_starts == 1
+    assert rows[-1].checkpoint is not None
+    assert rows[-1].checkpoint.epoch == EPOCHS
     for rank in (0, 1):
         assert began(sweep, 0, rank)[0][0] == began(sweep, 1, rank)[0][0]
 
@@ -223,18 +223,18 @@ def test_a_trial_keeps_its_log_and_its_config(slot: Slot, sweep: Path) -> None:
 
 
 def test_an_idle_slot_outlives_the_process_groups_timeout(slot: Slot) -> None:
-    starts = serve(slot, 3)[-1]["group_starts"]
+    starts = serve(slot, 3)[-1].group_starts
     time.sleep(6.0)
     row = serve(slot, 4)[-1]
-    assert (row["outcome"], row["failures"], row["group_starts"]) == ("complete", 0, starts)
+    assert (row.outcome, row.failures, row.group_starts) == ("complete", 0, starts)
 
 
 def test_a_trial_that_tune_stops_makes_room_for_the_next(slot: Slot, sweep: Path) -> None:
     slot.reset_config(trial(5))
-    starts = slot.step()["group_starts"]
+    starts = next_row(slot).group_starts
     rows = serve(slot, 6)
-    assert rows[-1]["outcome"] == "complete"
-    assert rows[-1]["group_starts"] == starts
+    assert rows[-1].outcome == "complete"
+    assert rows[-1].group_starts == starts
     assert not (sweep / "trials" / "0005" / "epoch-2.json").exists()
 
 
@@ -245,49 +245,49 @@ def test_a_paused_trial_goes_on_from_its_pointer(slot: Slot, sweep: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [POINTER_FILE]
     slot.reset_config(trial(7))
     slot.load_checkpoint(str(tmp_path))
-    assert [row["epoch"] for row in finish(slot)] == [2, 3, 3]
+    assert [row.epoch for row in finish(slot)] == [2, 3, 3]
     assert [epoch for _, epoch in began(sweep, 7)] == [0, 1]
 
 
 def test_a_diverged_trial_is_a_result_and_the_group_stays_warm(slot: Slot) -> None:
-    starts = serve(slot, 19)[-1]["group_starts"]
+    starts = serve(slot, 19)[-1].group_starts
     rows = serve(slot, 20)
-    assert (rows[-1]["outcome"], rows[-1]["reason"]) == ("diverged", "loss/total is not finite")
-    assert (rows[-1]["failures"], rows[-1]["epoch"]) == (0, 1)
-    assert serve(slot, 21)[-1]["group_starts"] == starts
+    assert (rows[-1].outcome, rows[-1].reason) == ("diverged", "loss/total is not finite")
+    assert (rows[-1].failures, rows[-1].epoch) == (0, 1)
+    assert serve(slot, 21)[-1].group_starts == starts
 
 
 def test_a_config_that_is_none_costs_no_worker_group(slot: Slot) -> None:
-    starts = serve(slot, 22)[-1]["group_starts"]
+    starts = serve(slot, 22)[-1].group_starts
     slot.reset_config({**trial(23), "config": {"objective": {"alignment": {}}, "epochs": 0}})
-    row = slot.step()
-    assert (row["done"], row["outcome"], row["group_starts"]) == (True, "failed", starts)
-    assert "epochs" in row["reason"]
+    row = next_row(slot)
+    assert (row.done, row.outcome, row.group_starts) == (True, "failed", starts)
+    assert "epochs" in row.reason
 
 
 def test_one_rank_out_of_memory_ends_the_trial_and_replaces_the_group(slot: Slot) -> None:
-    starts = serve(slot, 29)[-1]["group_starts"]
+    starts = serve(slot, 29)[-1].group_starts
     row = serve(slot, 30)[-1]
-    assert (row["outcome"], row["failures"]) == ("out_of_memory", 0)
-    assert "20.00 GiB" in row["reason"]
+    assert (row.outcome, row.failures) == ("out_of_memory", 0)
+    assert "20.00 GiB" in row.reason
     row = serve(slot, 31)[-1]
-    assert (row["outcome"], row["group_starts"]) == ("complete", starts + 1)
+    assert (row.outcome, row.group_starts) == ("complete", starts + 1)
 
 
 def test_a_killed_worker_heals_from_the_last_checkpoint(slot: Slot, sweep: Path) -> None:
     rows = serve(slot, 40)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
-    assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("complete", 1)
+    assert [row.epoch for row in rows] == [1, 2, 3, 3]
+    assert (rows[-1].outcome, rows[-1].failures) == ("complete", 1)
     # Which rank is told only where the survivor's error arrives before Ray Train's new group does.
-    assert "was lost" in rows[1]["reason"]
+    assert "was lost" in rows[1].reason
     assert [epoch for _, epoch in began(sweep, 40)] == [0, 1]
     assert "was lost" in (sweep / "trials" / "0040" / "log.txt").read_text()
 
 
 def test_a_frozen_worker_is_killed_and_the_trial_heals(slot: Slot, sweep: Path) -> None:
     rows = serve(slot, 50)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
-    assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("complete", 1)
+    assert [row.epoch for row in rows] == [1, 2, 3, 3]
+    assert (rows[-1].outcome, rows[-1].failures) == ("complete", 1)
     attempts = began(sweep, 50, rank=1)
     assert [epoch for _, epoch in attempts] == [0, 2]
     assert process_started(attempts[0][0]) is None, "the frozen process must be gone"
@@ -299,24 +299,24 @@ def test_a_machine_that_is_taken_away_is_announced_to_the_workers_and_is_no_fail
     here = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr(ray_private, "draining_nodes", lambda: {here} if slot._trial.number == 70 else set())
     rows = serve(slot, 70)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
-    assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("complete", 0)
-    assert rows[1]["reason"].startswith("its machine was taken away: ")
+    assert [row.epoch for row in rows] == [1, 2, 3, 3]
+    assert (rows[-1].outcome, rows[-1].failures) == ("complete", 0)
+    assert rows[1].reason.startswith("its machine was taken away: ")
     assert [epoch for _, epoch in began(sweep, 70, rank=1)] == [0, 1]
 
 
 def test_a_bug_fails_its_own_trial_alone(slot: Slot, sweep: Path) -> None:
     rows = serve(slot, 60)
-    assert [row["epoch"] for row in rows] == [1, 1]
-    assert (rows[-1]["outcome"], rows[-1]["failures"]) == ("failed", 2)
-    assert "no such layer" in rows[-1]["reason"]
-    assert "KeyError" in rows[-1]["traceback"]
-    assert "in strike" in rows[-1]["traceback"]
+    assert [row.epoch for row in rows] == [1, 1]
+    assert (rows[-1].outcome, rows[-1].failures) == ("failed", 2)
+    assert "no such layer" in rows[-1].reason
+    assert "KeyError" in rows[-1].traceback
+    assert "in strike" in rows[-1].traceback
     assert "no such layer" in (sweep / "trials" / "0060" / "log.txt").read_text()
     # Of rank 1, which raises: its second failure may end rank 0 before that one has begun.
     assert [epoch for _, epoch in began(sweep, 60, rank=1)] == [0, 1]
     row = serve(slot, 61)[-1]
-    assert (row["outcome"], row["failures"]) == ("complete", 0)
+    assert (row.outcome, row.failures) == ("complete", 0)
     assert began(sweep, 61, rank=1)[0][0] not in {pid for pid, _ in began(sweep, 60, rank=1)}
 
 
@@ -336,7 +336,7 @@ class SlotProcess:
         self._slot = Slot.__new__(Slot)
         self._slot.setup(first, settings=settings, make_train=make_train)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Row:
         return finish(self._slot)[-1]
 
     def pid(self) -> int:
@@ -354,13 +354,13 @@ def test_the_slot_that_follows_a_dead_one_takes_its_place(cluster: None, tmp_pat
     assert wait_until(lambda: cpus_free() == 4.0)
     process: Any = ray.remote(num_cpus=0)(SlotProcess)
     first = process.remote(settings, trial(0), make_train)
-    assert ray.get(first.finish.remote(), timeout=180)["outcome"] == "complete"
+    assert ray.get(first.finish.remote(), timeout=180).outcome == "complete"
     assert cpus_free() == 0.0
     os.kill(ray.get(first.pid.remote()), signal.SIGKILL)
     workers_pid = began(tmp_path, 0)[0][0]
     assert wait_until(lambda: process_started(workers_pid) is None)
     second = process.remote(settings, trial(1), make_train)
-    assert ray.get(second.finish.remote(), timeout=180)["outcome"] == "complete"
+    assert ray.get(second.finish.remote(), timeout=180).outcome == "complete"
     ray.get(second.cleanup.remote(), timeout=60)
     assert wait_until(lambda: cpus_free() == 4.0)
 
@@ -369,9 +369,9 @@ def test_a_group_that_finds_no_place_says_what_is_missing(cluster: None, tmp_pat
     slot = make_slot(
         SlotSettings(sweep_folder=str(tmp_path), workers=3, cpus_per_worker=2, group_start_timeout_s=4), trial(0)
     )
-    row = slot.step()
-    assert (row["done"], row["outcome"], row["failures"]) == (True, "no_room", 0)
-    assert re.search(r"3 workers of 2 CPU each .* holds 4 CPU", row["reason"])
+    row = next_row(slot)
+    assert (row.done, row.outcome, row.failures) == (True, "no_room", 0)
+    assert re.search(r"3 workers of 2 CPU each .* holds 4 CPU", row.reason)
     started = time.monotonic()
     slot.cleanup()
     assert time.monotonic() - started < 40.0

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import pretune.execution.slot
-from pretune.execution.mailbox import Command, Ended, Event, Failed, Ready, Reported, Worker
+from pretune.core.rows import Handout, Row
+from pretune.execution.mailbox import Command, Event, Failed, Ready, Reported, Returned, Worker
 from pretune.execution.processes import kill_process, process_started
 from pretune.execution.slot import Slot, SlotSettings
 from trainers.config import TrialConfig
@@ -99,8 +100,7 @@ def make_slot(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) ->
 
 def trial(number: int) -> dict[str, Any]:
     config = TrialConfig.model_validate({"objective": {"alignment": {}}, "epochs": 3})
-    folder = f"{number:04d}"
-    return {"number": number, "config": config.model_dump(mode="json"), "folder": folder, "resume": None}
+    return Handout(number, config.model_dump(mode="json"), {}, f"{number:04d}").to_config()
 
 
 def group(slot: Slot) -> ScriptedGroup:
@@ -115,24 +115,29 @@ def report(epoch: int, run: int = 1, kept: bool = True) -> Reported:
 
 
 def ends(state: Any, run: int = 1, reason: str = "") -> list[Event]:
-    return [Ended(1, run, rank, Outcome(state=state, reason=reason, epochs=3)) for rank in range(WORKERS)]
+    return [Returned(1, run, rank, Outcome(state=state, reason=reason, epochs=3)) for rank in range(WORKERS)]
 
 
 def failed(run: int = 1) -> Failed:
     return Failed(1, run, 1, "KeyError: 'layer'", "Traceback ...")
 
 
-def step(slot: Slot, *events: Event | None) -> dict[str, Any]:
+def step(slot: Slot, *events: Event | None) -> Row:
     group(slot).script.extend(events)
-    row = slot.step()
+    row = next_row(slot)
     assert not group(slot).script, "every event is taken in"
     return row
 
 
+def next_row(slot: Slot) -> Row:
+    result = slot.step()
+    return Row.from_result(result["number"], result)
+
+
 def test_a_trial_is_over_when_all_ranks_have_said_so(slot: Slot) -> None:
-    assert step(slot, report(1))["outcome"] == "running"
+    assert step(slot, report(1)).outcome == "running"
     row = step(slot, *ends("complete"))
-    assert (row["done"], row["outcome"], row["epoch"], row["probe/linear"]) == (True, "complete", 1, 0.1)
+    assert (row.done, row.outcome, row.epoch, row.metrics["probe/linear"]) == (True, "complete", 1, 0.1)
     assert group(slot).said == ["start", "continue"]
 
 
@@ -141,36 +146,36 @@ def test_epochs_that_a_retry_runs_again_are_not_reported_again(slot: Slot) -> No
     step(slot, report(2, kept=False))
     row = step(slot, failed(), report(2, run=2), report(3, run=2))
     assert group(slot).resumes == [0, 1]
-    assert (row["epoch"], row["failures"], row["traceback"]) == (3, 1, "Traceback ...")
-    assert "KeyError: 'layer'" in row["reason"]
+    assert (row.epoch, row.failures, row.traceback) == (3, 1, "Traceback ...")
+    assert "KeyError: 'layer'" in row.reason
     assert group(slot).said == ["start", "continue", "continue", "replace", "start", "continue"]
-    assert step(slot, *ends("complete", run=2))["reason"] == "", "told once"
+    assert step(slot, *ends("complete", run=2)).reason == "", "told once"
 
 
 def test_a_trial_that_fails_too_often_is_failed_and_the_next_one_starts_clean(slot: Slot) -> None:
     row = step(slot, failed(), failed(run=2))
-    assert (row["done"], row["outcome"], row["failures"], row["epoch"]) == (True, "failed", 2, 0)
+    assert (row.done, row.outcome, row.failures, row.epoch) == (True, "failed", 2, 0)
     slot.reset_config(trial(1))
     row = step(slot, report(1, run=3))
-    assert (row["failures"], row["group_starts"]) == (0, 3)
+    assert (row.failures, row.group_starts) == (0, 3)
 
 
 def test_a_lost_worker_is_named_as_the_cause_of_what_the_others_raised(slot: Slot) -> None:
     group(slot).dead = [0]
-    assert "rank 0 was lost; rank 1 raised" in step(slot, failed(), report(1, run=2))["reason"]
+    assert "rank 0 was lost; rank 1 raised" in step(slot, failed(), report(1, run=2)).reason
 
 
 def test_a_group_that_restarts_under_a_trial_costs_it_one_failure(slot: Slot) -> None:
     step(slot, report(1))
     row = step(slot, Ready(2, ()), report(2, run=2))
-    assert (row["failures"], row["group_starts"]) == (1, 2)
+    assert (row.failures, row.group_starts) == (1, 2)
     assert group(slot).resumes == [0, 1]
 
 
 def test_a_group_that_was_lost_between_two_epochs_is_noticed_at_the_next(slot: Slot) -> None:
     step(slot, report(1))
     group(slot).deaf = True
-    assert step(slot, report(2, run=2))["failures"] == 1
+    assert step(slot, report(2, run=2)).failures == 1
 
 
 def test_a_group_that_was_lost_while_it_was_idle_costs_the_next_trial_nothing(slot: Slot) -> None:
@@ -178,14 +183,14 @@ def test_a_group_that_was_lost_while_it_was_idle_costs_the_next_trial_nothing(sl
     slot.reset_config(trial(1))
     group(slot).deaf = True
     row = step(slot, report(1, run=3))
-    assert (row["failures"], row["group_starts"]) == (0, 2)
+    assert (row.failures, row.group_starts) == (0, 2)
 
 
 def test_a_stopped_trial_that_breaks_on_its_way_out_is_not_the_next_ones_failure(slot: Slot) -> None:
     step(slot, report(1))
     slot.reset_config(trial(1))
     row = step(slot, failed(run=1), report(1, run=3))
-    assert (row["failures"], row["group_starts"]) == (0, 2)
+    assert (row.failures, row.group_starts) == (0, 2)
     assert group(slot).said == ["start", "stop", "start", "replace", "start"]
 
 
@@ -193,38 +198,38 @@ def test_what_an_older_run_still_says_is_void(slot: Slot) -> None:
     step(slot, report(1))
     slot.reset_config(trial(1))
     row = step(slot, report(2, run=1), *ends("stopped", run=1), report(1, run=2))
-    assert (row["number"], row["epoch"], row["outcome"]) == (1, 1, "running")
+    assert (row.number, row.epoch, row.outcome) == (1, 1, "running")
 
 
 def test_silence_beyond_the_bound_is_a_hang(slot: Slot) -> None:
     step(slot, report(1))
-    group(slot).longest_silence_s = 899.0
-    assert step(slot, None, report(2))["failures"] == 0
-    group(slot).longest_silence_s = 901.0
+    group(slot).longest_silence_s = 599.0
+    assert step(slot, None, report(2)).failures == 0
+    group(slot).longest_silence_s = 601.0
     row = step(slot, None, report(3, run=2))
-    assert row["failures"] == 1
-    assert "hung" in row["reason"]
+    assert row.failures == 1
+    assert "hung" in row.reason
     assert "replace" in group(slot).said
 
 
 def test_out_of_memory_on_one_of_several_ranks_replaces_the_group_at_once(slot: Slot) -> None:
     row = step(slot, ends("out_of_memory", reason="20 GiB")[1])
-    assert (row["outcome"], row["failures"]) == ("out_of_memory", 0)
-    assert "20 GiB" in row["reason"]
+    assert (row.outcome, row.failures) == ("out_of_memory", 0)
+    assert "20 GiB" in row.reason
     assert group(slot).said == ["start", "replace"]
 
 
 @pytest.mark.parametrize("state", ["diverged", "collapsed"])
 def test_a_configurations_own_fault_is_no_failure(state: str, slot: Slot) -> None:
     row = step(slot, *ends(state, reason="loss/total"))
-    assert (row["outcome"], row["reason"], row["failures"]) == (state, "loss/total", 0)
+    assert (row.outcome, row.reason, row.failures) == (state, "loss/total", 0)
     assert "replace" not in group(slot).said
 
 
 def test_ranks_that_disagree_are_a_failure(slot: Slot) -> None:
     row = step(slot, ends("complete")[0], ends("diverged")[1], report(1, run=2))
-    assert row["failures"] == 1
-    assert "complete, diverged" in row["reason"]
+    assert row.failures == 1
+    assert "complete, diverged" in row.reason
 
 
 def test_the_group_is_replaced_after_so_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +237,7 @@ def test_the_group_is_replaced_after_so_many_trials(tmp_path: Path, monkeypatch:
     starts = []
     for number in range(5):
         slot.reset_config(trial(number))
-        starts.append(step(slot, *ends("complete", run=number + 1))["group_starts"])
+        starts.append(step(slot, *ends("complete", run=number + 1)).group_starts)
     slot.cleanup()
     assert starts == [1, 1, 2, 2, 3]
 
@@ -268,24 +273,24 @@ def test_settings_that_cannot_work_are_refused_with_the_rule(values: dict[str, A
 
 
 def test_the_seconds_of_a_groups_start_are_told_once(slot: Slot) -> None:
-    assert step(slot, report(1))["time/group_start_s"] == 20.0
-    assert "time/group_start_s" not in step(slot, report(2))
+    assert step(slot, report(1)).metrics["time/group_start_s"] == 20.0
+    assert "time/group_start_s" not in step(slot, report(2)).metrics
 
 
 def test_a_machine_that_is_taken_away_is_no_failure_and_the_trial_goes_on(slot: Slot) -> None:
     group(slot).preempted = True
     group(slot).script.extend([report(1), report(2), Ready(2, ()), report(3, run=2)])
-    assert [slot.step()["epoch"] for _ in range(2)] == [1, 2]
-    row = slot.step()
-    assert (row["epoch"], row["failures"]) == (3, 0)
-    assert row["reason"] == "its machine was taken away: a worker of group 1 was lost"
+    assert [next_row(slot).epoch for _ in range(2)] == [1, 2]
+    row = next_row(slot)
+    assert (row.epoch, row.failures) == (3, 0)
+    assert row.reason == "its machine was taken away: a worker of group 1 was lost"
     assert group(slot).resumes == [0, 2]
 
 
 def test_a_full_disk_ends_the_row_and_not_the_trial(slot: Slot) -> None:
     failed = Failed(1, 1, 0, "DiskFullError: the disk is full: needs 4 MB", "Traceback …", disk_full=True)
     group(slot).script.extend([report(1), failed])
-    assert slot.step()["epoch"] == 1
-    row = slot.step()
-    assert (row["done"], row["outcome"], row["failures"]) == (True, "disk_full", 0)
-    assert "needs 4 MB" in row["reason"]
+    assert next_row(slot).epoch == 1
+    row = next_row(slot)
+    assert (row.done, row.outcome, row.failures) == (True, "disk_full", 0)
+    assert "needs 4 MB" in row.reason

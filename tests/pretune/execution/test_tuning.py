@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pretune.core.rows import Handout
 from pretune.execution.tuning import ConductedScheduler, ConductedSearch
 from tests.toys import begin, experiment, row, space
 
@@ -19,8 +20,8 @@ class Controller:
         self.emptied += 1
 
 
-def tune_trial(handout: dict[str, Any]) -> Any:
-    return SimpleNamespace(config=handout)
+def tune_trial(handout: Handout) -> Any:
+    return SimpleNamespace(config=handout.to_config())
 
 
 def test_idle_slots_go_once_no_trial_waits_for_one(tmp_path: Path) -> None:
@@ -28,9 +29,9 @@ def test_idle_slots_go_once_no_trial_waits_for_one(tmp_path: Path) -> None:
     scheduler, controller = ConductedScheduler(conductor, ConductedSearch(conductor, 2)), Controller()
     first = conductor.next()
     assert first is not None
-    scheduler.on_trial_result(controller, tune_trial(first), row(first, 1))
+    scheduler.on_trial_result(controller, tune_trial(first), row(first, 1).to_result())
     assert controller.emptied == 0, "the second trial has not been asked for"
     second = conductor.next()
     assert second is not None
-    scheduler.on_trial_result(controller, tune_trial(first), row(first, 2))
+    scheduler.on_trial_result(controller, tune_trial(first), row(first, 2).to_result())
     assert controller.emptied == 1

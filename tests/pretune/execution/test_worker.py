@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 
 from pretune.execution import launch, worker
-from pretune.execution.mailbox import Command, Ended, Failed, Order, Reported, Taken
+from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
 from trainers.config import OptimizerConfig, TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -71,13 +71,13 @@ class ScriptedLine(worker.Line):
 
     def __init__(self, commands: Iterable[Command]) -> None:
         self.commands = list(commands)
-        self.events: list[Reported | Ended | Failed] = []
+        self.events: list[Reported | Returned | Failed] = []
         self.generation, self.rank = 1, 0
 
     def take(self) -> Command:
         return self.commands.pop(0)
 
-    def post(self, event: Reported | Ended | Failed) -> None:
+    def post(self, event: Reported | Returned | Failed) -> None:
         self.events.append(event)
 
     def pulse(self, epoch: int, step: int) -> bool:
@@ -98,21 +98,21 @@ def test_the_loop_serves_trial_after_trial_until_it_is_told_to_shut_down(tmp_pat
     starts = [Command("start", order(tmp_path / str(run), run)) for run in (1, 2)]
     line = served(Counting(), starts[0], GO, GO, GO, starts[1], GO, STOP, SHUTDOWN)
     said = [(type(event).__name__, event.run) for event in line.events]
-    assert said == [("Reported", 1)] * 3 + [("Ended", 1)] + [("Reported", 2)] * 2 + [("Ended", 2)]
-    ends = [event.outcome for event in line.events if isinstance(event, Ended)]
+    assert said == [("Reported", 1)] * 3 + [("Returned", 1)] + [("Reported", 2)] * 2 + [("Returned", 2)]
+    ends = [event.outcome for event in line.events if isinstance(event, Returned)]
     assert [end.state for end in ends] == ["complete", "stopped"]
 
 
 def test_a_shutdown_in_the_middle_of_a_trial_stops_it_and_ends_the_loop(tmp_path: Path) -> None:
     line = served(Counting(), Command("start", order(tmp_path)), GO, SHUTDOWN)
     end = line.events[-1]
-    assert isinstance(end, Ended)
+    assert isinstance(end, Returned)
     assert (end.outcome.state, end.outcome.epochs) == ("stopped", 2)
 
 
 def test_an_answer_that_crossed_the_end_of_its_trial_is_ignored(tmp_path: Path) -> None:
     line = served(Counting(), STOP, Command("start", order(tmp_path, epochs=1)), GO, SHUTDOWN)
-    assert [type(event).__name__ for event in line.events] == ["Reported", "Ended"]
+    assert [type(event).__name__ for event in line.events] == ["Reported", "Returned"]
 
 
 def test_an_exception_is_told_with_its_traceback_and_ends_the_loop(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_a_warm_trial_equals_a_cold_one_bit_for_bit(tmp_path: Path) -> None:
     from trainers.data.datasets import ensure_builtin
 
     dataset = ensure_builtin("digits", tmp_path / "data")
-    view = {"size": 16, "flip": 0.0}
+    view = {"size": 16, "flip_probability": 0.0}
     trial = TrialConfig.model_validate(
         {
             "data": {"path": str(dataset.folder), "manifest": dataset.manifest_hash, "subset": 256},

@@ -24,7 +24,7 @@ def changed(*assignments: str) -> TrialConfig:
         ("optimizer.learning_rate=0.1", "optimizer.learning_rate", 0.1),
         ("optimizer.kind=lars", "optimizer.kind", "lars"),
         ("views.1.size=16", "views.1.size", 16),
-        ("views.*.flip=0", "views.*.flip", [0.0, 0.0]),
+        ("views.*.flip_probability=0", "views.*.flip_probability", [0.0, 0.0]),
         ("views.0.crop_scale=[0.3,1]", "views.0.crop_scale", [0.3, 1.0]),
         ("objective.alignment.weight=0", "objective.alignment.weight", 0.0),
         ("optimizer.clip_norm=null", "optimizer.clip_norm", None),

@@ -108,7 +108,7 @@ def test_simclr_has_no_norm_in_its_projector_and_strong_jitter_and_blur() -> Non
     config = simclr_cifar10()
     assert not config.model.projector.hidden_norm
     assert config.views[0].brightness == 0.8
-    assert config.views[0].blur == 0.5
+    assert config.views[0].blur_probability == 0.5
     term = config.objective["info_nce"]
     assert isinstance(term, InfoNCE)
     assert term.temperature == 0.2

@@ -7,6 +7,7 @@ import torch
 
 from search_spaces.recipes.sfrik import sfrik_imagenet, sfrik_imagenet20, sfrik_stl10, sfrik_tiny
 from trainers.changes import with_changes
+from trainers.config import ResNetConfig
 from trainers.objective import Objective
 from trainers.terms import Outputs
 
@@ -39,7 +40,12 @@ def test_the_published_recipe_has_the_published_settings() -> None:
     assert config.optimizer.learning_rate == pytest.approx(3.2)
     assert config.schedule.warmup_share * config.epochs == pytest.approx(10)
     first, second = config.views
-    assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert (
+        first.blur_probability,
+        first.solarize_probability,
+        second.blur_probability,
+        second.solarize_probability,
+    ) == (1.0, 0.0, 0.1, 0.2)
     assert config.model.projector.widths == (8192, 8192, 32768)
     assert not config.model.projector.final_bias
     assert not config.model.projector.final_norm
@@ -59,6 +65,7 @@ def test_the_small_recipe_leaves_room_above_the_untrained_encoder() -> None:
     config = sfrik_tiny()
     assert config.data.path == "digits"
     assert config.probe.labels_per_class == 5
-    assert all(view.flip == 0.0 for view in config.views)
+    assert all(view.flip_probability == 0.0 for view in config.views)
+    assert isinstance(config.model.backbone, ResNetConfig)
     assert config.model.backbone.kind == "resnet_tiny"
     assert not config.model.backbone.zero_init_residual

@@ -25,8 +25,14 @@ from trainers.data.views import draw, render
 
 pytestmark = pytest.mark.ffcv
 
-PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
-RICH = ViewConfig(size=16, blur=0.5, solarize=0.2)
+PLAIN: dict[str, Any] = {
+    "flip_probability": 0.0,
+    "jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": 0.0,
+    "solarize_probability": 0.0,
+}
+RICH = ViewConfig(size=16, blur_probability=0.5, solarize_probability=0.2)
 
 
 @pytest.fixture(scope="module")

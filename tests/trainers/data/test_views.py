@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped, unused-ignore]
 
 from trainers.config import ViewConfig
+from trainers.data import views
 from trainers.data.views import Drawn, draw, evaluation_table, render, settings_table
 
 Images = list[NDArray[np.uint8]]
@@ -96,9 +100,19 @@ def test_views_equal_torchvision_with_the_same_draws() -> None:
     sizes = [(int(h), int(w)) for h, w in np.random.default_rng(1).integers(8, 120, (60, 2))]
     images = random_images([*sizes, (5, 300), (300, 5), (32, 32), (1, 1)])
     views = [
-        ViewConfig(size=32, blur=0.5, solarize=0.3),
-        ViewConfig(size=13, blur=0.7, blur_sigma=(0.1, 5.0), jitter=0.0, grayscale=0.0),  # kernels wider than the view
-        ViewConfig(size=64, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, jitter=1.0, solarize_threshold=0.2),
+        ViewConfig(size=32, blur_probability=0.5, solarize_probability=0.3),
+        ViewConfig(
+            size=13, blur_probability=0.7, blur_sigma=(0.1, 5.0), jitter_probability=0.0, grayscale_probability=0.0
+        ),  # kernels wider than the view
+        ViewConfig(
+            size=64,
+            brightness=1.0,
+            contrast=1.0,
+            saturation=1.0,
+            hue=0.5,
+            jitter_probability=1.0,
+            solarize_threshold=0.2,
+        ),
     ]
     found = rendered(images, settings_table(views, MEAN, DEVIATION))
     for index, view in enumerate(views):
@@ -126,7 +140,7 @@ def test_evaluation_equals_torchvision_resize_and_center_crop() -> None:
 @pytest.mark.ffcv
 def test_a_view_does_not_depend_on_its_neighbors_in_the_batch_or_on_later_views() -> None:
     images = random_images([(20, 30), (33, 21), (16, 16)])
-    view, other = ViewConfig(size=16, blur=0.5, solarize=0.5), ViewConfig(size=24)
+    view, other = ViewConfig(size=16, blur_probability=0.5, solarize_probability=0.5), ViewConfig(size=24)
     together = rendered(images, settings_table([view, other], MEAN, DEVIATION))[0]
     alone = rendered(images[:1], settings_table([view], MEAN, DEVIATION))[0]
     np.testing.assert_array_equal(alone[0], together[0])
@@ -157,8 +171,30 @@ def test_a_second_process_links_the_compiled_code_instead_of_compiling_it() -> N
     assert done.stdout.split() == ["1", "0"], done.stderr
 
 
+def test_an_installation_and_a_home_that_can_not_be_written_to_cost_the_cache_alone(tmp_path: Path) -> None:
+    # A file where a folder is to be made stops the superuser as well.
+    source = Path(views.__file__).parents[1]
+    shutil.copytree(source, tmp_path / "trainers", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in {path.parent for path in (tmp_path / "trainers").rglob("*.py")}:
+        (folder / "__pycache__").touch()
+    variables = {name: value for name, value in os.environ.items() if name not in {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}}
+    script = "import numpy, trainers.data.views as it; print(it.__file__, it._absorb(numpy.uint64(1), 2))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=variables | {"PYTHONPATH": str(tmp_path), "HOME": "/dev/null"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [
+        str(tmp_path / "trainers" / "data" / "views.py"),
+        str(views._absorb(np.uint64(1), 2)),
+    ], done.stderr
+
+
 def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:
-    view = ViewConfig(size=32, blur=1.0)
+    view = ViewConfig(size=32, blur_probability=1.0)
     keys = [
         (0, 0, 0, 0),
         (1, 0, 0, 0),
@@ -186,17 +222,26 @@ def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:
 
 def test_draws_have_the_probabilities_and_ranges_that_were_asked_for() -> None:
     view = ViewConfig(
-        size=32, flip=0.3, jitter=0.6, grayscale=0.15, blur=0.7, blur_sigma=(0.5, 1.5), solarize=0.25,
-        brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1,
-    )  # fmt: skip
+        size=32,
+        flip_probability=0.3,
+        jitter_probability=0.6,
+        brightness=0.4,
+        contrast=0.3,
+        saturation=0.2,
+        hue=0.1,
+        grayscale_probability=0.15,
+        blur_probability=0.7,
+        blur_sigma=(0.5, 1.5),
+        solarize_probability=0.25,
+    )
     count = 4000
     drawn = drawn_many(view, count)
     for expected, happened in (
-        (view.flip, [one.flip for one in drawn]),
-        (view.jitter, [bool(one.jitter_order) for one in drawn]),
-        (view.grayscale, [one.grayscale for one in drawn]),
-        (view.blur, [one.blur_sigma is not None for one in drawn]),
-        (view.solarize, [one.solarize for one in drawn]),
+        (view.flip_probability, [one.flip for one in drawn]),
+        (view.jitter_probability, [bool(one.jitter_order) for one in drawn]),
+        (view.grayscale_probability, [one.grayscale for one in drawn]),
+        (view.blur_probability, [one.blur_sigma is not None for one in drawn]),
+        (view.solarize_probability, [one.solarize for one in drawn]),
     ):
         error = math.sqrt(expected * (1 - expected) / count)
         assert abs(np.mean(happened) - expected) < 4.5 * error

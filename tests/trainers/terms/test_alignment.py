@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from tests.trainers.terms.outputs import outputs_of
 from trainers.config import TrialConfig, ViewConfig
-from trainers.terms import Alignment, Outputs
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
+from trainers.terms import Alignment
 
 
 def reference(views: list[np.ndarray[Any, Any]]) -> float:

@@ -9,22 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.terms import Brownian, Outputs
+from tests.trainers.terms.outputs import outputs_of
+from trainers.terms import Brownian
 from trainers.terms.base import unit_rows
 
 N, K, D = 12, 3, 6
-
-
-def outputs_of(views: list[Tensor], *, step: int = 0, seed: int = 0, ids: Tensor | None = None) -> Outputs:
-    return Outputs(
-        features=tuple(views),
-        projections=tuple(views),
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])) if ids is None else ids,
-        seed=seed,
-        step=step,
-    )
 
 
 def random_views(count: int = K, n: int = N) -> list[Tensor]:
@@ -40,7 +29,7 @@ def noise_of(term: Brownian, ids: list[int], view_count: int, step: int = 0) -> 
             for i, sample in enumerate(ids):
                 views = [torch.zeros(1, D, dtype=torch.float64) for _ in range(view_count)]
                 views[v][0, j] = 2.0
-                outputs = outputs_of(views, ids=torch.tensor([sample]), step=step)
+                outputs = outputs_of(*views, ids=torch.tensor([sample]), step=step)
                 g[v, i, j] = view_count * term(outputs)
     return g
 
@@ -51,7 +40,7 @@ def test_the_value_is_the_mean_cosine_with_directions_shared_as_asked(share: Any
     term, views, ids = Brownian(share=share, norm=norm), random_views(), list(range(40, 40 + N))
     g = noise_of(term, ids, K)
     expected = torch.stack([(unit_rows(view) * g[v]).sum(1).mean() for v, view in enumerate(views)]).mean()
-    assert term(outputs_of(views, ids=torch.tensor(ids))).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert term(outputs_of(*views, ids=torch.tensor(ids))).item() == pytest.approx(expected.item(), rel=1e-12)
     if norm == "unit":
         torch.testing.assert_close(g.norm(dim=-1), torch.ones(K, N, dtype=torch.float64))
     distinct = {"image": N, "view": N * K, "batch": 1}[share]
@@ -61,11 +50,11 @@ def test_the_value_is_the_mean_cosine_with_directions_shared_as_asked(share: Any
 @pytest.mark.parametrize("share", ["image", "view", "batch"])
 def test_a_samples_kick_does_not_depend_on_its_place_or_its_batch(share: Any) -> None:
     term, views, ids = Brownian(share=share), random_views(), torch.arange(100, 100 + N)
-    whole = term(outputs_of(views, ids=ids)).item()
+    whole = term(outputs_of(*views, ids=ids)).item()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    shuffled = term(outputs_of([view[order] for view in views], ids=ids[order])).item()
+    shuffled = term(outputs_of(*[view[order] for view in views], ids=ids[order])).item()
     halves = [
-        term(outputs_of([view[half] for view in views], ids=ids[half])).item()
+        term(outputs_of(*[view[half] for view in views], ids=ids[half])).item()
         for half in (slice(None, N // 2), slice(N // 2, None))
     ]
     assert shuffled == pytest.approx(whole, rel=1e-12)
@@ -74,9 +63,9 @@ def test_a_samples_kick_does_not_depend_on_its_place_or_its_batch(share: Any) ->
 
 def test_seed_and_step_give_the_value_bit_for_bit_and_others_give_another() -> None:
     term, views = Brownian(), random_views()
-    values = {(seed, step): term(outputs_of(views, seed=seed, step=step)).item() for seed in (0, 1) for step in (0, 1)}
+    values = {(seed, step): term(outputs_of(*views, seed=seed, step=step)).item() for seed in (0, 1) for step in (0, 1)}
     assert len(set(values.values())) == 4
-    assert all(term(outputs_of(views, seed=s, step=t)).item() == value for (s, t), value in values.items())
+    assert all(term(outputs_of(*views, seed=s, step=t)).item() == value for (s, t), value in values.items())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +83,7 @@ def test_over_steps_the_value_has_mean_zero_and_the_deviation_of_independent_dir
     views = random_views(1) * K if same_views else random_views()
     if same_images:
         views = [view[:1].expand(N, D) for view in views]
-    values = torch.stack([Brownian(share=share)(outputs_of(views, step=step)) for step in range(draws)])
+    values = torch.stack([Brownian(share=share)(outputs_of(*views, step=step)) for step in range(draws)])
     assert values.mean().item() == pytest.approx(0.0, abs=4.5 * deviation / math.sqrt(draws))
     assert values.std().item() == pytest.approx(deviation, rel=4.5 / math.sqrt(2 * draws))
 
@@ -102,7 +91,7 @@ def test_over_steps_the_value_has_mean_zero_and_the_deviation_of_independent_dir
 def test_the_gradient_is_the_tangential_part_of_the_direction() -> None:
     term = Brownian()
     views = [view.requires_grad_() for view in random_views(2)]
-    gradients = torch.autograd.grad(term(outputs_of(views)), views)
+    gradients = torch.autograd.grad(term(outputs_of(*views)), views)
     g = noise_of(term, list(range(N)), 2)
     sizes = []
     for v, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
@@ -117,13 +106,13 @@ def test_the_gradient_is_the_tangential_part_of_the_direction() -> None:
 
 def test_gaussian_directions_are_longer_by_the_root_of_the_dimension() -> None:
     views = [torch.randn(4, 400, generator=torch.Generator().manual_seed(v), dtype=torch.float64) for v in range(2)]
-    unit, gaussian = (Brownian(norm=norm)(outputs_of(views)).item() for norm in ("unit", "gaussian"))
+    unit, gaussian = (Brownian(norm=norm)(outputs_of(*views)).item() for norm in ("unit", "gaussian"))
     assert gaussian / unit == pytest.approx(20.0, rel=0.15)
 
 
 def test_predictions_are_kicked_if_there_are_any_unless_projections_are_asked_for() -> None:
     projections, predictions = random_views(2), [view + 1 for view in random_views(2)]
-    outputs = outputs_of(projections)
+    outputs = outputs_of(*projections)
     both = outputs._replace(predictions=tuple(predictions))
-    assert Brownian()(both) == Brownian()(outputs_of(predictions))
+    assert Brownian()(both) == Brownian()(outputs_of(*predictions))
     assert Brownian(source="projection")(both) == Brownian()(outputs)

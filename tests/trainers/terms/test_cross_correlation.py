@@ -9,20 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainers.terms.outputs import outputs_of
 from trainers.config import TrialConfig, ViewConfig
-from trainers.terms import CrossCorrelation, Outputs
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
+from trainers.terms import CrossCorrelation
 
 
 def random_views(count: int, n: int = 9, q: int = 4) -> list[Tensor]:

@@ -10,25 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainers.terms.outputs import outputs_of, random_views
 from trainers.config import TrialConfig, ViewConfig
-from trainers.terms import InfoNCE, Outputs
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
-
-
-def random_views(count: int, n: int = 6, q: int = 5) -> list[Tensor]:
-    rows = np.random.default_rng(0).standard_normal((count, n, q)) * 3
-    return [torch.from_numpy(view) for view in rows]
+from trainers.terms import InfoNCE
 
 
 def reference(first: Tensor, second: Tensor, temperature: float) -> float:

@@ -46,12 +46,12 @@ KERNELS: dict[str, Kernel] = {
     "linear": Linear(),
     "quadratic": Quadratic(),
     "rbf": RBF(),
-    "rbf sharp": RBF(sharpness=20.0),
+    "rbf sharp": RBF(gamma=20.0),
     "rbf_log": LogRBF(),
     "imq": IMQ(),
     "imq peaked": IMQ(offset=0.1, exponent=1.0),
     "laplace": Laplace(),
-    "laplace sharp": Laplace(sharpness=10.0),
+    "laplace sharp": Laplace(gamma=10.0),
     "energy": Energy(),
     "energy 1/4": Energy(exponent=0.25),
     "energy 7/4": Energy(exponent=1.75),
@@ -80,11 +80,11 @@ def formula(kernel: Kernel, t: float, q: int) -> float:
         case Quadratic():
             return t**2
         case RBF() | LogRBF():
-            return math.exp(-kernel.sharpness * distance**2)
+            return math.exp(-kernel.gamma * distance**2)
         case IMQ():
             return float((kernel.offset**2 + distance**2) ** -kernel.exponent)
         case Laplace():
-            return math.exp(-kernel.sharpness * distance)
+            return math.exp(-kernel.gamma * distance)
         case Energy():
             return float(-(distance**kernel.exponent))
         case Polynomial():
@@ -215,9 +215,9 @@ def test_every_mean_equals_quadrature(kernel: Kernel, q: int) -> None:
 def test_series_keep_all_digits_at_the_bounds_of_their_parameters(q: int) -> None:
     with mpmath.workdps(25):
         half = mpmath.mpf(q) / 2
-        for sharpness in (1e-3, 2.5, 40.0):
-            exact = mpmath.exp(-2 * sharpness) * mpmath.hyp0f1(half, mpmath.mpf(sharpness) ** 2)
-            assert rbf_mean(sharpness, q) == pytest.approx(float(exact), rel=1e-12)
+        for gamma in (1e-3, 2.5, 40.0):
+            exact = mpmath.exp(-2 * gamma) * mpmath.hyp0f1(half, mpmath.mpf(gamma) ** 2)
+            assert rbf_mean(gamma, q) == pytest.approx(float(exact), rel=1e-12)
         for offset, exponent in ((0.05, 10.0), (1.0, 0.5), (10.0, 10.0)):
             width = mpmath.mpf(offset) ** 2 + 2
             beta = mpmath.mpf(exponent)
@@ -247,25 +247,25 @@ def test_series_keep_all_digits_at_the_bounds_of_their_parameters(q: int) -> Non
                 [0, degree // 2],
             )
             assert polynomial_mean(offset, degree, q) == pytest.approx(float(exact), rel=1e-13)
-        for sharpness in (1e-3, 1.0, 100.0):
+        for gamma in (1e-3, 1.0, 100.0):
 
             def density(angle: mpmath.mpf) -> mpmath.mpf:
                 return mpmath.exp((q - 2) * mpmath.log(mpmath.sin(angle)))
 
-            def weighted(angle: mpmath.mpf, sharpness: float = sharpness) -> mpmath.mpf:
-                return density(angle) * mpmath.exp(-2 * sharpness * mpmath.sin(angle / 2))
+            def weighted(angle: mpmath.mpf, gamma: float = gamma) -> mpmath.mpf:
+                return density(angle) * mpmath.exp(-2 * gamma * mpmath.sin(angle / 2))
 
             middle, width = mpmath.pi / 2, min(mpmath.pi / 2 - mpmath.mpf(10) ** -18, 14 / mpmath.sqrt(q))
             pieces = [middle + width * mpmath.mpf(k) / 8 for k in range(-8, 9)]
             exact = mpmath.quad(weighted, pieces) / mpmath.quad(density, pieces)
-            assert laplace_mean(sharpness, q) == pytest.approx(float(exact), rel=1e-11)
+            assert laplace_mean(gamma, q) == pytest.approx(float(exact), rel=1e-11)
 
 
 # --- oracle 3: spectra ---
 
 
 def test_the_rbf_kernels_spectrum_takes_the_published_values() -> None:
-    kernel, q = RBF(sharpness=2.5), 8
+    kernel, q = RBF(gamma=2.5), 8
     nodes, weights = scipy.special.roots_jacobi(60, (q - 3) / 2, (q - 3) / 2)
     values = kernel.values(torch.from_numpy(nodes), q).numpy() * weights / weights.sum()
     spectrum = [
@@ -334,7 +334,7 @@ def test_what_is_not_a_number_stays_so(kernel: Kernel) -> None:
 
 def test_the_exponential_kernel_is_a_multiple_of_the_rbf_kernel() -> None:
     for temperature, q in ((0.1, 5), (0.5, 64), (2.0, 8192)):
-        rbf, scale = RBF(sharpness=1 / (2 * temperature)), math.exp(1 / temperature)
+        rbf, scale = RBF(gamma=1 / (2 * temperature)), math.exp(1 / temperature)
         kernel = Exponential(temperature=temperature)
         assert kernel.mean(q) == pytest.approx(scale * rbf.mean(q), rel=1e-12)
         for t in (-1.0, 0.0, 0.3, 1.0):
@@ -384,12 +384,12 @@ def test_a_new_kernel_cannot_miss_these_tests() -> None:
         ("truncated", {"coefficients": ()}),
         ("truncated", {"coefficients": (1.0, 1.0, 1.0, 1.0, 1.0)}),
         ("truncated", {"coefficients": (1.0, -1.0)}),
-        ("rbf", {"sharpness": 0.0}),
-        ("rbf", {"sharpness": 50.0}),
+        ("rbf", {"gamma": 0.0}),
+        ("rbf", {"gamma": 50.0}),
         ("rbf", {"sharpnes": 2.0}),
         ("imq", {"offset": 0.0}),
         ("energy", {"exponent": 2.0}),
-        ("laplace", {"sharpness": math.inf}),
+        ("laplace", {"gamma": math.inf}),
         ("polynomial", {"offset": -0.1}),
         ("polynomial", {"degree": 0}),
         ("exponential", {"temperature": 0.0}),

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from scipy.stats import ortho_group  # type: ignore[import-untyped]
 from torch import Tensor
 
+from tests.trainers.terms.outputs import Array, gradient_of, outputs_of, random_rows, value_of
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig
-from trainers.terms import KernelMMD, Outputs
+from trainers.terms import KernelMMD
 from trainers.terms.base import unit_rows
 from trainers.terms.kernels import (
     IMQ,
@@ -55,33 +56,6 @@ KERNELS: list[Kernel] = [
 SINGULAR: list[Kernel] = [Riesz(), Riesz(exponent=0.5), Logarithm()]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 OFFICIAL = KernelMMD(normalize=False)  # coefficients (1, 40, 40), all pairs
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
-
-
-def value_of(term: KernelMMD, *views: Tensor | Array) -> float:
-    return term(outputs_of(*(torch.as_tensor(view, dtype=torch.float64) for view in views))).item()
-
-
-def gradient_of(term: KernelMMD, rows: Tensor | Array) -> Tensor:
-    leaf = torch.as_tensor(rows, dtype=torch.float64).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(term(outputs_of(leaf)), leaf)
-    return gradient
-
-
-def random_rows(n: int, q: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((n, q))
 
 
 # --- the definition, pair by pair ---
@@ -104,11 +78,11 @@ def reference_phi(kernel: Kernel, u: Array, v: Array) -> float:
         case Quadratic():
             return t**2
         case RBF() | LogRBF():
-            return math.exp(-kernel.sharpness * squared)
+            return math.exp(-kernel.gamma * squared)
         case IMQ():
             return float((kernel.offset**2 + squared) ** -kernel.exponent)
         case Laplace():
-            return math.exp(-kernel.sharpness * math.sqrt(squared))
+            return math.exp(-kernel.gamma * math.sqrt(squared))
         case Energy():
             return float(-(math.sqrt(squared) ** kernel.exponent))
         case Polynomial():
@@ -247,7 +221,7 @@ def test_other_kernels_take_their_published_values() -> None:
     u = random_rows(1, 8)
     rows = [np.eye(8), cross_polytope(8), np.concatenate([u, -u]), np.repeat(u, 3, axis=0)]
     expected = {
-        RBF(sharpness=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
+        RBF(gamma=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
         Energy(exponent=1.0): [0.1518909185, 0.0268909185, 0.3893277856, 1.3893277856],
     }
     for kernel, values in expected.items():
@@ -605,12 +579,12 @@ def test_only_global_views_are_spread_where_asked_for() -> None:
         TrialConfig(objective={"mmd": KernelMMD(global_views=3)})
 
 
-@pytest.mark.parametrize("sharpness", [2.0, 0.7])
-def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(sharpness: float) -> None:
+@pytest.mark.parametrize("gamma", [2.0, 0.7])
+def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(gamma: float) -> None:
     """Their code: the log of the mean of exp(-t ||u - v||²) over pairs i < j, the two views' values averaged."""
     views = [torch.from_numpy(random_rows(9, 4, seed)) for seed in range(2)]
-    official = [torch.pdist(unit_rows(view)).square().mul(-sharpness).exp().mean().log().item() for view in views]
-    term = KernelMMD(kernel=LogRBF(sharpness=sharpness), estimator="u", normalize=False)
+    official = [torch.pdist(unit_rows(view)).square().mul(-gamma).exp().mean().log().item() for view in views]
+    term = KernelMMD(kernel=LogRBF(gamma=gamma), estimator="u", normalize=False)
     assert value_of(term, *views) == pytest.approx(sum(official) / 2, rel=1e-12)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests.trainers.terms.outputs import Array, gradient_of, outputs_of, random_rows, value_of
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig
 from trainers.objective import Objective
-from trainers.terms import Brownian, MultiviewCentroid, Outputs, SingularValue
+from trainers.terms import Brownian, MultiviewCentroid, SingularValue
 from trainers.terms.base import unit_rows
 from trainers.terms.singular_value import Form, eigenvalues
 
@@ -22,33 +22,6 @@ FORMS: tuple[Form, ...] = ("nuclear", "frobenius", "entropy", "spectral", "logde
 CENTERED = tuple(form for form in FORMS if form != "spectral")
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 SHAPES = pytest.mark.parametrize("shape", [(9, 4), (4, 9)], ids=["more rows than dimensions", "fewer"])
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
-
-
-def value_of(term: SingularValue, *views: Tensor | Array) -> float:
-    return term(outputs_of(*(torch.as_tensor(view, dtype=torch.float64) for view in views))).item()
-
-
-def gradient_of(term: SingularValue, rows: Tensor | Array) -> Tensor:
-    leaf = torch.as_tensor(rows, dtype=torch.float64).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(term(outputs_of(leaf)), leaf)
-    return gradient
-
-
-def random_rows(n: int, q: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((n, q))
 
 
 def reference(form: Form, z: Array, epsilon: float = 1e-4) -> float:

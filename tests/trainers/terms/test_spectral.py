@@ -9,25 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainers.terms.outputs import outputs_of, random_views
 from trainers.config import TrialConfig, ViewConfig
-from trainers.terms import Alignment, KernelMMD, Outputs, Spectral
+from trainers.terms import Alignment, KernelMMD, Spectral
 from trainers.terms.kernels import Quadratic
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
-
-
-def random_views(count: int, n: int = 6, q: int = 5) -> list[Tensor]:
-    return [torch.from_numpy(view) for view in np.random.default_rng(0).standard_normal((count, n, q))]
 
 
 def reference(first: Tensor, second: Tensor, squared_radius: float) -> float:

@@ -7,21 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainers.terms.outputs import outputs_of
 from tests.two_processes import TwoProcesses
 from trainers import dist
-from trainers.terms import Alignment, Covariance, Outputs, Variance
-
-
-def outputs_of(*views: Tensor) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=0,
-        step=0,
-    )
+from trainers.terms import Alignment, Covariance, Variance
 
 
 def random_views(count: int, n: int = 9, q: int = 4, scale: float = 1.0) -> list[Tensor]:

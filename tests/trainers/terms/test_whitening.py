@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainers.terms.outputs import outputs_of
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig, ViewConfig
@@ -18,18 +19,6 @@ from trainers.terms.base import unit_rows
 from trainers.terms.whitening import Whitening
 
 EYE = torch.eye
-
-
-def outputs_of(*views: Tensor, seed: int = 0, step: int = 0) -> Outputs:
-    return Outputs(
-        features=views,
-        projections=views,
-        predictions=None,
-        targets=None,
-        sample_ids=torch.arange(len(views[0])),
-        seed=seed,
-        step=step,
-    )
 
 
 def random_views(count: int, n: int, d: int, *, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, ...]:

@@ -155,7 +155,7 @@ class FileImages(Images):
                 image.load()
                 # Without its end mark a JPEG is incomplete even where all pixels could be decoded.
                 keeps = _is_plain_jpeg(image) and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-                return Raster(_upright_rgb(image), data if keeps else None)
+                return Raster(upright_rgb(image), data if keeps else None)
         except _DECODE_ERRORS as error:
             raise _broken(blob.name, error) from error
 
@@ -296,8 +296,10 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     )
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB on a white ground where the image is transparent; 16-bit grey is scaled to 8 bits."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB on a white ground where the image is transparent; 16-bit grey is scaled to 8 bits. ValueError: pixels are
+    no integers.
+    """
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":

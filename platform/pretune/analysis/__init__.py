@@ -1,0 +1,1 @@
+"""What came out of sweeps, computed. Nothing here prints."""

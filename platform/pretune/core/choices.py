@@ -1,0 +1,10 @@
+"""What a sweep lets one choose from by name. It imports nothing, so that the command line can name it at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Budget = Literal["epochs", "views", "seconds"]
+SamplerName = Literal["tpe", "random", "grid", "cmaes"]
+LOCAL_ROOT = "./sweeps"
+"""Where sweeps lie if nothing else is said, and the working copies of those in a bucket."""

@@ -1,0 +1,1 @@
+"""How trials run: Ray, processes, warm slots."""

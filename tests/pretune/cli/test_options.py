@@ -1,0 +1,40 @@
+"""Every option that a message, a help text or a docstring of ours names is one that can be typed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import typer.main
+
+from pretune.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[3]
+FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config"}
+"""Of TensorBoard, and of Ray's processes."""
+
+
+def options() -> set[str]:
+    root = typer.main.get_command(app)
+    commands = root.commands.values()  # type: ignore[attr-defined]
+    parameters = [parameter for command in (root, *commands) for parameter in command.params]
+    return {"--help"} | {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def named() -> dict[str, str]:
+    """Each option in a string of our source, with a place where it stands."""
+    found: dict[str, str] = {}
+    for package in ("platform/pretune", "search_spaces", "trainers"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value):
+                        found.setdefault(option, f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
+    found = named()
+    assert len(found) > 20
+    assert {option: place for option, place in found.items() if option not in options() | FOREIGN} == {}

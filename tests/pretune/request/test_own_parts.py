@@ -1,0 +1,180 @@
+"""References in a request: made absolute where they were typed, loaded, tried, and explained in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretune.analysis import ablation
+from pretune.core.errors import RequestError
+from pretune.request import lookup, overrides, request, usercode
+from tests import broken_parts, own_parts
+from tests.packages import installed
+from trainers.config import OwnBackbone, OwnTerm, TrialConfig
+
+BROKEN, MINE = Path(broken_parts.__file__), Path(own_parts.__file__)
+PACKAGE = """
+from trainers.config import TrialConfig
+from trainers.terms import TermConfig
+
+class Scale(TermConfig):
+    def __call__(self, outputs):
+        return outputs.projections[0].square().mean()
+
+def recipe():
+    return TrialConfig(objective={"lab_scale": {}})
+
+def space(trial, base):
+    return base
+"""
+OFFERED = {
+    "pretune.terms": {"lab_scale": "request_lab:Scale"},
+    "pretune.recipes": {"lab_recipe": "request_lab:recipe"},
+    "pretune.spaces": {"lab_space": "request_lab:space"},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sound and a broken file, to type references in."""
+    (tmp_path / "mine.py").write_text(MINE.read_text())
+    (tmp_path / "broken.py").write_text(BROKEN.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def configured(*assignments: str) -> TrialConfig:
+    return request.configure(lookup.recipe("sfrik_tiny"), assignments=assignments)
+
+
+def test_parts_in_a_file_join_a_recipe_by_set(here: Path) -> None:
+    config = configured(
+        "objective.mine.kind=mine.py:Spread",
+        "objective.mine.strength=2",
+        "objective.mine.weight=0.1",
+        "model.backbone.kind=mine.py:Net",
+        "model.backbone.width=8",
+        "views.*.operations.noise.kind=mine.py:noise",
+        "views.*.operations.noise.probability=0.5",
+    )
+    mine, backbone, noise = config.objective["mine"], config.model.backbone, config.views[1].operations["noise"]
+    assert isinstance(mine, OwnTerm)
+    assert isinstance(backbone, OwnBackbone)
+    assert (mine.kind, mine.weight, mine.settings) == (f"{here}/mine.py:Spread", 0.1, {"strength": 2})
+    assert (backbone.kind, backbone.settings) == (f"{here}/mine.py:Net", {"width": 8}), "inherited settings are gone"
+    assert (noise.kind, noise.probability, noise.settings) == (f"{here}/mine.py:noise", 0.5, {})
+    assert len({part.source_sha256 for part in config.own_parts.values()}) == 1
+    assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_typed_object_has_its_files_made_absolute_too(here: Path) -> None:
+    typed = 'views.0.operations={"noise": {"kind": "mine.py:noise", "strength": 0.2}}'
+    assert configured(typed).views[0].operations["noise"].kind == f"{here}/mine.py:noise"
+    assert overrides.parse(["objective.mine.note=mine.py:noise"]) == {"objective.mine.note": "mine.py:noise"}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["objective.mine.kind=mine.py:Spred"], "has no 'Spred'; known: Spread, Net, noise; did you mean 'Spread'?"),
+        (["objective.mine.kind=none.py:Spread"], "objective.mine.kind: there is no file"),
+        (["objective.mine.kind=mine.py:Net"], "must be a class derived from trainers.terms.TermConfig"),
+        (
+            ["objective.mine.kind=mine.py:Spread", "objective.mine.strenght=2"],
+            "unknown key: 'objective.mine.strenght'; known keys of 'objective.mine': weight, strength; "
+            "did you mean 'objective.mine.strength'?",
+        ),
+        (
+            ["objective.mine.kind=mine.py:Spread", "objective.mine.strength=high"],
+            "'objective.mine.strength' is 'high', but must be a valid number",
+        ),
+        (
+            ["objective.mine.kind=mine.py:Spread", "objective.mine.weight=-1"],
+            "'objective.mine.weight' is -1, but must be at least 0",
+        ),
+        (["objective.mine.kind=spread"], "or file.py:Name or module:Name of your own"),
+        (["model.backbone.kind=resnet"], "or timm:NAME, or file.py:Name or module:Name of your own"),
+        (["model.backbone.kind=timm:resnet1t"], "timm 1.0"),
+        (["model.backbone.kind=mine.py:Net", "model.backbone.widht=8"], "did you mean 'width'?"),
+        (["model.backbone.kind=broken.py:Maps"], "must give one feature vector for each image"),
+        (["objective.mine.kind=broken.py:Vector"], "objective.mine: Vector ("),
+        (["objective.mine.kind=broken.py:NotANumber"], "must return a finite number"),
+        (["objective.mine.kind=broken.py:Detached"], "no gradient reaches them"),
+        (["objective.mine.kind=broken.py:Misspelt"], "did you mean 'projections'?"),
+        (["objective.mine.kind=broken.py:NeedsThreeViews"], "objective.mine needs 3 views, but there are 2"),
+        (["views.0.operations.mine.kind=broken.py:unkeyed"], "views.0.operations.mine: unkeyed ("),
+        (["views.0.operations.mine.kind=noise"], "must be file.py:Name or module:Name"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said_before_anything_starts(
+    here: Path, assignments: list[str], message: str
+) -> None:
+    with pytest.raises(RequestError) as error:
+        configured(*assignments)
+    assert message in str(error.value)
+
+
+def test_a_config_that_ran_with_another_file_is_refused(here: Path) -> None:
+    config = configured("objective.mine.kind=mine.py:Spread")
+    (here / "run.json").write_text(config.model_dump_json())
+    assert request.configure(lookup.recipe("run.json")) == config
+    (here / "mine.py").write_text(MINE.read_text() + "# and more\n")
+    with pytest.raises(RequestError, match=r"objective\.mine\.kind: .* as when this run was requested"):
+        request.configure(lookup.recipe("run.json"))
+    accepted = request.configure(lookup.recipe("run.json"), assignments=["objective.mine.source_sha256=null"])
+    before, after = (one.own_parts["objective.mine"].source_sha256 for one in (config, accepted))
+    assert after is not None
+    assert after != before
+
+
+def test_levels_of_an_ablation_may_be_parts_of_ones_own(here: Path) -> None:
+    factors = ablation.parse(["objective.mine.kind=mine.py:Spread", "model.backbone.kind=resnet_tiny,mine.py:Net"])
+    assert factors["model.backbone.kind"] == ["resnet_tiny", f"{here}/mine.py:Net"]
+    points = ablation.points(configured(), factors, grid=False, seeds=1)
+    assert [list(point.values())[1:] for point in points] == [[], [f"{here}/mine.py:Spread"], [f"{here}/mine.py:Net"]]
+    with pytest.raises(
+        RequestError, match=r"--factor objective\.mine\.kind=.*broken.py:Vector: objective\.mine: Vector"
+    ):
+        ablation.points(configured(), ablation.parse(["objective.mine.kind=broken.py:Vector"]), grid=False, seeds=1)
+
+
+def test_what_a_package_offers_has_a_name_wherever_shipped_ones_have(tmp_path: Path) -> None:
+    with installed(
+        tmp_path, package="the-lab", version="1.2", module="request_lab", source=PACKAGE, entry_points=OFFERED
+    ):
+        found = lookup.recipe("lab_recipe")
+        assert (found.name, found.label) == ("request_lab:recipe", "lab_recipe")
+        assert found.config.own_parts["objective.lab_scale"].kind == "request_lab:Scale"
+        space = lookup.space("lab_space")
+        assert (space.name, space.label) == ("request_lab:space", "lab_space")
+        assert lookup.space(space.name).function is space.function, "a resume finds it by what the journal says"
+        assert overrides.parse(["objective.mine.kind=lab_scale"]) == {"objective.mine.kind": "request_lab:Scale"}
+        assert usercode.part("lab_scale", folder=tmp_path)[1] == "request_lab:Scale"
+        with pytest.raises(RequestError, match=r"lab_space; did you mean 'lab_space'\?"):
+            lookup.space("lab_spaces")
+
+
+def test_the_versions_of_a_sweep_name_the_packages_that_its_parts_are_from(tmp_path: Path) -> None:
+    from pretune import sweep
+
+    with installed(
+        tmp_path, package="the-lab", version="1.2", module="request_lab", source=PACKAGE, entry_points=OFFERED
+    ):
+        shipped, base = lookup.recipe("sfrik_tiny").config, lookup.recipe("lab_recipe").config
+        kernels, space = lookup.space("kernels").function, lookup.space("lab_space").function
+        assert "the-lab" not in sweep.versions(kernels, shipped)
+        assert sweep.versions(kernels, base)["the-lab"] == "1.2"
+        assert sweep.versions(space, shipped)["the-lab"] == "1.2"
+
+
+def test_a_request_without_own_parts_imports_no_torch() -> None:
+    program = (
+        "import sys; from pretune.request import lookup, request\n"
+        "request.configure(lookup.recipe('sfrik_tiny'), assignments=['objective.mmd.weight=2'])\n"
+        "print([m for m in ('torch', 'timm', 'ray') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,285 @@
+"""An encoder from a checkpoint gives the features that the probe judged, of a data set's images and of one's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import trainers
+from trainers import checkpoint
+from trainers.config import TrialConfig
+from trainers.data import datasets
+from trainers.data.datasets import Dataset
+from trainers.encoder import Encoder, load_encoder
+from trainers.model import Model, build_model
+from trainers.report import Checkpoint
+
+SIZE = 16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return datasets.ensure_builtin("digits", tmp_path_factory.mktemp("encoder"))
+
+
+def config(dataset: Dataset, **model: Any) -> TrialConfig:
+    values = {
+        "data": {"path": str(dataset.folder), "manifest": dataset.manifest_hash},
+        "views": [{"size": SIZE}, {"size": SIZE}],
+        "model": {"backbone": {"kind": "resnet_tiny", "width": 8}, "projector": {"widths": [12, 8]}, **model},
+        "objective": {"alignment": {}, "mmd": {}},
+    }
+    return TrialConfig.model_validate(values)
+
+
+class Trained(NamedTuple):
+    model: Model
+    config: TrialConfig
+    saved: Checkpoint
+
+
+def trained(folder: Path, dataset: Dataset, *, normalization: bool = True, **model: Any) -> Trained:
+    """A network whose norms have seen something, and its checkpoint as a run of it would leave one."""
+    made = config(dataset, **model)
+    network = build_model(made).to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(1)
+    network.train()
+    for _ in range(3):
+        network.embed(torch.randn(32, 3, SIZE, SIZE, generator=generator))
+    network.update_teacher(0, 10)
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.mul_(1.1)
+    state = {"config": made.model_dump(mode="json"), "manifest": dataset.manifest_hash, "model": network.state_dict()}
+    if normalization:
+        state["normalization"] = {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)}
+    return Trained(network.eval(), made, checkpoint.save(folder, state, epoch=3))
+
+
+def pixels_of(dataset: Dataset, ids: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """Rows of the search file as bytes [height, width, 3], read with FFCV's own reader."""
+    from ffcv.reader import Reader
+
+    reader, content = Reader(str(dataset.search_file)), np.fromfile(dataset.search_file, np.uint8)
+    rows = reader.metadata["f0"][ids]
+    sizes = [(int(row["data_ptr"]), int(row["height"]), int(row["width"])) for row in rows]
+    return [content[at : at + 3 * height * width].reshape(height, width, 3) for at, height, width in sizes]
+
+
+def judged(run: Trained, dataset: Dataset, ids: np.ndarray[Any, Any], network: nn.Module | None = None) -> Any:
+    """The features that the probe extracts."""
+    from trainers.data.loader import Loaders
+    from trainers.evaluation import probe
+
+    def encode(images: Tensor) -> tuple[Tensor, ...]:
+        return (run.model.encode(images) if network is None else network(images),)
+
+    found = probe.extract(encode, ids, dataset=dataset, loaders=Loaders(), config=run.config, device=CPU)
+    return found[0].numpy()
+
+
+@pytest.mark.ffcv
+def test_features_of_a_data_sets_images_equal_the_probes_bit_for_bit(tmp_path: Path, digits: Dataset) -> None:
+    run = trained(tmp_path, digits)
+    encoder = load_encoder(run.saved.path)
+    ids = digits.select_ids[:300]  # more than a batch
+    found = encoder.features(pixels_of(digits, ids))
+    assert found.shape == (300, encoder.width) == (300, 32)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, judged(run, digits, ids))
+
+
+@pytest.mark.ffcv
+def test_the_same_code_is_compiled_for_a_data_sets_images_and_for_ones_own(tmp_path: Path, digits: Dataset) -> None:
+    from trainers.data.loader import Loaders
+    from trainers.data.views import render
+
+    next(Loaders().images(digits, digits.select_ids[:4], size=SIZE, batch_size=4, threads=1))
+    before = len(render.signatures)
+    load_encoder(trained(tmp_path, digits).saved).features([np.zeros((20, 30, 3), np.uint8)])
+    assert len(render.signatures) == before
+
+
+@pytest.mark.ffcv
+def test_jpegs_of_any_size_are_decoded_and_cropped_as_a_data_set_would(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        height, width = generator.integers(70, 300, 2)
+        coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((int(width), int(height))).save(folder / f"{number:02d}.jpg", quality=90)
+    dataset = datasets.build(
+        "images", source=[tmp_path / "images"], out=tmp_path / "data", select_images=4, report_images=4
+    )
+    assert dataset.manifest.encoding == "jpeg"
+    run = trained(tmp_path, dataset)
+    stored = judged(run, dataset, np.arange(20))
+    files = sorted((tmp_path / "images").rglob("*.jpg"))
+    found = load_encoder(run.saved).features(files)
+    # Which file is which row is the data set's affair: each row is that of one file, bit for bit.
+    matches = [[bool(np.array_equal(row, other)) for other in found] for row in stored]
+    assert [sum(match) for match in matches] == [1] * 20
+    # A Pillow image of the same file is decoded by Pillow: close, no more.
+    opened = load_encoder(run.saved).features([Image.open(file) for file in files])
+    assert np.abs(opened - found).max() < 0.2 * found.std()
+
+
+def test_a_tensor_in_0_to_1_and_one_of_bytes_give_the_features_of_the_same_images(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    encoder = load_encoder(trained(tmp_path, digits).saved)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    expected = torch.from_numpy(encoder.features(images))
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(encoder(tensor), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(tensor.float() / 255), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(encoder.mean, torch.tensor(digits.manifest.mean))
+    assert torch.allclose(encoder.std, torch.tensor(digits.manifest.std))
+    assert (encoder.size, encoder.width, encoder.training) == (SIZE, 32, False)
+    with pytest.raises(ValueError, match=r"must have the shape \[n, 3, 16, 16\], but have \[5, 3, 8, 8\]"):
+        encoder(torch.zeros(5, 3, 8, 8))
+
+
+def test_an_encoder_can_be_trained_on_and_refuses_features_while_it_is(tmp_path: Path, digits: Dataset) -> None:
+    encoder = load_encoder(trained(tmp_path, digits, teacher={}).saved, branch="teacher")
+    encoder(torch.rand(2, 3, SIZE, SIZE)).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    with pytest.raises(ValueError, match=r"in training mode; call encoder\.eval\(\)"):
+        encoder.train().features([np.zeros((SIZE, SIZE, 3), np.uint8)])
+
+
+def test_files_pillow_images_and_arrays_of_one_image_are_one_image(tmp_path: Path, digits: Dataset) -> None:
+    encoder = load_encoder(trained(tmp_path, digits).saved)
+    grey = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    rows = encoder.features(
+        [
+            grey,
+            np.repeat(grey[..., None], 3, 2),
+            Image.fromarray(grey),
+            tmp_path / "grey.png",
+            str(tmp_path / "grey.png"),
+        ]
+    )
+    assert np.array_equal(rows, np.repeat(rows[:1], 5, 0))
+    assert encoder.features([]).shape == (0, 32)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path, digits: Dataset) -> None:
+    encoder = load_encoder(trained(tmp_path, digits).saved)
+    (tmp_path / "no.png").write_text("no image")
+    blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+    wrong: list[tuple[Any, str]] = [
+        ([blank, tmp_path / "no.png"], r"no\.png: broken image"),
+        ([tmp_path / "none.png"], r"none\.png: the image cannot be read"),
+        ([blank, torch.zeros(3, 4, 4)], r"images\[1\] must be a path, .* but is Tensor"),
+        ([blank.astype(np.float32)], r"images\[0\]: images must be uint8"),
+        ([np.zeros((SIZE, SIZE, 4), np.uint8)], r"images\[0\]: images must have the shape"),
+        ("cat.png", r"put it into a list"),
+        (Image.fromarray(blank), r"put it into a list"),
+    ]
+    for images, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            encoder.features(images)
+
+
+@pytest.mark.ffcv
+def test_the_teacher_is_there_where_there_is_one(tmp_path: Path, digits: Dataset) -> None:
+    run = trained(tmp_path / "with", digits, teacher={"momentum": 0.5})
+    ids = digits.select_ids[:20]
+    images = pixels_of(digits, ids)
+    student, teacher = (load_encoder(run.saved, branch=branch).features(images) for branch in ("student", "teacher"))
+    assert run.model.teacher is not None
+    assert np.array_equal(teacher, judged(run, digits, ids, run.model.teacher["backbone"]))
+    assert np.array_equal(student, judged(run, digits, ids))
+    assert not np.array_equal(student, teacher)
+    without = trained(tmp_path / "without", digits).saved
+    with pytest.raises(ValueError, match=r"must hold a teacher for branch='teacher'.*take branch='student'"):
+        load_encoder(without, branch="teacher")
+
+
+def test_a_vision_transformers_encoder_is_read_too(tmp_path: Path, digits: Dataset) -> None:
+    backbone = {"kind": "vit_micro", "patch_size": 4, "embed_dim": 32, "depth": 1}
+    run = trained(tmp_path, digits, backbone=backbone, norm="layer")
+    encoder = load_encoder(run.saved)
+    images = torch.rand(3, 3, SIZE, SIZE)
+    normalized = (images - encoder.mean[:, None, None]) / encoder.std[:, None, None]
+    assert torch.equal(encoder(images), run.model.encode(normalized.to(memory_format=torch.channels_last)))
+
+
+def test_a_checkpoint_is_known_by_its_path_by_a_uri_and_by_what_a_sweep_says(tmp_path: Path, digits: Dataset) -> None:
+    saved = trained(tmp_path, digits).saved
+    places: list[Checkpoint | Path | str] = [saved, saved.path, Path(saved.path), Path(saved.path).as_uri()]
+    weights = [load_encoder(place).state_dict() for place in places]
+    assert all(torch.equal(one[name], weights[0][name]) for one in weights for name in weights[0])
+
+
+def test_a_damaged_checkpoint_is_refused_by_its_manifest_and_one_without_is_believed(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    run = trained(tmp_path, digits)
+    alone = tmp_path / "elsewhere" / "mine.pt"
+    alone.parent.mkdir()
+    shutil.copy(run.saved.path, alone)
+    assert load_encoder(alone).width == 32
+    whole = Path(run.saved.path).read_bytes()
+    Path(run.saved.path).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(checkpoint.DamagedError, match="is damaged or was replaced"):
+        load_encoder(run.saved.path)
+    with pytest.raises(checkpoint.DamagedError, match="must be a file, but there is none"):
+        load_encoder(tmp_path / "epoch-0099.pt")
+
+
+def test_an_older_checkpoint_finds_the_mean_of_its_images_in_its_data_set(tmp_path: Path, digits: Dataset) -> None:
+    run = trained(tmp_path, digits, normalization=False)
+    assert torch.allclose(load_encoder(run.saved).mean, torch.tensor(digits.manifest.mean))
+    shutil.copytree(digits.folder, tmp_path / "moved")
+    state = checkpoint.load(run.saved)
+    state["config"]["data"]["path"] = str(tmp_path / "gone")
+    for view in state["config"]["views"]:  # as this setting was called before 0.2
+        view["flip"] = view.pop("flip_probability")
+    lost = checkpoint.save(tmp_path / "lost", {**state, "format": 1}, epoch=1)
+    with pytest.raises(ValueError, match=r"does not hold the mean of its images.*load_encoder\(…, data=FOLDER\)"):
+        load_encoder(lost)
+    assert torch.equal(load_encoder(lost, data=tmp_path / "moved").std, load_encoder(run.saved).std)
+    other = datasets.build("digits", out=tmp_path / "other", split_seed=7)
+    with pytest.raises(ValueError, match="the run was made for the data set"):
+        load_encoder(lost, data=other.folder)
+
+
+def test_a_run_leaves_the_mean_of_its_images_in_its_checkpoints(tmp_path: Path) -> None:
+    from tests.trainers.test_train import MemoryDataset, Recorder, run
+    from tests.trainers.test_train import config as memory_config
+
+    recorder = Recorder()
+    run(tmp_path, recorder, memory_config(epochs=1))
+    encoder = load_encoder(recorder.checkpoint)
+    assert torch.allclose(encoder.mean, torch.tensor(MemoryDataset.manifest.mean))
+    assert torch.allclose(encoder.std, torch.tensor(MemoryDataset.manifest.std))
+
+
+def test_the_package_shows_its_interface_and_nothing_else() -> None:
+    assert dir(trainers) == trainers.__all__ == ["Encoder", "load_encoder"]
+    assert trainers.load_encoder is load_encoder
+    assert trainers.Encoder is Encoder
+    with pytest.raises(AttributeError, match="'loader'"):
+        trainers.loader  # type: ignore[attr-defined]  # noqa: B018

@@ -1,0 +1,1 @@
+"""Images to batches: sources, splits, FFCV files, loaders, augmented views."""

@@ -1,0 +1,159 @@
+"""A trained encoder to go on with: a plain `torch.nn.Module` from images to features, read from a checkpoint.
+
+    encoder = trainers.load_encoder("sweeps/NAME/trials/0003/checkpoints/epoch-0006.pt")
+    features = encoder.features(["cat.jpg", "dog.png"])     # files, Pillow's images or arrays -> [2, p]
+
+Letters: n = images, S = height and width in pixels, p = features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainers import checkpoint as checkpoints
+from trainers.config import TrialConfig
+from trainers.data.data_cache import open_anywhere
+from trainers.data.own_images import OwnImage, rendered
+from trainers.data.views import LEAST_DEVIATION
+from trainers.evaluation.probe import BATCH_SIZE
+from trainers.model import build_model
+from trainers.report import Checkpoint
+from trainers.upgrade import upgrade_config
+
+Branch = Literal["student", "teacher"]
+
+
+class Encoder(nn.Module):
+    """Images [n, 3, S, S] -> features [n, p], those that the probe judged. `load_encoder` makes it.
+
+    Images are RGB in 0..1, or bytes in 0..255; they are normalized in here. Its parameters ask for gradients, so that
+    it can be trained on.
+    """
+
+    mean: Tensor
+    """Of the red, green and blue of the images it was trained on, [3], on a scale of 0..1."""
+    std: Tensor
+    """Their standard deviations, [3]."""
+
+    def __init__(
+        self, backbone: nn.Module, *, config: TrialConfig, width: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        """From normalized images to features; most take other sizes of images too."""
+        self.config = config
+        """What it was trained as."""
+        self.size = config.views[0].size
+        """S, in pixels: the size of images at which it was judged."""
+        self.width = width
+        """p, how many features an image has."""
+        self._statistics = tuple(mean), tuple(std)  # not rounded to the buffers' dtype
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std).clamp(min=LEAST_DEVIATION))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, 3, S, S], floats in 0..1 or bytes, to features [n, p] in the dtype of the parameters.
+
+        ValueError where the shape is another one.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
+            raise ValueError(
+                f"images must have the shape [n, 3, {self.size}, {self.size}], but have {list(images.shape)}; "
+                "`encoder.features` takes images of any size, and `encoder.backbone` normalized ones"
+            )
+        pixels = images.to(self.mean.dtype)
+        if images.dtype == torch.uint8:
+            pixels = pixels / 255
+        return self._encode((pixels - self.mean[:, None, None]) / self.std[:, None, None])
+
+    @torch.no_grad()
+    def features(self, images: Sequence[OwnImage] | NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        """Features [n, p] of image files, Pillow's images or arrays of bytes ([height, width, 3] or grey), of any size.
+
+        Images are prepared as for the probe, and go through the network in its batches: the features are those that it
+        judged, bit for bit on one type of CPU where torch has `config.threads` threads.
+
+        ValueError, naming the image, where one is broken or of another kind, and in training mode.
+        """
+        if isinstance(images, str | Path) or not hasattr(images, "__getitem__"):
+            raise ValueError(f"images must be a list of images, but is {images!r}; put it into a list: [image]")
+        if self.training:
+            raise ValueError(
+                "features are those of the evaluation mode, but the encoder is in training mode; call encoder.eval()"
+            )
+        mean, std = self._statistics
+        found = [np.zeros((0, self.width), dtype=torch.empty(0, dtype=self.mean.dtype).numpy().dtype)]
+        for pixels in rendered(images, size=self.size, mean=mean, deviation=std, batch_size=BATCH_SIZE):
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.mean.device, self.mean.dtype)
+            found.append(self._encode(batch).cpu().numpy())
+        return np.concatenate(found)
+
+    def _encode(self, normalized: Tensor) -> Tensor:
+        """As `trainers.evaluation.probe.extract` does it."""
+        device = normalized.device.type
+        autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+        with autocast():
+            rows = cast(Tensor, self.backbone(normalized.to(memory_format=torch.channels_last)))
+        return rows.to(normalized.dtype)
+
+
+def load_encoder(
+    checkpoint: Checkpoint | Path | str,
+    *,
+    branch: Branch = "student",
+    data: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Encoder:
+    """The encoder of a checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: the file (`epoch-0006.pt`) or its URI, or what a sweep says of it
+            (`pretune.open(…).best.checkpoint`). Its bytes are compared with the manifest beside it, where there is
+            one; nothing in it is run.
+        branch: the network that was trained and that the probe judged, or its moving average, the "teacher".
+        data: the data set it was trained on, a folder or a URI; needed for a checkpoint that does not hold the mean and
+            standard deviation of its images (written before 0.2), where the data have moved.
+        device: where it is put.
+
+    ValueError where the file is missing or damaged, holds no teacher, or the images' statistics are not to be found.
+    """
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
+    state = checkpoints.load(found)
+    config = TrialConfig.model_validate(upgrade_config(state["config"]))
+    model = build_model(config)
+    model.load_state_dict(state["model"])
+    if branch == "teacher" and model.teacher is None:
+        raise ValueError(
+            f"checkpoint {found.path} must hold a teacher for branch='teacher', but model.teacher is null in its "
+            "config; take branch='student'"
+        )
+    backbone = model.backbone if model.teacher is None or branch == "student" else model.teacher["backbone"]
+    mean, std = _normalization(state, config, data)
+    encoder = Encoder(backbone, config=config, width=model.feature_count, mean=mean, std=std)
+    return encoder.requires_grad_(True).to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _normalization(
+    state: Mapping[str, Any], config: TrialConfig, data: Path | str | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of the red, green and blue of the images that the run saw."""
+    known = state.get("normalization")
+    if known is None:
+        place = config.data.path if data is None else str(data)
+        try:
+            manifest = open_anywhere(place, expected_hash=state["manifest"], files=()).manifest
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint does not hold the mean of its images, so the data set it was trained on is needed: "
+                f"{error}; name it with load_encoder(…, data=FOLDER)"
+            ) from error
+        return manifest.mean, manifest.std
+    return known["mean"], known["std"]
