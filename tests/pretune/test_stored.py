@@ -34,6 +34,8 @@ PLACE = Path("/tmp/pretune-stored")
 """Where the sweeps were run: their journals hold absolute paths, and each line has a checksum."""
 SWEEPS = PLACE / "sweeps"
 NAMES = ("complete", "interrupted", "ablation")
+OLD_KEYS = {"std": "spread"}
+"""What `pretune show --json` calls otherwise than 0.1.0 did."""
 ENDS = {
     "complete": ["INFEASIBLE", "COMPLETE", "PRUNED", "COMPLETE", "PRUNED", "PRUNED", "PRUNED"],
     "interrupted": ["COMPLETE", "RUNNING"],
@@ -90,7 +92,8 @@ def as_told_then(new: Any, old: Any) -> Any:
 
 
 def named(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """`new`, its `params` by the names that `old` has; they keep their order."""
+    """`new`, its keys and its `params` by the names that `old` has; parameters keep their order."""
+    new = {OLD_KEYS.get(key, key) if OLD_KEYS.get(key) in old else key: value for key, value in new.items()}
     if "params" not in old or "params" not in new or len(new["params"]) != len(old["params"]):
         return new
     return {**new, "params": dict(zip(old["params"], new["params"].values(), strict=True))}
@@ -137,7 +140,9 @@ def test_a_stored_sweep_is_shown_as_it_was(place: Path, name: str) -> None:
     found = shown(name)
     assert as_told_then(found, expected) == expected
     text = pretune("show", name, "--storage", str(SWEEPS))
-    assert all(trial.state in text for trial in history) or name == "ablation"
+    # An ablation shows levels, not trials; a driver that was killed left one unfinished.
+    states = {trial.state for trial in history if name != "ablation"}
+    assert all({"RUNNING": "unfinished"}.get(state, state) in text for state in states)
     assert f"pretune finalize {name}" in text or name != "complete"
 
 
@@ -145,7 +150,7 @@ def test_a_stored_ablation_has_the_table_that_it_had(place: Path) -> None:
     expected = json.loads((SWEEPS / "ablation" / "ablation.json").read_text())
     assert as_told_then(shown("ablation")["ablation"], expected) == expected
     text = pretune("show", "ablation", "--storage", str(SWEEPS))
-    assert all(factor in text for factor in ("objective.mmd.weight", "model.projector.widths"))
+    assert all(factor in text for factor in ("mmd.weight", "projector.widths"))
 
 
 def test_stored_sweeps_are_listed(place: Path) -> None:
