@@ -180,6 +180,7 @@ def test_a_trial_feels_nothing_of_the_one_before(tmp_path: Path) -> None:
     assert len(set(seen[:3])) == 3, "the draws of one trial differ from epoch to epoch"
 
 
+@pytest.mark.filterwarnings("default:few images")  # an error elsewhere, a line of the log in a trial
 def test_a_trials_log_holds_its_messages_and_warnings_and_nobody_elses(tmp_path: Path) -> None:
     def talk(epoch: int) -> None:
         logging.getLogger("trainers.evaluation.probe").info("probe of epoch %d", epoch)
