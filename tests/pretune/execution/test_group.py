@@ -231,8 +231,8 @@ def test_a_start_beyond_its_bound_says_what_was_asked_for_and_what_there_is(
         group.ready()
     assert str(error.value) == (
         "no worker group within 0.2 s: 3 workers of 2 CPU + 1 GPU each were asked for, the cluster holds 4 CPU of "
-        "which 1 free, 1 GPU of which 0 free; use fewer slots or workers, or raise group_start_timeout_s if nodes take "
-        "longer to start"
+        "which 1 free, 1 GPU of which 0 free; add nodes, or run fewer trials at once with --slots. They are asked for "
+        "again until there is room"
     )
 
 
