@@ -25,16 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trainers.config import TrialConfig
 from trainers.data.datasets import ensure_builtin
-from trainers.report import Checkpoint, EpochReport, Outcome
-
-if TYPE_CHECKING:
-    import torch
+from trainers.report import Outcome
 
 WORKERS = 2
 
@@ -48,16 +45,7 @@ class Marking:
         self._train = WarmTrainer()
         self._marks = marks
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], None],
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, *, progress: Callable[[int, int], bool | None], **others: Any) -> Outcome:
         import torch.distributed
 
         begin, first_step = time.time(), 0.0
@@ -67,7 +55,7 @@ class Marking:
             first_step = first_step or time.time()
             progress(epoch, step)
 
-        outcome = self._train(config, folder=folder, report=report, resume=resume, progress=note, device=device)
+        outcome: Outcome = self._train(config, progress=note, **others)
         if torch.distributed.get_rank() == 0:
             with self._marks.open("a") as marks:
                 marks.write(json.dumps({"begin": begin, "first_step": first_step, "end": time.time()}) + "\n")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import optuna
 import ray
@@ -30,12 +30,10 @@ from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, S
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Space
 from pretune.execution.slot import Slot, SlotSettings
+from tests.training import Given
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 from trainers.terms import Alignment
-
-if TYPE_CHECKING:
-    import torch
 
 # Workers and slots cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -178,20 +176,12 @@ class Training:
     def __init__(self, epoch_s: float = 0.0) -> None:
         self._epoch_s = epoch_s
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], object],
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
         import torch.distributed
 
         several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         rank = torch.distributed.get_rank() if several else 0
+        folder, report, resume, progress = given["folder"], given["report"], given["resume"], given["progress"]
         epoch = json.loads(Path(resume.path).read_text())["epoch"] if resume else 0
         with (folder / f"processes.rank-{rank}.txt").open("a") as file:
             file.write(f"{os.getpid()}\n")

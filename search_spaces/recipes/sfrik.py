@@ -67,15 +67,7 @@ def sfrik_cifar10() -> TrialConfig:
     2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images.
     """
     batch_size, width = 512, 2048
-    view = ViewConfig(
-        size=32,
-        jitter_probability=1.0,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.4,
-        grayscale_probability=0.2,
-    )
+    view = _stl10_view(32)
     return TrialConfig(
         data=DataConfig(path="cifar10"),
         views=(view, view),
@@ -101,15 +93,7 @@ def sfrik_stl10() -> TrialConfig:
     From that README: λ_sim = 4000 at q = 8192, hence the per-sample weight 0.488; kernel weights 1-40-40; LARS at 1.2 x
     batch / 256, weight decay 1e-6, 10 epochs of warm-up; jitter of 0.4 in all four always, grayscale 0.2, no blur.
     """
-    view = ViewConfig(
-        size=64,
-        jitter_probability=1.0,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.4,
-        grayscale_probability=0.2,
-    )
+    view = _stl10_view(64)
     return with_fields(
         _imagenet(backbone="resnet18", widths=(8192,) * 3, lambda_sim=4000.0, base_learning_rate=1.2, epochs=100),
         data=DataConfig(path="stl10"),
@@ -148,6 +132,19 @@ def sfrik_imagenet() -> TrialConfig:
     """
     return _imagenet(
         backbone="resnet50", widths=(8192, 8192, 32768), lambda_sim=40_000.0, base_learning_rate=0.4, epochs=200
+    )
+
+
+def _stl10_view(size: int) -> ViewConfig:
+    """The README's view for STL-10: jitter of 0.4 in all four always, grayscale 0.2, no blur."""
+    return ViewConfig(
+        size=size,
+        jitter_probability=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.4,
+        grayscale_probability=0.2,
     )
 
 

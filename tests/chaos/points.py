@@ -27,6 +27,9 @@ POINTS_PER_SWEEP = 3
 def run(folder: Path, seed: int, count: int) -> Counts:
     counts, rng, number = Counts(), random.Random(seed), 0
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Children of a process without threads of its own, which has imported what each of them needs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     while number < count:
         sweep = folder / f"sweep-{number}"
         made = experiment(
@@ -37,16 +40,16 @@ def run(folder: Path, seed: int, count: int) -> Counts:
             base=BASE.model_copy(update={"epochs": 9}),
         )
         how = space if made.sampler == "cmaes" else branching
-        Executor(begin(sweep / "whole", made, how), slots=rng.randint(1, 4), seed=rng.randrange(1000)).run()
+        unkilled = begin(sweep / "whole", made, how)
+        Executor(unkilled, slots=rng.randint(1, 4), seed=rng.randrange(1000)).run()
+        unkilled._journal.close()
         whole, records = decisions(sweep / "whole"), read(sweep / "whole")
         killed = sweep / "killed"
         points = sorted(rng.sample(range(2, len(whole)), min(POINTS_PER_SWEEP, count - number)))
         for point in points:
             torn = rng.random() < 0.5
             # A child of its own: what it held in memory is gone, as after any kill.
-            child = multiprocessing.get_context("fork").Process(
-                target=_drive, args=(killed, made, records, point, torn)
-            )
+            child = context.Process(target=_drive, args=(killed, made, records, point, torn))
             child.start()
             child.join(120)
             counts.must_be_zero("drivers that were not killed", child.exitcode != -signal.SIGKILL)
@@ -54,6 +57,7 @@ def run(folder: Path, seed: int, count: int) -> Counts:
             number += 1
         conductor = _opened(killed, made)
         follow(conductor, _rest(conductor, records))
+        conductor._journal.close()
         after = decisions(killed)
         ends = [record.number for record in after if isinstance(record, Ended)]
         counts.add("sweeps")

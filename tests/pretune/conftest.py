@@ -1,13 +1,31 @@
-"""What tests of sweeps leave behind in their own process."""
+"""Where commands are tried, and what tests of sweeps leave behind in their own process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretune.core.journal import Journal
+from trainers.data import datasets
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `data` with the built-in digits, built once."""
+    root = tmp_path_factory.mktemp("built-in") / "data"
+    datasets.ensure_builtin("digits", root)
+    return root
+
+
+@pytest.fixture
+def here(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with the built-in data set at hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -21,33 +21,24 @@ from pretune.core.experiment import Experiment
 from pretune.core.journal import Journal, Opened
 from pretune.request import lookup
 from search_spaces import RECIPES, SPACES, kernels
+from tests.imports import imported
 from tests.toys import plain
 from trainers import storage
 from trainers.config import TrialConfig
-from trainers.data import datasets
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("interface") / "data"
-    datasets.ensure_builtin("digits", root)
-    return root
 
 
 @pytest.fixture
-def here(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path) -> Path:
     """A folder to work in, with the built-in data, a sweep that has begun, and a space in a file."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").symlink_to(digits)
-    known = Experiment(name="known", space="kernels", base=RECIPES["sfrik_tiny"](), storage=str(tmp_path / "sweeps"))
+    known = Experiment(name="known", space="kernels", base=RECIPES["sfrik_tiny"](), storage=str(here / "sweeps"))
     with Journal(known.folder, new=True) as journal:
         journal.append(Opened(experiment=known))
-    (tmp_path / "interface_space.py").write_text(
+    (here / "interface_space.py").write_text(
         "from search_spaces.kernels import space as kernels\n\n"
         "def space(trial, base):\n    return kernels(trial, base)\n\n"
         "space.default_recipe = 'sfrik_tiny'\n"
     )
-    return tmp_path
+    return here
 
 
 def test_the_package_shows_its_interface_and_nothing_else() -> None:
@@ -60,9 +51,7 @@ def test_the_package_shows_its_interface_and_nothing_else() -> None:
 @pytest.mark.parametrize("package", ["pretune", "trainers"])
 def test_nothing_heavy_is_imported_with_it(package: str) -> None:
     heavy = "ray torch ffcv numba numpy pandas optuna pydantic rich typer tensorboard"
-    program = f"import sys, {package}; print(sorted(set(sys.argv[1:]) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program, *heavy.split()], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert imported(f"import {package}", heavy) == []
 
 
 # --- open -------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretune.core.experiment import Experiment, StoppingConfig
+from tests.imports import imported
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
@@ -62,10 +61,5 @@ def test_the_random_start_follows_the_trials_but_stays_within_bounds() -> None:
 
 
 def test_requests_and_results_need_neither_ray_nor_torch_nor_optuna() -> None:
-    program = (
-        "import sys\n"
-        "from pretune.core import experiment, history, journal, results, stopping\n"
-        "print([name for name in ('ray', 'torch', 'optuna', 'ffcv') if name in sys.modules])"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    program = "from pretune.core import experiment, history, journal, results, stopping"
+    assert imported(program, "ray torch optuna ffcv") == []

@@ -231,8 +231,8 @@ def test_a_start_beyond_its_bound_says_what_was_asked_for_and_what_there_is(
         group.ready()
     assert str(error.value) == (
         "no worker group within 0.2 s: 3 workers of 2 CPU + 1 GPU each were asked for, the cluster holds 4 CPU of "
-        "which 1 free, 1 GPU of which 0 free; use fewer slots or workers, or raise group_start_timeout_s if nodes take "
-        "longer to start"
+        "which 1 free, 1 GPU of which 0 free; add nodes, or run fewer trials at once with --slots. They are asked for "
+        "again until there is room"
     )
 
 
@@ -328,12 +328,17 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
+def started_of(child: subprocess.Popen[bytes]) -> float:
+    started = process_started(child.pid)
+    assert started is not None
+    return started
+
+
 def test_the_workers_of_a_group_that_is_replaced_are_killed(
     make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes]
 ) -> None:
     """By Ray's handle; a process of this machine that survives it, by its pid; of another machine, from there."""
-    started = process_started(child.pid)
-    assert started is not None
+    started = started_of(child)
     stage.workers = [
         stage.worker(0, pid=child.pid, started=started, node=HERE),
         stage.worker(1, pid=77, started=5.0, node=THERE),
@@ -350,8 +355,7 @@ def test_the_workers_of_a_group_that_is_replaced_are_killed(
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_killed(stage: Stage, child: subprocess.Popen[bytes]) -> None:
-    started = process_started(child.pid)
-    assert started is not None
+    started = started_of(child)
     worker = stage.worker(0, pid=child.pid, started=started - 1, node=HERE)
     kill((worker,), grace_s=0.05)
     assert stage.killed == [worker.handle]
@@ -366,8 +370,7 @@ def test_nobody_is_killed_where_no_group_is_up(stage: Stage) -> None:
 def test_dead_ranks_are_those_whose_process_is_gone_here_or_whose_actor_died_elsewhere(
     make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes]
 ) -> None:
-    started = process_started(child.pid)
-    assert started is not None
+    started = started_of(child)
     stage.workers = [
         stage.worker(0, pid=child.pid, started=started, node=HERE),
         stage.worker(1, pid=child.pid, started=started - 1, node=HERE),

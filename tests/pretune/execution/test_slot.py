@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import ray
@@ -28,6 +28,7 @@ from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
 from pretune.execution.processes import process_started
 from pretune.execution.slot import POINTER_FILE, Slot, SlotSettings
+from tests.training import Given
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -47,16 +48,8 @@ class Toy:
     def __init__(self, script: Script) -> None:
         self._script = script
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], object],
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
+        folder, report, resume, progress = given["folder"], given["report"], given["resume"], given["progress"]
         number, rank = int(folder.name), torch.distributed.get_rank()
         last = rank == torch.distributed.get_world_size() - 1
         epoch = json.loads(Path(resume.path).read_text())["epoch"] if resume else 0

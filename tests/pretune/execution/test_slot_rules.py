@@ -243,14 +243,14 @@ def test_the_group_is_replaced_after_so_many_trials(tmp_path: Path, monkeypatch:
 
 
 def test_a_process_is_killed_only_if_it_still_is_the_one_that_was_meant() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = process_started(child.pid)
-    assert started is not None
-    assert not kill_process(child.pid, started - 1)
-    assert child.poll() is None
-    assert kill_process(child.pid, started)
-    assert child.wait(10) == -9
-    assert process_started(child.pid) is None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started = process_started(child.pid)
+        assert started is not None
+        assert not kill_process(child.pid, started - 1)
+        assert child.poll() is None
+        assert kill_process(child.pid, started)
+        assert child.wait(10) == -9
+        assert process_started(child.pid) is None
     assert process_started(os.getpid()) is not None
 
 

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pytest
@@ -22,8 +22,9 @@ import torch.distributed
 
 from pretune.execution import launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
+from tests.training import Given
 from trainers.config import OptimizerConfig, TrialConfig
-from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.report import EpochReport, Outcome
 
 CPU = torch.device("cpu")
 Report = Callable[[EpochReport], bool]
@@ -44,20 +45,12 @@ class Counting:
     def __init__(self, act: Callable[[int], None] = lambda epoch: None) -> None:
         self.act = act
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Report,
-        resume: Checkpoint | None,
-        progress: Progress,
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
+        resume = given["resume"]
         for epoch in range(resume.epoch if resume else 0, config.epochs):
             self.act(epoch)
-            progress(epoch, epoch)
-            if not report(EpochReport(epoch=epoch + 1, metrics={"epoch": epoch + 1.0})):
+            given["progress"](epoch, epoch)
+            if not given["report"](EpochReport(epoch=epoch + 1, metrics={"epoch": epoch + 1.0})):
                 return Outcome(state="stopped", epochs=epoch + 1)
         return Outcome(state="complete", epochs=config.epochs)
 
@@ -187,6 +180,7 @@ def test_a_trial_feels_nothing_of_the_one_before(tmp_path: Path) -> None:
     assert len(set(seen[:3])) == 3, "the draws of one trial differ from epoch to epoch"
 
 
+@pytest.mark.filterwarnings("default:few images")  # an error elsewhere, a line of the log in a trial
 def test_a_trials_log_holds_its_messages_and_warnings_and_nobody_elses(tmp_path: Path) -> None:
     def talk(epoch: int) -> None:
         logging.getLogger("trainers.evaluation.probe").info("probe of epoch %d", epoch)
@@ -283,16 +277,7 @@ class Summing:
     def __init__(self) -> None:
         self.misfortune = os.environ.get("PRETUNE_TEST_MISFORTUNE", "")
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Report,
-        resume: Checkpoint | None,
-        progress: Progress,
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
         rank = torch.distributed.get_rank()
         for epoch in range(config.epochs):
             if epoch == 1 and rank == 1:
@@ -304,8 +289,8 @@ class Summing:
                     raise KeyError("no such layer")
             total = torch.tensor([float(rank + 1)])
             torch.distributed.all_reduce(total)
-            progress(epoch, epoch)
-            if not report(EpochReport(epoch=epoch + 1, metrics={"sum": float(total)})):
+            given["progress"](epoch, epoch)
+            if not given["report"](EpochReport(epoch=epoch + 1, metrics={"sum": float(total)})):
                 return Outcome(state="stopped", epochs=epoch + 1)
         return Outcome(state="complete", epochs=config.epochs)
 
@@ -372,16 +357,8 @@ class ColdOtherWarm:
     def __init__(self) -> None:
         self.train = worker.WarmTrainer()
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Report,
-        resume: Checkpoint | None,
-        progress: Progress,
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
+        folder, progress, device = given["folder"], given["progress"], given["device"]
         other = config.model_copy(
             update={
                 "seed": 5,

@@ -21,12 +21,9 @@ from trainers.changes import value_at
 from trainers.data import datasets
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the built-in digits, built once."""
-    root = tmp_path_factory.mktemp("data")
-    datasets.ensure_builtin("digits", root)
-    return root / "digits"
+@pytest.fixture
+def digits(data: Path) -> Path:
+    return data / "digits"
 
 
 @pytest.fixture(autouse=True)

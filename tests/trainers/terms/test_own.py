@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from tests import broken_parts, own_parts
+from tests.imports import imported
 from tests.packages import installed
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
@@ -138,10 +137,8 @@ def test_the_term_of_an_installed_package_has_a_name(tmp_path: Path) -> None:
 def test_configs_with_own_parts_import_no_torch_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(TERM)
     program = (
-        "import sys; from trainers.config import TrialConfig\n"
+        "from trainers.config import TrialConfig\n"
         f"values = {{'objective': {{'mine': {{'kind': '{tmp_path}/mine.py:Scale', 'factor': 3}}}}}}\n"
-        "TrialConfig.model_validate(values).completed().check_own()\n"
-        "print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
+        "TrialConfig.model_validate(values).completed().check_own()"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    assert imported(program, "torch timm numpy") == []
