@@ -13,7 +13,7 @@ RUN apt-get update \
 
 WORKDIR /opt/pretune
 # The environment first: it changes less often than the code.
-COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
+COPY Makefile environment.sh pyproject.toml constraints.txt README.md LICENSE ./
 COPY platform ./platform
 COPY search_spaces ./search_spaces
 COPY trainers ./trainers

@@ -31,6 +31,7 @@ from trainers.config import TrialConfig
 from trainers.model import build_model
 from trainers.objective import Objective
 from trainers.terms import Outputs, TermConfig
+from trainers.train import TrainingStep
 
 TARGET = 0.25
 LOOK = "the sentinel's look, shared among its steps"
@@ -82,31 +83,24 @@ class Work:
 
     def __init__(self, config: TrialConfig) -> None:
         self._config = config
-        self._model = build_model(config).to(memory_format=torch.channels_last).train()
+        model = build_model(config).to(memory_format=torch.channels_last).train()
         self._objective = Objective(config.objective)
-        self._optimizer = optim.build_optimizer(self._model, config.optimizer)
-        self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        optimizer = optim.build_optimizer(model, config.optimizer)
+        self._training_step = TrainingStep(config, model, self._objective, optimizer)
         generator = torch.Generator().manual_seed(0)
         noise = [torch.randn(config.batch_size, 3, view.size, view.size, generator=generator) for view in config.views]
         self._views = tuple(view.to(memory_format=torch.channels_last) for view in noise)
         self._sample_ids = torch.arange(config.batch_size)
 
-    def _outputs(self) -> Outputs:
-        outputs: Outputs = self._model(self._views, self._sample_ids, self._config.seed, 0)
-        return outputs
-
     def step(self) -> None:
         """Everything that the loop does with a batch."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss, _ = self._objective(self._outputs())
-        loss.backward()  # type: ignore[no-untyped-call]
-        optim.clip_gradients(self._parameters, self._config.optimizer.clip_norm)
-        self._optimizer.step()
-        self._model.update_teacher(0, 1000)
+        self._training_step.gradients(self._views, self._sample_ids, 0)
+        self._training_step.update(self._config.optimizer.learning_rate, 0, 1000)
 
     def parts(self) -> dict[str, Callable[[], None]]:
-        """Each term alone, forward and backward, and the sentinel's look, on the outputs of one forward pass."""
-        outputs, watched = self._outputs(), self._config.sentinel
+        """Each term alone, forward and backward, and the sentinel's look, on the outputs of one step."""
+        outputs = self._training_step.gradients(self._views, self._sample_ids, 0).outputs
+        watched = self._config.sentinel
 
         def alone(term: TermConfig) -> Callable[[], None]:
             return lambda: term(_leaves(outputs)).backward()  # type: ignore[no-untyped-call]

@@ -11,8 +11,15 @@ import pytest
 from tests import object_store
 from tests.two_processes import TwoProcesses
 
+TERMINAL = ("LINES", "TERM_PROGRAM", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE")
+"""What tells rich and typer how wide and how colorful a terminal is."""
+
 
 def pytest_configure() -> None:
+    # The same screen everywhere, whatever terminal or continuous integration the tests run in.
+    for name in TERMINAL:
+        os.environ.pop(name, None)
+    os.environ["COLUMNS"] = "80"
     # Ray saves the token of a local cluster in the home folder, where the next `ray start` demands it of all its nodes.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

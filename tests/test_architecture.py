@@ -73,6 +73,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.operations",
         "trainers.model",
         "trainers.optim",
+        "trainers.terms",
         "trainers.data",
         "trainers.checkpoint",
         "trainers.report",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -108,7 +109,7 @@ def check_parts(config: TrialConfig) -> None:
             view = config.views[int(path.split(".")[1])]
             _check(path, OperationTrial(part.load(), part.settings, view.size))
     if isinstance(config.model.backbone, OwnBackbone | TimmConfig):
-        _check("model.backbone", BackboneTrial(config, torch.float32))
+        _check("model.backbone", BackboneTrial(config, torch.float32, rows=4))
 
 
 def _check(path: str, trial: Trial) -> None:
@@ -356,7 +357,7 @@ def _explained(error: Exception, outputs: Outputs) -> str:
 # ---- backbones -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class BackboneTrial:
     """The backbone of `config`, at the sizes of its views, with batch norm over the rows of all ranks where `norm` says
     so."""
@@ -364,6 +365,8 @@ class BackboneTrial:
     config: TrialConfig
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-10
+    rows: int = ROWS
+    """N: a few where the network may be large and an answer is waited for."""
 
     def basic(self) -> list[Contract]:
         return [
@@ -382,19 +385,19 @@ class BackboneTrial:
 
     def has_features(self) -> str:
         try:
-            network, width = self._built()
+            network, width = self._first
         except ValueError as error:
             raise BrokenError(str(error).removeprefix("model.backbone: ")) from error
         count = sum(parameter.numel() for parameter in network.parameters())
         return f"{width} features, {count:,} parameters"
 
     def is_finite(self) -> str:
-        if not self._features(self._built()[0], self._images()).isfinite().all():
+        if not self._features(self._first[0], self._images()).isfinite().all():
             raise self._broken("must give finite features of random images, but does not; look at its first parameters")
-        return f"on {ROWS} random images"
+        return f"on {self.rows} random images"
 
     def is_differentiable(self) -> str:
-        network, _ = self._built()
+        network, _ = self._first
         self._loss(network, self._images()).backward()  # type: ignore[no-untyped-call]
         reached = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         if not reached:
@@ -404,7 +407,7 @@ class BackboneTrial:
         return f"{len(reached)} of {len(list(network.parameters()))} parameters are reached"
 
     def draws_nothing(self) -> str:
-        network, _ = self._built()
+        network, _ = self._first
         _same_random_state(self._broken, lambda: self._features(network, self._images()))
         return "in training mode, torch's random state stays as it was"
 
@@ -442,7 +445,7 @@ class BackboneTrial:
         return "copy.deepcopy works"
 
     def share(self) -> dict[str, Tensor]:
-        n = ROWS // dist.world_size()
+        n = self.rows // dist.world_size()
         network, _ = self._built()
         images = self._images()[dist.row_offset(n) : dist.row_offset(n) + n]
         features = network(images)
@@ -465,6 +468,11 @@ class BackboneTrial:
             optimizer.step()
         return copy.deepcopy(network.state_dict())
 
+    @cached_property
+    def _first(self) -> tuple[nn.Module, int]:
+        """One for all basic contracts: a large network takes seconds to make."""
+        return self._built()
+
     def _built(self) -> tuple[nn.Module, int]:
         sizes = sorted({view.size for view in self.config.views}, reverse=True)
         norm = self.config.model.norm
@@ -478,7 +486,7 @@ class BackboneTrial:
     def _images(self, seed: int = 0) -> Tensor:
         size = max(view.size for view in self.config.views)
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(ROWS, 3, size, size, generator=generator).to(self.dtype)
+        return torch.randn(self.rows, 3, size, size, generator=generator).to(self.dtype)
 
     def _features(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.no_grad():

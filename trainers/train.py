@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from trainers.report import Checkpoint, EpochReport, Outcome
 if TYPE_CHECKING:
     from trainers.data.datasets import Dataset
     from trainers.data.loader import Loaders
+    from trainers.terms import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -158,13 +158,12 @@ def _run(
             setattr(counters, name, value)
         if "meter" in state:
             meter.load_state(state["meter"], device)
-    autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
-    network = _data_parallel(model, objective, config, device, autocast)
+    network = _data_parallel(model, objective, config, device)
     if state is not None and "rank_buffers" in state:
         # Only now: when it is made, DDP gives all ranks the buffers of one.
         for name, value in state["rank_buffers"][rank].items():
             model.get_buffer(name).copy_(value)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training_step = TrainingStep(config, model, objective, optimizer, network)
     watched = config.sentinel if any(term.reads_embeddings for term in objective.terms.values()) else None
 
     # The last checkpoint before the decay: from there a longer run can go on.
@@ -191,17 +190,12 @@ def _run(
             views = operations(views, sample_ids, seed=config.seed, epoch=counters.epoch)
             rate = optim.learning_rate(config.optimizer.learning_rate, config.schedule, counters.step, total_steps)
 
-            with autocast():
-                outputs = network(views, sample_ids, config.seed, counters.step)
-            loss, parts = objective(outputs)
-            health_parts = objective.metrics(outputs)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            gradient_norm = optim.clip_gradients(trained, config.optimizer.clip_norm)
+            found = training_step.gradients(views, sample_ids, counters.step)
 
             # Parts are global values and gradients were reduced: every rank sees the same numbers and ends alike.
-            numbers = _prefixed("loss", parts) | {"loss/total": loss, "optim/gradient_norm": gradient_norm}
-            meter.add(counters.step, numbers | _prefixed("health", health_parts))
+            numbers = _prefixed("loss", found.parts)
+            numbers |= {"loss/total": found.loss, "optim/gradient_norm": found.gradient_norm}
+            meter.add(counters.step, numbers | _prefixed("health", found.health))
             last = counters.step + 1 == first_step + epoch_steps
             if device.type == "cpu" or last or (counters.step + 1) % GPU_CHECK_EVERY == 0:
                 bad = meter.first_not_finite()
@@ -210,16 +204,14 @@ def _run(
                     return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
 
             if watched is not None and (counters.step + 1) % watched.every == 0:
-                complaint = sentinel.complaint(outputs, health_parts, gradient_norm, watched)
+                complaint = sentinel.complaint(found.outputs, found.health, found.gradient_norm, watched)
                 counters.complaints = counters.complaints + 1 if complaint else 0
                 if counters.complaints == watched.patience:
                     reason = f"{complaint}, {watched.patience} times in a row until step {counters.step}"
                     return Outcome(state="collapsed", reason=reason, epochs=counters.epoch)
 
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            model.update_teacher(counters.step, total_steps)
+            del found  # its outputs would lie beside those of the next step
+            training_step.update(rate, counters.step, total_steps)
             counters.step += 1
             counters.views += len(views) * config.batch_size
             noticed = bool(progress(counters.epoch, counters.step)) or noticed
@@ -291,6 +283,62 @@ def _run(
 
 
 # --- parts of the loop ------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What the first half of a step finds; no parameter has moved yet."""
+
+    outputs: Outputs
+    loss: Tensor
+    parts: dict[str, Tensor]
+    """Each term's unweighted value."""
+    health: dict[str, Tensor]
+    """What terms say of the embeddings."""
+    gradient_norm: Tensor
+    """Over all trained parameters, before it is clipped."""
+
+
+class TrainingStep:
+    """One step of training in two halves: the loop looks between them, so that a step that diverged is never taken."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        model: Model,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module | None = None,
+    ) -> None:
+        """`network`: what is called with a batch in the place of `model`, where that is inside DDP."""
+        self._config = config
+        self._model = model
+        self._objective = objective
+        self._optimizer = optimizer
+        self._network = model if network is None else network
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def gradients(self, views: tuple[Tensor, ...], sample_ids: Tensor, step: int) -> Found:
+        """Forward, loss, backward and clipping, for views [n, 3, S, S] and global sample ids [n] on the same device."""
+        with _autocast(self._config, sample_ids.device):
+            outputs = self._network(views, sample_ids, self._config.seed, step)
+        loss, parts = self._objective(outputs)
+        health_parts = self._objective.metrics(outputs)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient_norm = optim.clip_gradients(self._trained, self._config.optimizer.clip_norm)
+        return Found(outputs, loss, parts, health_parts, gradient_norm)
+
+    def update(self, rate: float, step: int, total_steps: int) -> None:
+        """Moves the parameters by their gradients at learning rate `rate`, then the teacher."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._model.update_teacher(step, total_steps)
+
+
+def _autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
+    """For a forward pass: in the config's precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
 
 class StepMeter:
@@ -411,7 +459,6 @@ def _data_parallel(
     objective: Objective,
     config: TrialConfig,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]],
 ) -> nn.Module:
     """The model itself on one rank, else inside DDP, whose mean over ranks makes gradients those of the global batch.
 
@@ -432,7 +479,7 @@ def _data_parallel(
     sample_ids = torch.arange(rows, device=device) + dist.row_offset(rows)
     inputs = (tuple(_to_device(view, device) for view in noise), sample_ids, config.seed, 0)
     model.eval()
-    with autocast():
+    with _autocast(config, device):
         outputs = model(*inputs)
     reached = _parameters_behind(objective(outputs)[0])
     del outputs  # both graphs together might not fit in memory
@@ -444,7 +491,7 @@ def _data_parallel(
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
-    with autocast():
+    with _autocast(config, device):
         outputs = network(*inputs)
     objective(outputs)[0].backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)

@@ -159,8 +159,8 @@ def drop_unknown(values: dict[str, Any], error: ValidationError) -> dict[str, An
         holder: Any = values
         path: list[str] = []
         for step in problem["loc"][:-1]:
-            # The location also names the kind by which a member of a union was chosen: that is no step of the values.
-            if isinstance(holder, dict) and holder.get("kind") == step:
+            # The location also names which member of a union was chosen, as a rule by its kind: no step of values.
+            if isinstance(holder, dict) and (holder.get("kind") == step or step not in holder):
                 continue
             holder = holder[step]
             path.append(str(step))

@@ -110,6 +110,7 @@ def run(
 
     from pretune import sweep as sweeps
     from pretune.analysis.notebook import Sweep
+    from pretune.core import results
     from pretune.core.errors import RequestError, checking_a_request
     from pretune.request import lookup, request
 
@@ -148,7 +149,8 @@ def run(
     from pretune.display.watching import watching
 
     with watching(experiment, None if quiet else Console()) as listener:
-        return Sweep(sweeps.run(experiment, space=found_space.function, listener=listener, address=address))
+        result = sweeps.run(experiment, space=found_space.function, listener=listener, address=address)
+    return Sweep(results.read(result.folder, remote=result.remote))  # read anew, as it was still running then
 
 
 if not TYPE_CHECKING:  # hidden from type checkers, which would let any name pass

@@ -160,7 +160,7 @@ def test_objects_are_kept_by_the_names_that_find_them_again(here: Path, monkeypa
     mine = importlib.import_module("interface_space")
     space, recipe = lookup.space_and_recipe(mine.space, None)
     assert (space.name, space.label) == (f"{here}/interface_space.py:space", "space")
-    assert lookup.space(space.name).function.__code__.co_filename == f"{here}/interface_space.py"  # type: ignore[attr-defined]
+    assert lookup.space(space.name).function.__code__.co_filename == f"{here}/interface_space.py"
     assert recipe.name == "sfrik_tiny"
     space, recipe = lookup.space_and_recipe(SPACES["groups"], RECIPES["cw_rgp_tiny"])
     assert (space.name, recipe.name) == ("groups", "cw_rgp_tiny")

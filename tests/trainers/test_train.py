@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tests import own_parts
 from tests.two_processes import TwoProcesses
-from trainers import checkpoint, dist
+from trainers import checkpoint, dist, optim
 from trainers import train as train_module
 from trainers.config import TrialConfig
 from trainers.data.loader import Batch
@@ -33,7 +33,7 @@ from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.report import Checkpoint, EpochReport, Outcome, is_metric
 from trainers.terms import Alignment, KernelMMD
-from trainers.train import StepMeter, train
+from trainers.train import StepMeter, TrainingStep, train
 
 SIZE, CLASSES, TRAIN, SELECT = 8, 3, 36, 30
 
@@ -332,6 +332,28 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path: Path) -> None:
     assert recorder.reports[-1].metrics["probe/linear"] > 1.5 / CLASSES
 
 
+def test_steps_taken_one_by_one_are_those_of_the_loop_and_move_nothing_in_their_first_half(tmp_path: Path) -> None:
+    """What benchmarks time is what a run does."""
+    model_settings = {"predictor": {"widths": [16, 8]}, "teacher": {}}
+    trial = config(epochs=1, optimizer={"learning_rate": 0.05, "clip_norm": 0.5}, model=model_settings)
+    recorder = Recorder()
+    run(tmp_path, recorder, trial)
+    trained = checkpoint.load(recorder.checkpoint)["model"]
+
+    model = build_model(trial).to(memory_format=torch.channels_last).train()
+    optimizer = optim.build_optimizer(model, trial.optimizer)
+    step = TrainingStep(trial, model, Objective(trial.objective), optimizer)
+    losses: list[float] = []
+    for number, batch in enumerate(MemoryLoaders().epoch(MemoryDataset(), trial, epoch=0, rank=0, world_size=1)):
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        views = tuple(train_module._to_device(view, torch.device("cpu")) for view in batch.views)
+        losses.append(float(step.gradients(views, batch.sample_ids, number).loss.detach()))
+        assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+        step.update(optim.learning_rate(0.05, trial.schedule, number, 3), number, 3)
+    assert sum(losses) / 3 == pytest.approx(recorder.reports[0].metrics["loss/total"], rel=1e-12)
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
 def test_probes_and_checkpoints_come_when_asked_and_at_the_end(tmp_path: Path) -> None:
     recorder = Recorder()
     run(tmp_path, recorder, config(epochs=5, checkpoint_every=3, probe={"every": 2}))
@@ -562,7 +584,7 @@ def one_step(trial: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         settings = TrialConfig.model_validate(trial)
         model = build_model(settings)
         objective = on_predictions(settings)
-        network = train_module._data_parallel(model, objective, settings, torch.device("cpu"), nullcontext)
+        network = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
         (batch, *_) = MemoryLoaders().epoch(
             MemoryDataset(), settings, epoch=0, rank=dist.rank(), world_size=dist.world_size()
         )
@@ -677,7 +699,7 @@ def layout_is_settled(trial: dict[str, Any]) -> bool:
     model = build_model(settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = Objective(settings.objective)
-    network: Any = train_module._data_parallel(model, objective, settings, torch.device("cpu"), nullcontext)
+    network: Any = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     return bool(network.reducer._rebuild_buckets())  # what the next forward pass begins with

@@ -199,6 +199,16 @@ def test_unknown_keys_are_found_below_the_members_of_a_union() -> None:
     known, unknown = understood(TrialConfig.model_validate, values)
     assert known == NEW
     assert unknown == {"objective.mmd.kernel.bandwidth": 1.0, "objective.mmd.cost": 2.0, "model.backbone.dropout": 0.1}
+    values["model"]["backbone"] = {"kind": "timm:resnet18", "dropout": 0.1}
+    assert understood(TrialConfig.model_validate, values)[1]["model.backbone.dropout"] == 0.1
+
+
+def test_all_settings_of_a_term_of_ones_own_are_its_own() -> None:
+    values = NEW.model_dump(mode="json")
+    values["objective"]["mine"] = {"kind": "mine.py:Spread", "strength": 2.0}
+    known, unknown = understood(TrialConfig.model_validate, values)
+    assert unknown == {}
+    assert known.model_dump(mode="json")["objective"]["mine"]["strength"] == 2.0
 
 
 def test_what_else_is_wrong_is_still_refused() -> None:

@@ -16,7 +16,7 @@ Letters: S = a view's height and width in pixels, n = S * S, K = taps of a resam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +28,28 @@ from numba.np.numpy_support import carray
 
 from trainers.settings import ViewConfig
 
-exact = njit(cache=True, nogil=True, error_model="numpy")
+
+def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba's `njit`, with machine code that the next process links: kept beside the source, or in the user's cache.
+
+    Where neither can be written to (a container's installation, and a user without a home) numba refuses the function;
+    then each process compiles it anew. `NUMBA_CACHE_DIR` names a place of one's own.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+exact = _kept()
 """For the draws: IEEE arithmetic, so that a crop does not depend on how a compiler orders sums."""
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
+compiled = _kept(fastmath={"nsz", "arcp", "contract", "reassoc"})
 """For pixels. `nnan` and `ninf` stay off: should a pixel not be finite after all, that must stay visible."""
 
 primitive: Any = intrinsic  # its own type forgets that callers do not pass the typing context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -13,50 +12,10 @@ import pytest
 from pretune.analysis import ablation
 from pretune.core import results
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment
-from pretune.core.history import History
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
-from pretune.core.points import FixedPoints
-from pretune.display.ablation import markdown, write
+from tests.pretune.analysis.ablations import BASE, run
 from trainers.config import TrialConfig
-from trainers.terms import Alignment, Variance
 
-BASE = TrialConfig(
-    objective={"alignment": Alignment(weight=1.0), "variance": Variance(weight=25.0)}, epochs=3, batch_size=64
-)
 FACTORS: dict[str, list[Any]] = {"objective.variance.weight": [0, 25, 50], "optimizer.learning_rate": [0.1, 0.2]}
-
-
-def experiment(folder: Path, points: tuple[ablation.Point, ...], **changes: Any) -> Experiment:
-    settings = {"name": folder.name, "space": ablation.SPACE, "recipe": "mine", "base": BASE, "points": points}
-    settings |= {"trials": len(points), "storage": str(folder.parent), "stopping": {"enabled": False}}
-    return Experiment(**(settings | changes))
-
-
-def run(folder: Path, points: tuple[ablation.Point, ...], values: list[float | None]) -> results.SweepResult:
-    """An ablation whose trials end with `values`; None diverges."""
-    asked = experiment(folder, points)
-    proposer, history = FixedPoints(asked), History()
-    with Journal(folder, new=True) as journal:
-
-        def write(record: Record) -> None:
-            history.apply(journal.append(record))
-
-        write(Opened(experiment=asked))
-        for number, value in enumerate(values):
-            proposal = proposer.ask(history.trials)
-            assert proposal is not None
-            assert proposal.config is not None
-            config = proposal.config.model_dump(mode="json")
-            write(Asked(number=number, params=proposal.params, distributions=proposal.distributions, config=config))
-            write(Started(number=number, attempt=0, epoch=0))
-            if value is None:
-                write(Ended(number=number, state="INFEASIBLE", reason="diverged: loss/total"))
-                continue
-            write(Epoch(number=number, epoch=3, metrics={"probe/linear": value}))
-            write(Ended(number=number, state="COMPLETE", value=value))
-        write(Closed(reason="finished"))
-    return results.read(folder)
 
 
 def configs_of(result: results.SweepResult) -> list[TrialConfig]:
@@ -173,22 +132,9 @@ def test_a_seed_that_diverged_is_left_out_of_its_pair_and_named(tmp_path: Path) 
     assert double.pairs == 1
     assert double.difference_stderr is None
     assert without.reasons == {0: "INFEASIBLE: diverged: loss/total"}
-    text = markdown(ablation.collect(result))
-    assert "| level | seeds | probe/linear | std | to base | pairs |" in text
-    assert "| base: variance.weight=25 | 1 of 2 | 0.500 | – |  |  |" in text
-    assert "| variance.weight=50 | 2 | 0.650 | 0.071 | +0.100 | 1 |" in text
-    assert "variance.weight=0, seed 0, is not counted: INFEASIBLE: diverged: loss/total" in text
 
 
 def test_a_part_of_an_ablation_has_a_table_already(tmp_path: Path) -> None:
     points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=3)
     levels = ablation.collect(run(tmp_path / "a", points, [0.5, 0.4])).levels
     assert [(level.values, level.seeds) for level in levels] == [({0: 0.5}, 3), ({0: 0.4}, 3)]
-
-
-def test_the_table_is_written_as_markdown_and_json(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=1)
-    result = run(tmp_path / "a", points, [0.5, 0.4])
-    text, values = (path.read_text() for path in write(result))
-    assert text == markdown(ablation.collect(result))
-    assert json.loads(values)["levels"][1]["difference"] == pytest.approx(-0.1)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from pretune.analysis import finalize
-from pretune.cli.app import app
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
 from search_spaces import RECIPES
+from tests.pretune.cli.command import pretune
 from trainers.config import TrialConfig
 from trainers.data import datasets
 from trainers.report import Checkpoint
@@ -80,7 +79,7 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
     result = finished_sweep(folder, config, untrained_checkpoint(folder / "trials" / "0000" / "checkpoints", config))
     storage = ["--storage", str(folder.parent)]
 
-    first = CliRunner().invoke(app, ["finalize", "known", *storage, "--json"])
+    first = pretune("finalize", "known", *storage, "--json")
     assert first.exit_code == 0, first.output
     record = json.loads(first.stdout)
     assert record == json.loads(finalize.path(result).read_text())
@@ -92,12 +91,12 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
         (metrics["report/linear"] * (1 - metrics["report/linear"]) / data.report_count) ** 0.5
     )
 
-    second = CliRunner().invoke(app, ["finalize", "known", *storage])
+    second = pretune("finalize", "known", *storage)
     assert second.exit_code == 2
     assert "was read before" in second.stderr
     assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
 
-    third = CliRunner().invoke(app, ["finalize", "known", *storage, "--again"])
+    third = pretune("finalize", "known", *storage, "--again")
     assert third.exit_code == 0
     assert "was read 2 times" in " ".join(third.stdout.split())
     record = json.loads(finalize.path(result).read_text())

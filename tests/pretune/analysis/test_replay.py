@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from pretune.analysis import replay
 from pretune.analysis.replay import EpochComparison
-from pretune.display.replay import table
 from pretune.execution import launch
 from trainers.config import TrialConfig
 from trainers.report import EpochReport, Outcome
@@ -50,13 +47,3 @@ def test_a_trial_is_run_as_far_as_the_journal_goes_and_times_do_not_matter(
 def test_the_last_bit_of_a_number_and_a_number_that_is_missing_are_differences() -> None:
     assert EpochComparison(1, {"a": 0.1 + 0.2, "b": 1.0}, {"a": 0.3, "b": 1.0}).different == ["a"]
     assert EpochComparison(1, {"a": 1.0}, {"b": 1.0}).different == ["a", "b"]
-
-
-def test_the_table_shows_both_and_how_many_differ() -> None:
-    metrics = {"probe/linear": 0.5, "loss/total": 2.0}
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table([EpochComparison(1, metrics, metrics), EpochComparison(2, metrics, {})], "probe/linear"))
-    assert isinstance(console.file, io.StringIO)
-    first, second = console.file.getvalue().splitlines()[3:5]
-    assert first.split() == ["1", "0.5", "0.5", "2", "2", "2", "none"]
-    assert second.split() == ["2", "0.5", "–", "2", "–", "0", "2"]

@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from pretune.cli import kinds
-from pretune.cli.app import app
 from pretune.core import points, results
 from pretune.core.experiment import Experiment
 from pretune.core.points import FixedPoints
 from search_spaces import RECIPES, SPACES
 from tests import toys
+from tests.pretune.cli.command import pretune
 from tests.toys import Executor, begin
 from trainers.data import datasets
-
-
-def pretune(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="pretune")
 
 
 def run(asked: Experiment) -> Path:

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from pretune.cli.app import app
 from pretune.core import journal
 from pretune.request import lookup
 from search_spaces import RECIPES
+from tests.pretune.cli.command import pretune
 from tests.pretune.core.test_upgrade import NEWER, lines_of, old, write
-
-
-def pretune(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="pretune")
 
 
 def words(text: str) -> str:

@@ -177,40 +177,6 @@ def test_a_stale_lease_is_taken_over_and_what_the_old_driver_writes_then_is_igno
     assert found.fence == 2
 
 
-def test_of_two_that_take_a_lease_in_the_same_moment_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"file://{tmp_path}/lease.json"
-    second: list[lease.Held] = []
-    real = time.sleep
-
-    def meanwhile(seconds: float) -> None:
-        if not second:
-            second.append(None)  # type: ignore[arg-type]
-            storage.remove(uri)
-            second[0] = lease.take(uri, above=0)
-        real(seconds)
-
-    monkeypatch.setattr("pretune.core.lease.time.sleep", meanwhile)
-    with pytest.raises(RequestError, match="taken by another process in the same moment"):
-        lease.take(uri, above=0)
-    second[0].check()
-
-
-def test_heartbeats_keep_a_lease_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
-    uri = f"file://{tmp_path}/lease.json"
-    with lease.kept(lease.take(uri, above=4)) as held:
-        first = lease.read(uri)
-        time.sleep(0.5)
-        later = lease.read(uri)
-        assert first is not None
-        assert later is not None
-        assert later.heartbeat > first.heartbeat
-        assert held.fence == 5
-    assert not lease.is_live(uri)
-
-
 def test_a_flaky_storage_delays_a_sweep_and_changes_nothing(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

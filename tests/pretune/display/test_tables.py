@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-
-from rich.console import Console, RenderableType
 
 from pretune.core import results
 from pretune.core.choices import Budget
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
 from pretune.display import tables
+from tests.pretune.display.screen import shown
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
 BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=3)
-
-
-def text(part: RenderableType | None) -> str:
-    assert part is not None
-    console = Console(file=io.StringIO(), width=120)
-    console.print(part)
-    shown = console.file
-    assert isinstance(shown, io.StringIO)
-    return shown.getvalue()
 
 
 def sweep(folder: Path, families: list[tuple[str, list[float], bool]], *, budget: Budget) -> results.SweepResult:
@@ -54,7 +43,9 @@ FAMILIES = [
 
 
 def test_each_family_shows_its_best_completed_trial_or_in_brackets_how_far_it_got(tmp_path: Path) -> None:
-    lines = text(tables.families(sweep(tmp_path, FAMILIES, budget="views"))).splitlines()
+    table = tables.families(sweep(tmp_path, FAMILIES, budget="views"))
+    assert table is not None
+    lines = shown(table).splitlines()
     rows = [line.split(maxsplit=3) for line in lines[3:] if line.strip()]
     assert [(row[0], row[1], row[2], row[3].strip()) for row in rows] == [
         ("simclr", "2", "1", "0.900"),
@@ -68,7 +59,7 @@ def test_a_space_without_families_shows_no_such_table(tmp_path: Path) -> None:
 
 
 def test_seconds_are_shown_where_epochs_do_not_cost_the_same(tmp_path: Path) -> None:
-    by_views = text(tables.trials(sweep(tmp_path / "a", FAMILIES, budget="views")))
+    by_views = shown(tables.trials(sweep(tmp_path / "a", FAMILIES, budget="views")))
     assert "trained" in by_views
     assert "2 min 00 s" in by_views
-    assert "trained" not in text(tables.trials(sweep(tmp_path / "b", FAMILIES, budget="epochs")))
+    assert "trained" not in shown(tables.trials(sweep(tmp_path / "b", FAMILIES, budget="epochs")))

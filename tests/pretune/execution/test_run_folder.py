@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from pretune.cli.app import app
 from pretune.core.errors import RequestError
-from pretune.display.run import line
 from pretune.execution import run_folder
 from search_spaces import RECIPES
 from trainers.config import TrialConfig
@@ -92,42 +88,3 @@ def test_a_request_that_turns_out_wrong_leaves_the_folder_as_it_was(tmp_path: Pa
     with run_folder.RunLog(tmp_path / "new", CONFIG, resume=None) as record:
         record.undo()
     assert not (tmp_path / "new").exists()
-
-
-def test_a_line_of_an_epoch_has_the_probes_with_their_errors(tmp_path: Path) -> None:
-    assert line(epoch(2, tmp_path), 8) == "epoch 2 of 8: probe/linear 0.700 ± 0.020, loss 0.5"
-
-
-@pytest.mark.ffcv
-def test_train_writes_its_folder_and_goes_on_as_if_never_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def train(*arguments: str) -> str:
-        # A constant learning rate: the first of two epochs is then the only one of a shorter run.
-        settings = ["schedule.warmup_share=0", "schedule.decay_share=0", "model.backbone.width=8", "views.*.size=8"]
-        options = [part for setting in settings for part in ("--set", setting)]
-        result = CliRunner().invoke(app, ["train", "sfrik_tiny", "--subset", "256", *options, *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    text = train("--epochs", "2", "--out", "whole")
-    assert "epoch 1 of 2: probe/linear" in text
-    assert "linear probe, all labels" in text, "a full probe ends the run"
-    train("--epochs", "1", "--out", "parts")
-    refused = CliRunner().invoke(
-        app, ["train", "parts/config.json", "--out", "parts", "--resume", "--epochs", "2", "--set", "batch_size=32"]
-    )
-    assert refused.exit_code == 2
-    assert "batch_size: 64 -> 32" in refused.stderr
-    config = json.loads((tmp_path / "parts" / "config.json").read_text())
-    assert config["batch_size"] == 64, "a refused request changes nothing"
-    assert config["data"]["manifest"], "the data set is named by its hash"
-    going_on = ["train", "parts/config.json", "--out", "parts", "--resume", "--epochs", "2"]
-    assert CliRunner().invoke(app, going_on).exit_code == 0
-    whole, parts = run_folder.read(tmp_path / "whole"), run_folder.read(tmp_path / "parts")
-    assert [report.epoch for report in parts] == [1, 2]
-    for name in ("probe/linear", "probe/full_linear", "loss/total"):
-        assert parts[-1].metrics[name] == whole[-1].metrics[name]
-    assert list((tmp_path / "parts").glob("events.out.tfevents.*"))

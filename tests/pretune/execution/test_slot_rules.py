@@ -203,9 +203,9 @@ def test_what_an_older_run_still_says_is_void(slot: Slot) -> None:
 
 def test_silence_beyond_the_bound_is_a_hang(slot: Slot) -> None:
     step(slot, report(1))
-    group(slot).longest_silence_s = 899.0
+    group(slot).longest_silence_s = 599.0
     assert step(slot, None, report(2)).failures == 0
-    group(slot).longest_silence_s = 901.0
+    group(slot).longest_silence_s = 601.0
     row = step(slot, None, report(3, run=2))
     assert row.failures == 1
     assert "hung" in row.reason

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.points import unvaried
-from pretune.request import lookup, request
+from pretune.request import lookup, overrides, request
+from search_spaces import SPACES
+from tests import toys
+from tests.toys import Executor, begin
+from trainers.changes import value_at
 from trainers.data import datasets
 
 
@@ -101,3 +108,184 @@ def test_a_space_without_a_recipe_of_its_own_wants_one_named(tmp_path: Path) -> 
         lookup.space_and_recipe("mine.py:space", None)
     space, recipe = lookup.space_and_recipe("mine.py:space", "sfrik_tiny")
     assert (space.label, recipe.name) == ("space", "sfrik_tiny")
+
+
+# ---- the recipe with options -----------------------------------------------------------------------------------------
+
+
+def test_options_and_set_change_the_recipe_and_nothing_else() -> None:
+    recipe = lookup.recipe("sfrik_tiny")
+    assert request.configure(recipe) == recipe.config
+    changed = request.configure(recipe, subset=100, epochs=3, seed=7, every_steps=5, assignments=["threads=2"])
+    assert (changed.data.subset, changed.epochs, changed.seed) == (100, 3, 7)
+    assert (changed.checkpoint_every_steps, changed.threads) == (5, 2)
+    paths = ["data.subset", "epochs", "seed", "checkpoint_every_steps", "threads"]
+    before = {path: value_at(recipe.config, path) for path in paths}
+    assert overrides.apply(changed, before) == recipe.config
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        ({"subset": 9}, "data.subset", "--subset 9 and --set data.subset=4 say the same thing twice; keep one"),
+        ({"epochs": 9}, "epochs", "--epochs 9 and --set epochs=4 say the same thing twice; keep one"),
+        ({"seed": 4}, "seed", "--seed 4 and --set seed=4 say the same thing twice; keep one"),
+    ],
+)
+def test_an_option_and_a_set_of_the_same_thing_are_refused(option: dict[str, int], path: str, said: str) -> None:
+    with pytest.raises(RequestError) as error:
+        request.configure(lookup.recipe("sfrik_tiny"), assignments=[f"{path}=4"], **option)
+    assert str(error.value) == said
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_are_a_folder_a_name_below_the_root_or_built_in(digits: Path) -> None:
+    found = request.open_data(str(digits))
+    assert request.open_data("digits", root=digits.parent) == found
+    shutil.copytree(digits, "mine/copy")
+    assert request.open_data("copy", root=Path("mine")).manifest_hash == found.manifest_hash
+    with pytest.raises(ValueError, match="this one is"):
+        request.open_data(str(digits), expected_hash="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [("cifar10", "pretune data cifar10 --source …"), ("flowers", "pretune data KIND --source … --out flowers")],
+)
+def test_data_that_are_nowhere_are_refused_with_the_command_that_builds_them(text: str, command: str) -> None:
+    with pytest.raises(RequestError) as error:
+        request.open_data(text)
+    assert str(error.value) == (
+        f"data {text!r} must be a folder that `pretune data` wrote, or 'digits', but is neither; run: {command}"
+    )
+
+
+def test_a_config_is_bound_to_the_data_it_names_unless_others_are_asked_for(digits: Path) -> None:
+    base = request.configure(lookup.recipe("sfrik_tiny"))
+    bound, dataset = request.with_data(base, str(digits))
+    assert (bound.data.path, bound.data.manifest) == (str(digits.resolve()), dataset.manifest_hash)
+    assert bound.model_copy(update={"data": base.data}) == base
+    again, _ = request.with_data(bound, None)
+    assert again == bound
+    other = bound.model_copy(update={"data": bound.data.model_copy(update={"manifest": "0" * 64})})
+    with pytest.raises(ValueError, match="made for the data set 000000000000"):
+        request.with_data(other, None)
+    assert request.with_data(other, str(digits))[0] == bound, "other data were asked for, so they may be others"
+
+
+def test_labels_that_the_smallest_class_does_not_have_are_refused(digits: Path) -> None:
+    base = request.configure(lookup.recipe("sfrik_tiny"), assignments=["probe.labels_per_class=500"])
+    fewest = min(datasets.open_dataset(digits).manifest.class_counts["train"])
+    with pytest.raises(RequestError) as error:
+        request.with_data(base, str(digits))
+    assert str(error.value) == (
+        f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, but is 500; "
+        f"lower it with --set probe.labels_per_class={fewest}"
+    )
+    fewer = request.configure(lookup.recipe("sfrik_tiny"), assignments=[f"probe.labels_per_class={fewest}"])
+    assert request.with_data(fewer, str(digits))[0].probe.labels_per_class == fewest
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "a b", "ü", "x" * 101])
+def test_a_sweeps_name_is_one_folders_name(digits: Path, name: str) -> None:
+    space, recipe = lookup.space_and_recipe("kernels", None)
+    with pytest.raises(RequestError, match=r"--name must be a folder name of letters, digits, .*; change it"):
+        request.experiment(space, recipe, recipe.config, name=name, options={})
+    assert request.experiment(space, recipe, recipe.config, name="a.B_c-1", options={}).name == "a.B_c-1"
+
+
+def test_a_sweep_without_a_name_is_called_by_space_and_time_and_never_like_another(tmp_path: Path) -> None:
+    first = request.new_name("kernels", tmp_path)
+    assert re.fullmatch(r"kernels-\d{8}-\d{6}", first)
+    (tmp_path / first).mkdir()
+    second = request.new_name("kernels", tmp_path)
+    assert second != first, "within the same second, too"
+
+
+def test_a_name_that_is_taken_is_refused(digits: Path) -> None:
+    asked = search(digits, storage="here")
+    begin(asked.folder, asked, SPACES["kernels"])
+    with pytest.raises(RequestError, match=r"a sweep named 's' exists in .*here; choose another --name, or go on with"):
+        search(digits, storage="here")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"trials": 0}, "'trials' is 0, but must be at least 1; change it"),
+        ({"stopping_grace": 0}, "'stopping.grace' is 0, but must be greater than 0; change it"),
+        ({"trails": 5}, "unknown key: 'trails'"),
+    ],
+)
+def test_an_option_that_no_sweep_has_is_refused_in_words(option: dict[str, int], said: str) -> None:
+    space, recipe = lookup.space_and_recipe("kernels", None)
+    with pytest.raises(RequestError) as error:
+        request.experiment(space, recipe, recipe.config, name="s", options=option)
+    assert said in str(error.value)
+
+
+# ---- sweeps that are there -------------------------------------------------------------------------------------------
+
+
+def stored(name: str, *, ended: bool = True) -> Experiment:
+    """A sweep below ./sweeps, run to its end on toy slots if asked for."""
+    asked = toys.experiment(Path("sweeps"), name=name, trials=2, stopping={"enabled": False})
+    conductor = begin(asked.folder, asked, toys.space)
+    if ended:
+        Executor(conductor, slots=1, seed=0).run()
+        conductor.close("finished")
+        results.write_best(results.read(asked.folder))
+    return asked
+
+
+def test_a_sweep_is_found_by_its_folder_or_by_its_name() -> None:
+    asked = stored("known", ended=False)
+    assert request.sweep_folder("known", Path("sweeps")) == asked.folder
+    assert request.sweep_folder("sweeps/known", Path("elsewhere")) == asked.folder
+    assert request.sweep_folder(str(asked.folder), Path("elsewhere")) == asked.folder
+    assert request.read_sweep("known", "sweeps").name == "known"
+
+
+def test_a_sweep_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(RequestError) as error:
+        request.sweep_folder("knwn", Path("sweeps"))
+    assert str(error.value) == (
+        "there is no sweep 'knwn': sweeps holds none; start one with `pretune sweep`, or give its folder"
+    )
+    stored("known", ended=False)
+    stored("other", ended=False)
+    with pytest.raises(RequestError) as error:
+        request.sweep_folder("knwn", Path("sweeps"))
+    assert str(error.value) == "there is no sweep 'knwn' in sweeps; known: known, other; did you mean 'known'?"
+
+
+def test_a_recipe_may_be_the_best_of_a_sweep() -> None:
+    asked = stored("known")
+    found = request.recipe_or_best("known", "sweeps")
+    best = results.read(asked.folder).best_trial
+    assert best is not None
+    assert found.config.model_dump(mode="json") == best.config
+    assert found.label == "known"
+    assert request.recipe_or_best("sfrik_tiny", "sweeps").name == "sfrik_tiny", "a shipped name comes first"
+    stored("begun", ended=False)
+    with pytest.raises(RequestError, match=r"sweep 'begun' has no best config yet \(best\.json is missing\); let"):
+        request.recipe_or_best("begun", "sweeps")
+    with pytest.raises(RequestError, match=r"did you mean 'sfrik_tiny'\?; nor is it a sweep: there is no sweep"):
+        request.recipe_or_best("sfrik_tny", "sweeps")
+
+
+def test_what_the_space_varies_itself_is_told_apart_from_what_it_leaves() -> None:
+    base = lookup.recipe("sfrik_tiny").config
+    varied = request.varied_by_the_space(toys.space, base, ["optimizer.learning_rate=1", "epochs=3"])
+    assert varied == ["optimizer.learning_rate"]
+    assert request.varied_by_the_space(toys.space, base, []) == []
+
+
+def test_a_space_that_refuses_some_draws_is_looked_at_in_the_others() -> None:
+    base, path = lookup.recipe("sfrik_tiny").config, "optimizer.learning_rate"
+    assert request.varied_by_the_space(toys.branching, base, [f"{path}=1"]) == [path]

@@ -260,19 +260,6 @@ def test_opening_reads_what_building_returned(npz: Path, out: Path) -> None:
     verify(built)
 
 
-def test_another_data_set_than_the_expected_one_is_refused(digits: Dataset) -> None:
-    with pytest.raises(
-        ValueError, match=f"made for the data set 0123456789ab, but this one is {digits.manifest_hash[:12]}"
-    ):
-        open_dataset(digits.folder, expected_hash="0123456789abcdef")
-
-
-def test_a_folder_that_is_no_data_set_is_refused_with_the_command_to_type(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"a data set is a folder with a manifest\.json.*`pretune data`"):
-            open_dataset(path)
-
-
 def test_what_is_no_manifest_is_refused(digits: Dataset, tmp_path: Path) -> None:
     content = json.loads((digits.folder / "manifest.json").read_text())
     del content["kind"]

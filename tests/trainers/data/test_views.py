@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped, unused-ignore]
 
 from trainers.config import ViewConfig
+from trainers.data import views
 from trainers.data.views import Drawn, draw, evaluation_table, render, settings_table
 
 Images = list[NDArray[np.uint8]]
@@ -165,6 +169,28 @@ def test_a_second_process_links_the_compiled_code_instead_of_compiling_it() -> N
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["1", "0"], done.stderr
+
+
+def test_an_installation_and_a_home_that_can_not_be_written_to_cost_the_cache_alone(tmp_path: Path) -> None:
+    # A file where a folder is to be made stops the superuser as well.
+    source = Path(views.__file__).parents[1]
+    shutil.copytree(source, tmp_path / "trainers", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in {path.parent for path in (tmp_path / "trainers").rglob("*.py")}:
+        (folder / "__pycache__").touch()
+    variables = {name: value for name, value in os.environ.items() if name not in {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}}
+    script = "import numpy, trainers.data.views as it; print(it.__file__, it._absorb(numpy.uint64(1), 2))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=variables | {"PYTHONPATH": str(tmp_path), "HOME": "/dev/null"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [
+        str(tmp_path / "trainers" / "data" / "views.py"),
+        str(views._absorb(np.uint64(1), 2)),
+    ], done.stderr
 
 
 def test_every_draw_differs_between_seeds_epochs_samples_and_views() -> None:

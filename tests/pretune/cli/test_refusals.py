@@ -1,0 +1,108 @@
+"""A wrong request of any command: code 2, what to do instead, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Journal, Opened
+from search_spaces import RECIPES
+from tests.pretune.cli.command import pretune, synthetic_sweep
+
+DIGITS_TRAIN = 997
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sweep kernel", "did you mean 'kernels'?"),
+        ("sweep kernels --recipe sfrik_tinny", "did you mean 'sfrik_tiny'?"),
+        ("sweep nowhere.py:space", "there is no file"),
+        ("sweep front_nowhere:space", "there is no module 'front_nowhere'"),
+        ("sweep kernels --set optimizer.learning_rat=1", "did you mean 'optimizer.learning_rate'?"),
+        ("sweep kernels --set epochs", "must have the form a.b=value"),
+        ("sweep kernels --epochs 3 --set epochs=4", "say the same thing twice"),
+        ("sweep kernels --data nowhere", "must be a folder that `pretune data` wrote"),
+        ("sweep kernels --data cifar10", "run: pretune data cifar10 --source …"),
+        ("sweep kernels --data .", "a data set is a folder with a manifest.json"),
+        ("sweep kernels --subset 100000", f"data.subset must be 1 to {DIGITS_TRAIN}"),
+        ("sweep kernels --set batch_size=2000", f"at most the {DIGITS_TRAIN} images"),
+        ("sweep kernels --set probe.labels_per_class=500", "probe.labels_per_class must be at most"),
+        ("sweep kernels --workers-per-trial 7", "batch_size must be a multiple of the 7 workers"),
+        ("sweep kernels --slots 5000", "5000 slot(s) of 1 worker(s) need 5000 CPUs"),
+        ("sweep kernels --sampler grid", "--sampler tpe"),
+        ("sweep kernels --sampler cmaes", "is categorical"),
+        ("sweep kernels --grace 1000", "stopping.grace must be at most"),
+        ("sweep kernels --name a/b", "--name must be a folder name"),
+        ("sweep kernels --name known", "choose another --name"),
+        ("sweep kernels --storage ftp://host/x", "begins with s3://, gs://, file://"),
+        ("sweep kernels --storage s3:///x", "must name a bucket"),
+        ("show --storage s3://somewhere/x", "show lists the sweeps of a folder"),
+        ("sweep mine.py:returns_nothing", "TrialConfig"),
+        ("sweep mine.py:raises --recipe sfrik_tiny", "no luck today"),
+        ("sweep mine.py:nameless", "names no recipe of its own"),
+        ("resume knwn", "did you mean 'known'?"),
+        ("resume known", "has all its 3 trials; add some with --trials 11, train them longer with --epochs"),
+        ("resume known --epochs 2", "--epochs must be above"),
+        ("resume known --epochs 500", "must have a checkpoint of epoch"),
+        ("resume known --trials 2", "--trials must be at least 3"),
+        ("replay known 7", "TRIAL must be 0 to 2, but is 7"),
+        ("replay known 2", "finished no epoch"),
+        ("show nowhere", "there is no sweep 'nowhere'"),
+        ("show known --svg nowhere/x.svg", "cannot be written"),
+        ("show --svg x.svg", "--svg draws one sweep"),
+        ("finalize nowhere", "there is no sweep 'nowhere'"),
+        ("finalize known", "the checkpoint of trial 0 was never written"),
+        ("finalize empty", "has no complete trial"),
+        ("ablate sfrik_tiny", "an ablation needs a factor"),
+        ("ablate sfrik_tiny --factor objective.mmd.wait=1", "did you mean 'objective.mmd.weight'?"),
+        ("ablate sfrik_tiny --factor batch_size=2000 --name a", f"at most the {DIGITS_TRAIN} images"),
+        ("ablate sfrik_tiny --factor batch_size=63 --workers-per-trial 2", "must be a multiple of the 2 workers"),
+        ("ablate sfrik_tinny --factor epochs=1", "did you mean 'sfrik_tiny'?"),
+        ("ablate known --factor epochs=1", "has no best config yet"),
+        ("data zip", "KIND 'zip' is not known"),
+        ("data cifar10 --source nowhere", "nowhere"),
+        ("data digits", "never overwritten"),
+        ("data digits --verify --out nowhere", "a data set is a folder with a manifest.json"),
+        ("train sfrik_tiny --data nowhere", "must be a folder that `pretune data` wrote"),
+        ("train sfrik_tiny --workers 7", "batch_size must be a multiple of the 7 workers"),
+        ("train cw_rgp_tiny --workers 8", "sub_batch_size"),
+        ("sweep groups --workers-per-trial 8", "sub_batch_size"),
+        ("train sfrik_tiny --out sweeps", "sweeps must be a new or empty folder"),
+        ("train sfrik_tiny --out nowhere --resume", "there is no run in"),
+        ("train none.json", "there is no such file"),
+        ("train sfrik_tiny --set views.*.flip=0", "views.*.flip is called views.*.flip_probability since 0.2"),
+        ("sweep kernels --set optimizer.kind=adam --set optimizer.momentum=0.8", "is called optimizer.beta1 for adam"),
+        ("ablate sfrik_tiny --factor views.1.blur=0,1", "views.1.blur is called views.1.blur_probability since 0.2"),
+        ("train mine.py:old", "flip is called flip_probability since 0.2; use that name"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_code_2_and_a_remedy(here: Path, arguments: str, message: str) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    base = RECIPES["sfrik_tiny"]()
+    with Journal(here / "sweeps" / "empty", new=True) as journal:
+        journal.append(Opened(experiment=Experiment(name="empty", space="kernels", base=base)))
+    (here / "mine.py").write_text(
+        "def returns_nothing(trial, base):\n    pass\n"
+        "returns_nothing.default_recipe = 'sfrik_tiny'\n"
+        "def raises(trial, base):\n    raise ValueError('no luck today')\n"
+        "def nameless(trial, base):\n    return base\n"
+        "def old():\n    from trainers.config import ViewConfig\n    return ViewConfig(flip=0.0)\n"
+    )
+    before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
+    result = pretune(*arguments.split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    after = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before, "a refused request leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "swep kernels", "sweep", "sweep kernels --trials 0", "sweep kernels --budget moons", "show --jsn"]
+)
+def test_wrong_usage_is_code_2_too(here: Path, arguments: str) -> None:
+    assert pretune(*arguments.split()).exit_code == 2

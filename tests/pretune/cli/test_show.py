@@ -1,0 +1,93 @@
+"""`pretune show`: sweeps, and the trials of one, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.pretune.cli.command import pretune, synthetic_sweep
+from trainers import storage
+
+
+def test_show_json_has_the_shape_that_is_promised(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    found = json.loads(pretune("show", "known", "--json").stdout)
+    assert set(found) >= {"name", "space", "metric", "best", "trials"}
+    assert (found["name"], found["space"], found["metric"], found["best"]) == ("known", "kernels", "probe/linear", 0)
+    first, second, third = found["trials"]
+    assert first == {
+        "id": 0,
+        "state": "COMPLETE",
+        "epochs": 3,
+        "value": 0.81,
+        "params": {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5},
+        "reason": "",
+    }
+    assert (second["state"], second["epochs"]) == ("PRUNED", 1)
+    assert "not among the best" in second["reason"]
+    assert third["state"] == "INFEASIBLE"
+
+
+def test_show_lists_sweeps(here: Path) -> None:
+    assert json.loads(pretune("show", "--json").stdout) == []
+    synthetic_sweep(here / "sweeps" / "known")
+    synthetic_sweep(here / "sweeps" / "stopped", closed=None)
+    found: list[dict[str, Any]] = json.loads(pretune("show", "--json").stdout)
+    by_name = {entry["name"]: entry for entry in found}
+    assert by_name["known"]["state"] == "finished"
+    assert by_name["known"]["value"] == 0.81
+    assert by_name["stopped"]["state"] == "killed"
+    assert "known" in pretune("show").stdout
+
+
+def test_show_prints_the_trials_best_first_and_what_to_type_next(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    text = pretune("show", "known").stdout
+    lines = text.splitlines()
+    rows = [line.split()[0] for line in lines if any(state in line for state in ("COMPLETE", "PRUNED", "INFEASIBLE"))]
+    assert rows == ["0", "1", "2"]
+    assert "0.810 ± 0.012" in text
+    assert "kernel=rbf gamma=1.5" in text
+    assert "not among best 1 of 2 at 1 epoch" in " ".join(text.split())
+    assert "loss/mmd was not finite at step 3" in " ".join(text.split())
+    assert "pretune finalize known" in text
+    assert "tensorboard --logdir sweeps/known/tensorboard" in text
+    # Commands are there to be copied and are not cut, however long the path of this clone is.
+    assert max(len(line) for line in lines if "  # " not in line) <= 80
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known", closed="interrupted")
+    assert "pretune resume known" in pretune("show", "known").stdout
+
+
+def test_a_sweep_is_found_by_its_folder_too(here: Path) -> None:
+    folder = synthetic_sweep(here / "elsewhere" / "known")
+    assert pretune("show", str(folder)).exit_code == 0
+    assert pretune("show", "known", "--storage", "elsewhere").exit_code == 0
+    assert "pretune finalize elsewhere/known" in pretune("show", str(folder)).stdout
+
+
+def test_show_draws_a_picture(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    assert pretune("show", "known", "--svg", "known.svg").exit_code == 0
+    picture = (here / "known.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "COMPLETE" in picture
+
+
+def test_a_sweep_in_a_bucket_is_shown_where_its_folder_never_was(here: Path, bucket: str) -> None:
+    synthetic_sweep(here / "elsewhere" / "known")
+    lines = (here / "elsewhere" / "known" / "journal.jsonl").read_bytes()
+    remote = storage.join(bucket, "known")
+    storage.write(storage.join(remote, "journal", "00000001-00000000.jsonl"), lines)
+    result = pretune("show", remote, "--json")
+    assert result.exit_code == 0, result.output
+    assert [trial["id"] for trial in json.loads(result.stdout)["trials"]] == [0, 1, 2]
+    assert (here / "sweeps" / "known" / "journal.jsonl").read_bytes() == lines
+    by_name = pretune("show", "known", "--storage", bucket, "--json")
+    assert by_name.stdout == result.stdout
+    missing = pretune("show", "nothing", "--storage", bucket)
+    assert missing.exit_code == 2
+    assert "it has no journal" in missing.stderr
