@@ -70,9 +70,9 @@ def own(config: OwnBackbone, view_sizes: Sequence[int], norm: Norm) -> tuple[nn.
     try:
         network = make(**config.settings, **config.asked_for(make, view_size=view_sizes[0], norm=norm))
     except Exception as error:  # whatever its own code raises on its settings
+        place = usercode.place_of(error, make)
         raise ValueError(
-            f"{PATH}: {label} cannot be made ({usercode.place_of(error)}{type(error).__name__}: {error}); correct it, "
-            "or its settings"
+            f"{PATH}: {label} cannot be made ({place}{type(error).__name__}: {error}); correct it, or its settings"
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{PATH}: {label} must make a torch.nn.Module, but made {type(network).__name__}; return one")
@@ -97,8 +97,9 @@ def _checked(network: nn.Module, label: str, view_sizes: Sequence[int], norm: No
             with torch.no_grad():
                 features = network(images)
         except Exception as error:  # whatever its own code raises on images of this size
+            place = usercode.place_of(error, type(network))
             raise ValueError(
-                f"{PATH}: {label} cannot take images of {size} x {size} pixels ({usercode.place_of(error)}"
+                f"{PATH}: {label} cannot take images of {size} x {size} pixels ({place}"
                 f"{type(error).__name__}: {error}); change the views' sizes, its settings, or the network"
             ) from error
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__

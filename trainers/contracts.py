@@ -240,7 +240,7 @@ class TermTrial:
         try:
             return self.term(outputs)
         except Exception as error:  # whatever its formula raises
-            raise self._broken(_explained(error, outputs)) from error
+            raise self._broken(_explained(error, type(self.term), outputs)) from error
 
     def _broken(self, complaint: str) -> BrokenError:
         return BrokenError(f"{usercode.where(type(self.term))} {complaint}")
@@ -339,12 +339,12 @@ def _scaled(outputs: Outputs, factors: Mapping[str, Tensor]) -> Outputs:
     return _mapped(outputs, lambda name, rows: rows.detach() * factors[name] if name in factors else rows)
 
 
-def _explained(error: Exception, outputs: Outputs) -> str:
+def _explained(error: Exception, term: type[TermConfig], outputs: Outputs) -> str:
     """What a formula raised, where, and which outputs on that line this run does not have."""
-    line = usercode.line_of(error)
+    line = usercode.line_of(error, term)
     have = {**outputs._asdict(), **(outputs.patches[0]._asdict() if outputs.patches else {})}
     absent = [name for name in NEEDS if name in line and have.get(name) in (None, ())]
-    text = f"raised {type(error).__name__}: {error} ({usercode.place_of(error)}{line!r})"
+    text = f"raised {type(error).__name__}: {error} ({usercode.place_of(error, term)}{line!r})"
     if absent:
         needs = "; ".join(f"outputs have {name} only with {NEEDS[name]}" for name in absent)
         return f"{text}; {needs}"
@@ -589,8 +589,8 @@ class OperationTrial:
         try:
             result = self.function(images, draws, **self.settings)
         except Exception as error:  # whatever its code raises
-            raised = f"raised {type(error).__name__}: {error} ({usercode.place_of(error)}{usercode.line_of(error)!r})"
-            raise self._broken(f"{raised}; correct it") from error
+            place, line = (find(error, self.function) for find in (usercode.place_of, usercode.line_of))
+            raise self._broken(f"raised {type(error).__name__}: {error} ({place}{line!r}); correct it") from error
         try:
             check_kept(result, images, self.function)
         except ValueError as error:

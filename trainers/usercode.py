@@ -132,25 +132,23 @@ def own_traceback(error: BaseException, *, ours: Collection[str] = ()) -> str:
     return "".join(report.format()).rstrip()
 
 
-def place_of(error: BaseException) -> str:
-    """`line 12 of /home/me/mine.py, ` where code of one's own raised `error` or called what did; else nothing."""
-    frame = _own_frame(error)
+def place_of(error: BaseException, thing: Any) -> str:
+    """`line 12 of /home/me/mine.py, `: where the file of a class or function raised `error`, or called what did; empty
+    where it did neither."""
+    frame = _frame_of(error, thing)
     return "" if frame is None else f"line {frame.lineno} of {frame.filename}, "
 
 
-def line_of(error: BaseException) -> str:
-    """The text of that line; empty where there is none."""
-    frame = _own_frame(error)
+def line_of(error: BaseException, thing: Any) -> str:
+    """The text of that line."""
+    frame = _frame_of(error, thing)
     return "" if frame is None else (frame.line or "")
 
 
-def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    ours = {str(Path(__file__).parent / name) for name in ("contracts.py", "backbones.py", "operations.py")}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
-    read = {vars(module).get("__file__") for module in list(sys.modules.values()) if _HASH in vars(module)}
-    # Of a module that is installed nobody knows whose it is: the first frame is what we called.
-    own = [frame for frame in frames if frame.filename in read] or frames[:1]
-    return own[-1] if own else None
+def _frame_of(error: BaseException, thing: Any) -> traceback.FrameSummary | None:
+    file = inspect.getsourcefile(thing)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return frames[-1] if frames else None
 
 
 def put_on_path(folder: Path) -> None:

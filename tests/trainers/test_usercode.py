@@ -103,10 +103,12 @@ def test_an_object_is_found_again_by_the_reference_to_it(mine: Path) -> None:
 
 
 def test_the_place_of_an_error_is_in_the_users_file(mine: Path) -> None:
+    fails = usercode.load(f"{mine}:fails").thing
     with pytest.raises(KeyError) as error:
-        usercode.load(f"{mine}:fails").thing("x")
-    assert usercode.place_of(error.value) == f"line 14 of {mine}, "
-    assert usercode.line_of(error.value) == "return {}[x]"
+        fails("x")
+    assert usercode.place_of(error.value, fails) == f"line 14 of {mine}, "
+    assert usercode.line_of(error.value, fails) == "return {}[x]"
+    assert usercode.place_of(error.value, json.dumps) == usercode.line_of(error.value, json.dumps) == ""
 
 
 def test_settings_that_a_function_does_not_take_are_named_with_those_that_it_does(mine: Path) -> None:
