@@ -375,9 +375,9 @@ class ColdOtherWarm:
                 metrics.update({f"{report.epoch}/{key}": value for key, value in report.metrics.items()})
                 return True
 
-            given = Order(1, 0, trial.model_dump(mode="json"), str(folder / name))
+            order = Order(1, 0, trial.model_dump(mode="json"), str(folder / name))
             rank = torch.distributed.get_rank()
-            outcome = worker.run_trial(self.train, given, rank=rank, device=device, report=keep, progress=progress)
+            outcome = worker.run_trial(self.train, order, rank=rank, device=device, report=keep, progress=progress)
             (folder / f"{name}.{rank}.json").write_text(json.dumps(metrics))
         return outcome
 

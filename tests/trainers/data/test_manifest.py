@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.imports import imported
+from trainers.data import manifest
 from trainers.data.manifest import (
     DATA_FILES,
     REPORT_FILE,
