@@ -100,6 +100,7 @@ def test_one_name_has_one_distribution(space: str) -> None:
             assert seen.setdefault(name, distribution) == distribution
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # of TPE's groups; the version is pinned
 @pytest.mark.parametrize("space", SPACES)
 def test_tpe_learns_from_a_space_with_conditions(space: str) -> None:
     base = base_of(space)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests import broken_parts, own_parts
+from tests.parts import broken_parts, own_parts
 from trainers.config import TrialConfig
 from trainers.dist import SynchronizedBatchNorm
 from trainers.model import Model, build_model

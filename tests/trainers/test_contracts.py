@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import broken_parts, own_parts
+from tests.parts import broken_parts, own_parts
 from trainers.config import TrialConfig
 from trainers.contracts import BackboneTrial, BrokenError, OperationTrial, TermTrial, check_parts, everything
 from trainers.terms import SHIPPED_TERMS, TermConfig

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import broken_parts, own_parts
+from tests.parts import broken_parts, own_parts
 from trainers.config import TrialConfig, ViewConfig
 from trainers.keyed_random import Draws
 from trainers.operations import Operations

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import own_parts
+from tests.parts import own_parts
 from tests.two_processes import TwoProcesses
 from trainers import checkpoint, dist, optim
 from trainers import train as train_module

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pretune.analysis import contract
 from pretune.cli.app import app
 from pretune.core.errors import RequestError
-from tests import broken_parts, own_parts
+from tests.parts import broken_parts, own_parts
 
 BROKEN, MINE = str(Path(broken_parts.__file__)), str(Path(own_parts.__file__))
 

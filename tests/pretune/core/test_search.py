@@ -18,7 +18,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.search import Search, Space
-from tests import own_parts
+from tests.parts import own_parts
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment

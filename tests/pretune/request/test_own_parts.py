@@ -9,9 +9,9 @@ import pytest
 from pretune.analysis import ablation
 from pretune.core.errors import RequestError
 from pretune.request import lookup, overrides, request, usercode
-from tests import broken_parts, own_parts
 from tests.imports import imported
 from tests.packages import installed
+from tests.parts import broken_parts, own_parts
 from trainers.config import OwnBackbone, OwnTerm, TrialConfig
 
 BROKEN, MINE = Path(broken_parts.__file__), Path(own_parts.__file__)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests import broken_parts, own_parts
 from tests.imports import imported
 from tests.packages import installed
+from tests.parts import broken_parts, own_parts
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.contracts import everything, made_outputs

@@ -55,7 +55,7 @@ def read_arrays(path: Path, *keys: str) -> list[NDArray[Any]]:
     must be.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if isinstance(archive, np.ndarray):
                 raise ValueError("it holds a single array, not named ones")
             missing = [key for key in keys if key not in archive.files]
@@ -87,7 +87,7 @@ def _files(path: Path, kind: str) -> list[Path]:
 
 def _class_names(path: Path) -> tuple[str, ...] | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.ndarray) and "class_names" in archive.files:
                 return tuple(str(name) for name in archive["class_names"].tolist())
     except _ERRORS as error:

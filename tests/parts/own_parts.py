@@ -1,4 +1,7 @@
-"""A term, a backbone and a view operation of one's own, as a user would write them: tests name them by reference."""
+"""A term, a backbone and a view operation of one's own, as a user would write them: tests name them by reference.
+
+In a folder of their own: a part's folder comes first among those that Python imports from, and tests/ has a `pretune`.
+"""
 
 from __future__ import annotations
 
