@@ -72,7 +72,7 @@ benchmarks: env
 # `python -m build` makes the wheel from the source distribution, so that one is tried as well.
 wheel: env-dev
 	@rm -rf build dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --quiet --outdir dist .
 
 test-wheel: wheel
 	@$(BIN)/python -m tests.wheel dist/*.whl
