@@ -24,7 +24,7 @@ help:
 	make env-dev      the same, and what the tests need
 	make clean        remove .venv and caches (never data/, sweeps/ or runs/)
 
-	The set-up takes the newest of Python 3.11 to 3.14 that is there, or installs the system's own; PYTHON=COMMAND names another one.
+	The set-up takes the newest of Python 3.11 to 3.13 that is there, or installs the system's own; PYTHON=COMMAND names another one.
 	END
 
 env:

@@ -10,8 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 extra=${1:-}
 wish=${PYTHON:-}
-versions=(3.14 3.13 3.12 3.11) # newest first; pyproject.toml claims the same ones
-range="3.11 to 3.14"
+versions=(3.13 3.12 3.11) # newest first; pyproject.toml claims the same ones
+range="3.11 to 3.13"
 venv=.venv
 # FFCV is compiled when it is installed: against OpenCV and TurboJPEG, with a C++ compiler and Python's headers.
 libraries=(pkg-config g++ libopencv-dev libturbojpeg0-dev)

@@ -198,7 +198,7 @@ def test_headers_and_ensurepip_of_a_python_that_was_named_are_installed(project:
 def test_a_system_without_a_python_to_install_is_told_so(project: Project) -> None:
     project.command("apt-get", TOY_APT)
     project.command("apt-cache", "exit 1")
-    assert "neither this machine nor its package lists have a Python 3.11 to 3.14" in project.refusal()
+    assert "neither this machine nor its package lists have a Python 3.11 to 3.13" in project.refusal()
 
 
 def test_a_python_that_can_not_be_used_is_refused_by_its_name_and_leaves_the_environment(project: Project) -> None:
