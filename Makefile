@@ -47,7 +47,7 @@ lint: env-dev
 # Whatever starts no Ray cluster runs on two cores at once. Coverage is of that part: Ray's workers would not be counted.
 test: lint
 	@$(BIN)/pytest -n 2 --dist loadfile --cov -m "not gpu and not slow and not ray"
-	$(BIN)/pytest -m "ray and not gpu and not slow"
+	$(BIN)/pytest -W default -m "ray and not gpu and not slow"   # Ray warns of itself, in our process
 
 test-fast: env-dev
 	@$(BIN)/pytest -m "not gpu and not ray and not ffcv and not slow"
