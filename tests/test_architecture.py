@@ -244,7 +244,7 @@ def test_no_two_modules_import_each_other_even_in_functions() -> None:
         module: {target for target, _ in imported_modules(path, known) if target in known and target != module}
         for module, path in known.items()
     }
-    TopologicalSorter(graph).prepare()
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(known)  # CycleError names the circle
 
 
 def test_no_file_of_the_platform_lies_outside_a_layer() -> None:
