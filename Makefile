@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow chaos lint docs benchmarks wheel test-wheel clean
+.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow coverage chaos lint docs benchmarks wheel test-wheel clean
 
 help:
 	@cat <<-'END'
@@ -14,7 +14,8 @@ help:
 	make sweep-seeds  the same for seeds 0, 1 and 2
 	make test         set up, then ruff, mypy and all quick tests (what continuous integration runs)
 	make test-fast    tests without Ray and FFCV, two or three minutes
-	make test-slow    trainings that tests need minutes for: tiny recipes, and collapses that are provoked
+	make test-slow    trainings and sweeps that tests need minutes for; collapses that are provoked
+	make coverage     the quick tests without Ray once more, and which lines they reach
 	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
 	make docs         guides and reference as pages in site/; a dead link fails
 	make benchmarks   every script in benchmarks/, printing ratios
@@ -44,16 +45,22 @@ lint: env-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Whatever starts no Ray cluster runs on two cores at once. Coverage is of that part: Ray's workers would not be counted.
+# Whatever starts no Ray cluster runs on two cores at once, where torch's threads on top of that would double the time.
+# Ray warns of itself, in our process.
 test: lint
-	@$(BIN)/pytest -n 2 --dist loadfile --cov -m "not gpu and not slow and not ray"
-	$(BIN)/pytest -W default -m "ray and not gpu and not slow"   # Ray warns of itself, in our process
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not ray"
+	$(BIN)/pytest -W default -m "ray and not gpu and not slow"
+
+# Apart from `make test`, as it takes half as long again. Not of Ray's tests: its workers would not be counted.
+coverage: env-dev
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov -m "not gpu and not slow and not ray"
 
 test-fast: env-dev
 	@$(BIN)/pytest -m "not gpu and not ray and not ffcv and not slow"
 
 test-slow: env-dev
-	@$(BIN)/pytest -n 2 -m slow
+	@$(BIN)/pytest -n 2 -m "slow and not ray"
+	$(BIN)/pytest -W default -m "slow and ray"
 
 PART ?= points kills plain_tune workers nodes autoscaler crowd training
 SEED ?= 0

@@ -13,6 +13,7 @@ NOTEBOOK = Path(__file__).resolve().parent.parent.parent / "docs" / "notebook.py
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_notebook_of_the_docs_runs_from_an_empty_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, NOTEBOOK],

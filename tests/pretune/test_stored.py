@@ -251,6 +251,7 @@ def test_a_stored_sweep_whose_driver_was_killed_goes_on_to_its_end(place: Path) 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_trials_are_added_to_a_stored_sweep(place: Path) -> None:
     before = shown("complete")["trials"]
     pretune("resume", "complete", "--trials", str(len(before) + 1), "--accept-changes", "--storage", str(SWEEPS))

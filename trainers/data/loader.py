@@ -7,7 +7,7 @@ an exception or an early end. `_batches` below calls the pipeline from its own t
 from epoch to epoch or trial to trial (order, batch size, settings, keys, threads) is an argument of that call, so one
 loader per file serves training and evaluation, for any geometry, at the same time.
 
-Importing FFCV sets torch to one thread and so does every `Loader`: `Loaders` sets it back whenever it is called.
+Every `Loader` of FFCV's sets torch to one thread: `Loaders` sets it back whenever it is called.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from ffcv.libffcv import ctypes_imdecode
-from ffcv.loader import Loader, OrderOption
-from ffcv.pipeline import Compiler, PipelineSpec
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.state import State
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.config import TrialConfig
 from trainers.data.datasets import REPORT_FILE, SEARCH_FILE, Dataset, verify
+from trainers.data.quick_ffcv import Compiler, Loader, Operation, OrderOption, PipelineSpec, State, ctypes_imdecode
 from trainers.data.views import evaluation_table, render, settings_table
 
 Integers = NDArray[np.int64]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -108,9 +107,7 @@ def _render(
 
 
 def _jpeg_decoder() -> int:
-    """The address of ffcv's `imdecode`. Importing ffcv, here alone as it takes seconds, sets torch to one thread."""
-    threads = torch.get_num_threads()
-    from ffcv.libffcv import ctypes_imdecode
+    """The address of FFCV's `imdecode`; imported here, as only JPEG needs it."""
+    from trainers.data.quick_ffcv import ctypes_imdecode
 
-    torch.set_num_threads(threads)
     return int(ctypes.cast(ctypes_imdecode, ctypes.c_void_p).value or 0)

@@ -147,6 +147,12 @@ def _fit(node: Node, experiment: Experiment) -> int:
     return int(min(node.get(name, 0.0) / amount + 1e-9 for name, amount in wanted.items() if amount))
 
 
+_PASSING = ("timed out during startup", "Failed to start GCS")
+"""What Ray says where another try may succeed. It gives a node 30 seconds to start, which a machine that does other
+work may not keep; and it looks for a free port before it takes it, which another Ray may do in between.
+"""
+
+
 @contextmanager
 def _local(cpus: int | None, logs: Path) -> Iterator[None]:
     # A driver that was killed leaves its folder behind; the note tells the next one where.
@@ -169,8 +175,7 @@ def _local(cpus: int | None, logs: Path) -> Iterator[None]:
                         _temp_dir=str(folder),
                     )
                 except Exception as error:  # Ray raises no class of its own
-                    # Ray gives a node 30 seconds to start, which a machine that does other work may not keep.
-                    if tries_left == 0 or "timed out during startup" not in str(error):
+                    if tries_left == 0 or not any(text in str(error) for text in _PASSING):
                         raise
                     logging.getLogger("ray").warning("%s Trying again.", error)
                     _end_processes(folder)
@@ -215,12 +220,15 @@ def _own_token() -> Iterator[None]:
     Ray switches token authentication on for a local cluster by itself and saves its token in the home folder, where the
     next `ray start` finds it and demands it of all its nodes.
     """
+    mode = os.environ.get("RAY_AUTH_MODE")
     with environment({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         ray_private.forget_token()  # of an earlier cluster of this process
         try:
             yield
         finally:
             ray.shutdown()
+            if mode is None:  # Ray has set it, and would take it for the user's wish with the next cluster
+                os.environ.pop("RAY_AUTH_MODE", None)
     ray_private.forget_token()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.execution import ray_private
-from pretune.execution.mailbox import Command, Event, Mailbox, Ready, Worker
+from pretune.execution.mailbox import Command, Event, Lost, Mailbox, Ready, Worker
 from pretune.execution.processes import kill_process, process_started, proportional_bytes
 from pretune.execution.settings import SlotSettings
 from trainers.files import write_whole
@@ -262,7 +262,6 @@ class Group:
             event = self._pending.popleft()
             if isinstance(event, Ready):
                 self.generation, self.workers, self.preempted = event.generation, event.workers, False
-                # Nobody tells when a start began that Ray Train made by itself.
                 if self._starting_since is not None:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)
@@ -270,6 +269,8 @@ class Group:
                 write_whole(self._record, event.workers[0].placement_group)
                 return event
             if event.generation == self.generation and self.workers:
+                if isinstance(event, Lost):
+                    self.workers, self._starting_since = (), time.monotonic()
                 return event
         return None
 

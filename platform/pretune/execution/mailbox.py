@@ -101,7 +101,14 @@ class Failed:
     disk_full: bool = False
 
 
-Event = Ready | Reported | Returned | Failed
+@dataclass(frozen=True)
+class Lost:
+    """Ray Train gave this generation up, whose worker or machine is gone, and is about to start the next one."""
+
+    generation: int
+
+
+Event = Ready | Reported | Returned | Failed | Lost
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Mailbox:
         self._slot_heard = time.monotonic()
         self._closed = False
         self._noticed = False
+        self._lost = False
         self._controller: int | None = None
         self._changed = asyncio.Condition()
 
@@ -145,7 +153,7 @@ class Mailbox:
         """Called by rank 0 of a group that has just started. The first generation is 1."""
         async with self._changed:
             self._generation += 1
-            self._noticed = False
+            self._noticed = self._lost = False
             self._workers = {}
             self._commands = []
             self._alive = {}
@@ -154,7 +162,7 @@ class Mailbox:
 
     async def announce(self, generation: int, worker: Worker) -> None:
         """A rank is up and waits for its first command; with the last rank, the slot gets `Ready`."""
-        if generation != self._generation:
+        if not self._current(generation):
             return
         self._workers[worker.rank] = worker
         self._alive[worker.rank] = time.monotonic()
@@ -168,7 +176,7 @@ class Mailbox:
         """
 
         def over() -> bool:
-            return self._closed or generation != self._generation
+            return self._closed or not self._current(generation)
 
         await self._wait(lambda: over() or len(self._commands) > number, timeout_s)
         silent = time.monotonic() - self._slot_heard
@@ -181,13 +189,13 @@ class Mailbox:
 
     async def progress(self, generation: int, rank: int) -> bool:
         """A sign of life from inside an epoch; True where one of the group's machines will be taken away."""
-        if generation == self._generation:
+        if self._current(generation):
             self._alive[rank] = time.monotonic()
         return self._noticed
 
     async def post(self, event: Reported | Returned | Failed, rank: int) -> None:
         """An event for the slot; void if the group was replaced meanwhile."""
-        if event.generation == self._generation:
+        if self._current(event.generation):
             self._alive[rank] = time.monotonic()
             await self._append(event)
 
@@ -198,7 +206,7 @@ class Mailbox:
         one.
         """
         self._slot_heard = time.monotonic()
-        if generation != self._generation or self._closed:
+        if not self._current(generation) or self._closed:
             return False
         async with self._changed:
             self._commands.append(command)
@@ -229,11 +237,17 @@ class Mailbox:
             self._changed.notify_all()
 
     async def closed(self, controller: int) -> bool:
-        """Asked by Ray Train's controller, which has this pid, before it starts a worker group."""
+        """Asked by Ray Train's controller, which has this pid, before it starts a group: the last one is over."""
         self._controller = controller
+        if self._generation and not self._lost:
+            self._lost, self._alive = True, {}
+            await self._append(Lost(self._generation))
         return self._closed
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _current(self, generation: int) -> bool:
+        return generation == self._generation and not self._lost
 
     async def _append(self, event: Event) -> None:
         async with self._changed:

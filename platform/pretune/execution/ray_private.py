@@ -31,11 +31,13 @@ held."""
 
 
 def forget_token() -> None:
-    """Makes Ray read the token of its authentication anew, from `RAY_AUTH_TOKEN` or wherever it finds one.
+    """Makes Ray read anew whether its clusters want a token, from `RAY_AUTH_MODE`, and which, from `RAY_AUTH_TOKEN` or
+    wherever it finds one.
 
-    It remembers the first that it read in a process, also when `ray.shutdown` has left the cluster that asked for it;
-    for a process that starts one cluster after another there is no public way to another token.
+    It remembers what it read first in a process, also when `ray.shutdown` has left the cluster that asked for it; for a
+    process that starts or joins one cluster after another there is no public way to another token, or to none.
     """
+    ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 

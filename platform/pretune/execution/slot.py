@@ -24,7 +24,7 @@ from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.execution.cluster import SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import LogFile
-from pretune.execution.mailbox import Command, Failed, Order, Ready, Reported, Returned
+from pretune.execution.mailbox import Command, Failed, Lost, Order, Ready, Reported, Returned
 from pretune.execution.ray_private import HEAD
 from pretune.execution.settings import SlotSettings
 from trainers.config import TrialConfig
@@ -189,10 +189,13 @@ class Slot(tune.Trainable):
             if not group.workers:
                 return self._retry("Ray Train's run ended under the trial", "")
             if group.longest_silence_s > settings.hang_timeout_s:
+                # Whoever waits for a rank whose machine has gone is as silent as that rank.
+                preempted = preempted and bool(group.dead_ranks())
                 group.replace(f"no sign of life for {group.longest_silence_s:.0f} s")
-                return self._retry(f"a worker hung: no sign of life for {settings.hang_timeout_s:g} s", "")
+                reason = f"a worker hung: no sign of life for {settings.hang_timeout_s:g} s"
+                return self._retry(reason, "", preempted=preempted)
             return None
-        if isinstance(event, Ready):
+        if isinstance(event, Ready | Lost):
             return self._retry(f"a worker of group {generation} was lost", "", preempted=preempted)
         if isinstance(event, Failed):
             dead = group.dead_ranks()

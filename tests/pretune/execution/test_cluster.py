@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -100,10 +101,20 @@ def test_a_node_type_that_does_not_say_what_it_offers_leaves_the_maximum_unknown
     assert configured_nodes(config) is None
 
 
-def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The current node timed out during startup. This could happen because ...",
+        "Failed to start GCS.  Last 0 lines of error files: ... InvalidAuthToken: ...",
+    ],
+    ids=["late", "its port is taken"],
+)
+def test_a_local_cluster_that_does_not_start_for_a_passing_reason_is_started_again(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's own bound is short for a machine that does other work; what the first try left is ended."""
+    """Ray's own bound is short for a machine that does other work, its choice of a port can cross that of another Ray;
+    what the first try left is ended.
+    """
     folders: list[Path] = []
     children: list[subprocess.Popen[bytes]] = []
 
@@ -112,7 +123,7 @@ def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
         if len(folders) == 1:
             command = [sys.executable, "-c", "import time; time.sleep(60)", _temp_dir]
             children.append(subprocess.Popen(command))
-            raise Exception("The current node timed out during startup. This could happen because ...")
+            raise Exception(said)
 
     monkeypatch.setattr(ray, "init", init)
     with connected(None, cpus=1, logs=tmp_path):
@@ -121,6 +132,32 @@ def test_a_local_cluster_that_does_not_start_in_time_is_started_again(
         assert not folders[0].exists()
         assert folders[1].exists()
     assert not folders[1].exists()
+
+
+def test_a_local_clusters_token_is_no_wish_for_the_next_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray switches tokens on by writing into the environment; a cluster without one that is joined later must not be
+    asked for it.
+    """
+    seen: list[str | None] = []
+
+    def init(**options: Any) -> None:
+        seen.append(os.environ.get("RAY_AUTH_MODE"))
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+    monkeypatch.setattr(ray, "init", init)
+    for mode in (None, "disabled"):
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+        if mode is not None:
+            monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        for _ in range(2):
+            with connected(None, cpus=1, logs=tmp_path):
+                pass
+            if mode is None:
+                assert "RAY_AUTH_MODE" not in os.environ
+    assert seen[:2] == [None, None]
+    assert seen[2] == "disabled", "what the user has set wins"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import ray
 
 from pretune.execution import group as groups
 from pretune.execution.group import Group
-from pretune.execution.mailbox import Command, Failed, Mailbox, Order, Ready, Reported, Returned, Worker
+from pretune.execution.mailbox import Command, Failed, Lost, Mailbox, Order, Ready, Reported, Returned, Worker
 from pretune.execution.settings import SlotSettings
 from trainers.report import EpochReport, Outcome
 
@@ -107,6 +107,26 @@ def test_messages_of_an_older_generation_are_void() -> None:
         assert news.events == ()
         assert news.silence_s == {}
         assert (await mailbox.take(new, 0, 0, 0.01)).command is None
+
+    run(scenario())
+
+
+def test_a_group_that_ray_train_gives_up_is_lost_at_once_and_not_only_when_the_next_one_is_up() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox(1)
+        assert not await mailbox.closed(7), "asked before the first group as well, where nothing is lost"
+        await mailbox.announce(await mailbox.next_generation(), worker(0))
+        for _ in range(2):  # Ray Train asks again where it finds no room for the next group
+            await mailbox.closed(7)
+        await mailbox.post(Failed(1, 1, 0, "Connection closed by peer", ""), 0)
+        await mailbox.progress(1, 0)
+        assert not await mailbox.send(1, CONTINUE)
+        assert (await mailbox.take(1, 0, 0, 1.0)).command == SHUTDOWN
+        news = await mailbox.events(1, 0.01)
+        assert [event for _, event in news.events] == [Lost(1)]
+        assert news.silence_s == {}, "nobody who is gone counts as hung"
+        assert await mailbox.next_generation() == 2
+        assert await mailbox.send(2, CONTINUE)
 
     run(scenario())
 
@@ -223,6 +243,19 @@ def test_a_slot_believes_nothing_of_a_generation_that_it_has_replaced(near: tupl
         mailbox.post.remote(event, 0)
     assert group.ready() == 2
     assert [group.event() for _ in range(4)] == [*fresh, None]
+
+
+def test_a_slot_hears_of_a_loss_once_and_waits_for_the_next_group(near: tuple[Group, Near]) -> None:
+    group, mailbox = near
+    mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
+    group.ready()
+    mailbox.closed.remote(7)
+    assert group.event() == Lost(1)
+    assert group.workers == ()
+    assert group.event() is None
+    mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
+    assert group.ready() == 2
+    assert group.take_start_s() is not None
 
 
 def test_a_late_event_of_an_older_generation_is_void_even_where_the_mailbox_let_it_through(

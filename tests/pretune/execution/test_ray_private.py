@@ -33,6 +33,7 @@ def found(module: str, path: str) -> Any:
     [
         ("ray._raylet", "AuthenticationTokenLoader.instance", []),
         ("ray._raylet", "AuthenticationTokenLoader.reset_cache", ["self"]),
+        ("ray._raylet", "Config.initialize", ["config_list"]),
         ("ray.experimental.internal_kv", "_internal_kv_get", ["key", "namespace"]),
         ("ray._private.state", "GlobalState.get_draining_nodes", ["self"]),
         ("ray.tune.execution.tune_controller", "TuneController._cleanup_cached_actors", ["self", "force_all"]),

@@ -26,6 +26,7 @@ from ray import tune
 
 from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
+from pretune.execution.cluster import connected
 from pretune.execution.processes import process_started
 from pretune.execution.slot import POINTER_FILE, Slot, SlotSettings
 from tests.training import Given
@@ -163,18 +164,9 @@ def cpus_free() -> float:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Four logical CPUs, and no dashboard: a warm slot does not need one."""
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 * 2**20,
-        _temp_dir=f"/tmp/slot{os.getpid()}",
-    )
-    yield
-    ray.shutdown()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with connected(None, cpus=4, logs=tmp_path_factory.mktemp("logs")):
+        yield
 
 
 @pytest.fixture(scope="module")

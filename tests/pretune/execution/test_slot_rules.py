@@ -14,7 +14,7 @@ import pytest
 
 import pretune.execution.slot
 from pretune.core.rows import Handout, Row
-from pretune.execution.mailbox import Command, Event, Failed, Ready, Reported, Returned, Worker
+from pretune.execution.mailbox import Command, Event, Failed, Lost, Ready, Reported, Returned, Worker
 from pretune.execution.processes import kill_process, process_started
 from pretune.execution.slot import Slot, SlotSettings
 from trainers.config import TrialConfig
@@ -210,6 +210,23 @@ def test_silence_beyond_the_bound_is_a_hang(slot: Slot) -> None:
     assert row.failures == 1
     assert "hung" in row.reason
     assert "replace" in group(slot).said
+
+
+def test_silence_of_a_group_whose_machine_was_taken_away_is_no_failure(slot: Slot) -> None:
+    step(slot, report(1))
+    group(slot).preempted, group(slot).longest_silence_s = True, 601.0
+    assert step(slot, None, report(2, run=2)).failures == 1, "all its processes live: it hangs"
+    group(slot).preempted, group(slot).longest_silence_s, group(slot).dead = True, 601.0, [1]
+    row = step(slot, None, report(3, run=3))
+    assert row.failures == 1
+    assert row.reason.startswith("its machine was taken away: ")
+
+
+def test_a_group_that_ray_train_gives_up_costs_its_trial_a_failure_and_no_wait(slot: Slot) -> None:
+    step(slot, report(1))
+    row = step(slot, Lost(1), report(2, run=2))
+    assert (row.failures, row.reason) == (1, "failure 1, retried: a worker of group 1 was lost")
+    assert group(slot).resumes == [0, 1]
 
 
 def test_out_of_memory_on_one_of_several_ranks_replaces_the_group_at_once(slot: Slot) -> None:
