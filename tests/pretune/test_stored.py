@@ -235,7 +235,9 @@ def test_the_best_config_of_a_stored_sweep_trains(place: Path) -> None:
 @pytest.mark.ray
 def test_a_stored_sweep_whose_driver_was_killed_goes_on_to_its_end(place: Path) -> None:
     before, known = shown("interrupted"), (SWEEPS / "interrupted" / "journal.jsonl").read_bytes()
-    pretune("resume", "interrupted", "--accept-changes", "--storage", str(SWEEPS))
+    text = pretune("resume", "interrupted", "--accept-changes", "--storage", str(SWEEPS))
+    for line in ("same encoder, untrained", "raw pixels", "/interrupted/best.json"):
+        assert line in text, "it closes as any sweep does"
     after = shown("interrupted")
     assert (SWEEPS / "interrupted" / "journal.jsonl").read_bytes().startswith(known), "nothing is rewritten"
     assert len(after["trials"]) == lines("interrupted")[0]["experiment"]["trials"]

@@ -84,6 +84,7 @@ def test_a_damaged_comparison_is_named(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.ffcv
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_one_command_sweeps_and_its_best_config_replays_to_the_same_accuracy(tmp_path: Path) -> None:
     def pretune(*arguments: str) -> str:
         command = [sys.executable, "-m", "pretune", *arguments]

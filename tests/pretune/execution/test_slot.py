@@ -178,7 +178,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slot(cluster: None, sweep: Path) -> Iterator[Slot]:
     """One slot of two workers that serves most tests of this file, as it would serve a sweep."""
     settings = SlotSettings(
-        sweep_folder=str(sweep), workers=2, process_group_timeout_s=5, hang_timeout_s=10, max_failures=1
+        sweep_folder=str(sweep), workers=2, process_group_timeout_s=5, hang_timeout_s=30, max_failures=1
     )
     slot = make_slot(settings, trial(0))
     finish(slot)
@@ -187,17 +187,19 @@ def slot(cluster: None, sweep: Path) -> Iterator[Slot]:
 
 
 def test_the_next_trial_runs_in_the_same_processes(slot: Slot, sweep: Path) -> None:
+    # Not 1: on a busy machine the first group may be up only with Ray Train's second try.
+    starts = slot._group.generation
     rows = serve(slot, 1)
     assert [row.epoch for row in rows] == [1, 2, 3, 3]
     assert [row.outcome for row in rows] == ["running"] * EPOCHS + ["complete"]
     assert rows[-1].metrics["probe/linear"] == rows[-2].metrics["probe/linear"] == 1.3
     assert rows[-1].metrics["workers"] == 2.0
     assert rows[-1].failures == 0
-    assert rows[-1].group_starts == 1
+    assert rows[-1].group_starts == starts
     assert rows[-1].checkpoint is not None
     assert rows[-1].checkpoint.epoch == EPOCHS
     for rank in (0, 1):
-        assert began(sweep, 0, rank)[0][0] == began(sweep, 1, rank)[0][0]
+        assert began(sweep, 0, rank)[-1][0] == began(sweep, 1, rank)[0][0]
 
 
 def test_a_trial_keeps_its_log_and_its_config(slot: Slot, sweep: Path) -> None:
