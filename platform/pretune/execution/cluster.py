@@ -8,8 +8,10 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -173,6 +175,9 @@ def _local(cpus: int | None, logs: Path) -> Iterator[None]:
                         logging_level=logging.WARNING,
                         object_store_memory=_OBJECT_STORE_BYTES,
                         _temp_dir=str(folder),
+                        # Ray starts workers by a shell, to which it hands the program's path as it is: with a space
+                        # in it they never start, and are tried again for ever.
+                        runtime_env={"py_executable": shlex.quote(sys.executable)},
                     )
                 except Exception as error:  # Ray raises no class of its own
                     if tries_left == 0 or not any(text in str(error) for text in _PASSING):

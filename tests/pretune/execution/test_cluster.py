@@ -134,6 +134,18 @@ def test_a_local_cluster_that_does_not_start_for_a_passing_reason_is_started_aga
     assert not folders[1].exists()
 
 
+def test_workers_start_where_the_path_of_python_has_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hands that path to a shell as it is."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    monkeypatch.setattr(sys, "executable", "/home/some body/it's/.venv/bin/python")
+    with connected(None, cpus=1, logs=tmp_path):
+        pass
+    command = given[0]["runtime_env"]["py_executable"]
+    seen = subprocess.run(["bash", "-c", f"printf '%s\\n' {command} -m pretune"], capture_output=True, text=True)
+    assert seen.stdout.splitlines() == [sys.executable, "-m", "pretune"]
+
+
 def test_a_local_clusters_token_is_no_wish_for_the_next_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
