@@ -47,7 +47,7 @@ from trainers.data.splits import Integers, carve, check_population
 from trainers.files import sync, write_whole
 
 if TYPE_CHECKING:
-    from trainers.data.sources.base import Images, Source
+    from trainers.data.sources.base import Branch, Images, Source
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
+Understood = Callable[[Sequence["Branch"], Sequence[str]], None]
 Split = Literal["train", "select", "report", "unlabeled"]
 SPLITS: tuple[Split, ...] = ("train", "select", "unlabeled", "report")  # the order in which they are written
 
@@ -113,6 +114,8 @@ def build(
     report_images: int | None = None,
     progress: Progress | None = None,
     download: bool = False,
+    layout: str = "auto",
+    understood: Understood | None = None,
     threads: int = 2,
 ) -> Dataset:
     """Write a data set of `kind` (see `kinds()`) to the new folder `out`, all of it or nothing.
@@ -122,7 +125,8 @@ def build(
     `select_images` defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000,
     but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
-    `source`, if given).
+    `source`, if given). `layout`: which folders are parts and which are classes, where names leave that open (`parts`,
+    `classes`). `understood` gets what the source was taken for, before anything is written: a tree, and notes.
 
     An RGB JPEG that is upright and within `max_side` keeps its bytes; everything else is stored as pixels (all of one
     size, at most 64 px) or encoded once, at quality 95 with full chroma. Unlabeled images of another size than
@@ -140,6 +144,8 @@ def build(
         report_images=report_images,
         progress=progress or _silent,
         download=download,
+        layout=layout,
+        understood=understood,
         threads=threads,
     )
     for name, value, least in (("max_side", max_side, 4), ("threads", threads, 1), ("split_seed", split_seed, 0)):
@@ -168,6 +174,8 @@ class _Request(NamedTuple):
     report_images: int | None = None
     progress: Progress = _silent
     download: bool = False
+    layout: str = "auto"
+    understood: Understood | None = None
     threads: int = 2
 
 
@@ -225,8 +233,13 @@ def _build_locked(request: _Request) -> Dataset:
     try:
         scratch = staging / "scratch"
         scratch.mkdir()
-        source = sources.load(request.kind, request.source, scratch=scratch, download=request.download)
+        source = sources.load(
+            request.kind, request.source, scratch=scratch, download=request.download, layout=request.layout
+        )
         unlabeled = None if request.unlabeled is None else sources.load_unlabeled(request.unlabeled, scratch=scratch)
+        if request.understood is not None:
+            notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
+            request.understood(sources.outline(source, unlabeled), notes)
         manifest = _write(request, source, unlabeled, staging)
         shutil.rmtree(scratch)
         write_whole(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
-from pretune.cli.exits import checking
+from pretune.cli.exits import checking, note
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from trainers.data.sources.base import Branch
 
 
 def data_command(
@@ -38,6 +44,15 @@ def data_command(
         int | None,
         typer.Option("--report-images", min=1, help="size of the split read once, where the source has no test part"),
     ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="auto|parts|classes",
+            help="of images: parts (train, test …) hold the classes' folders, or each top folder is a class; auto "
+            "tells by names and contents, and refuses where both could be meant",
+        ),
+    ] = "auto",
     download: Annotated[
         bool, typer.Option("--download", help="let torchvision fetch the source (CIFAR, STL-10)")
     ] = False,
@@ -77,6 +92,8 @@ def data_command(
                     report_images=report_images,
                     progress=advance,
                     download=download,
+                    layout=layout,
+                    understood=partial(_show, console),
                 )
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
@@ -93,3 +110,18 @@ def data_command(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
     )
+
+
+def _show(console: Console, branches: Sequence[Branch], notes: Sequence[str]) -> None:
+    """What the source was taken for, before anything is written."""
+
+    def grow(tree: Tree, below: Sequence[Branch]) -> None:
+        for branch in below:
+            grow(tree.add(Text(branch.text)), branch.below)
+
+    for branch in branches:
+        tree = Tree(Text(branch.text))
+        grow(tree, branch.below)
+        console.print(tree, soft_wrap=True)
+    for text in notes:
+        note(console, text)

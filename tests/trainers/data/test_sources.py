@@ -9,6 +9,7 @@ import pickle
 import sys
 import tarfile
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,14 @@ def pack(folder: Path, path: Path, prefix: str = "") -> Path:
     return path
 
 
+def zipped(folder: Path, path: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, prefix + str(file.relative_to(folder)))
+    return path
+
+
 def names_and_counts(source: Source) -> tuple[tuple[str, ...], list[int], list[int] | None]:
     test = None if source.test is None else np.bincount(source.test.labels).tolist()
     return source.class_names, np.bincount(source.train.labels).tolist(), test
@@ -292,6 +301,70 @@ def test_train_and_test_folders_are_recognized_in_folders_and_tars(
         assert names_and_counts(load("images", tar, scratch=scratch)) == expected
 
 
+@pytest.mark.parametrize(
+    "prefix", ["/", "/home/me/", "../../", "./../x/", "a/../b/./", "x//y/", "photos/", "deep/er/photos/"]
+)
+@pytest.mark.parametrize("parts", [("Training", "Testing"), ("seg_train/seg_train", "seg_test/seg_test"), None])
+def test_archives_are_understood_as_folders_are_whatever_is_around_their_paths(
+    tmp_path: Path, scratch: Path, prefix: str, parts: tuple[str, str] | None
+) -> None:
+    for name in parts or ("",):
+        write_classes(tmp_path / "in" / name, "a", "b")
+    expected = (("a", "b"), [2, 2], [2, 2] if parts else None)
+    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == expected
+    tar = pack(tmp_path / "in", tmp_path / "in.tar", prefix)
+    assert names_and_counts(load("images", tar, scratch=scratch)) == expected
+    packed = zipped(tmp_path / "in", tmp_path / "in.zip", prefix)
+    assert names_and_counts(load("images", packed, scratch=scratch)) == expected
+
+
+def test_one_of_several_sources_is_the_part_that_its_name_says(tmp_path: Path, scratch: Path) -> None:
+    for name, count in (("photos", 3), ("TRAIN_a", 2), ("Holdout", 1)):
+        write_classes(tmp_path / name, "a", "b", count=count)
+    held_out = pack(tmp_path / "Holdout", tmp_path / "holdout.v2.tar")
+    for other in (tmp_path / "Holdout", held_out):
+        found = load("images", tmp_path / "TRAIN_a", tmp_path / "photos", other, scratch=scratch)
+        assert names_and_counts(found) == (("a", "b"), [5, 5], [1, 1])
+    with pytest.raises(ValueError, match="only a test part was found"):
+        load("images", tmp_path / "Holdout", held_out, scratch=scratch)
+
+
+def test_a_source_inside_another_is_refused(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / "test", "a", "b")
+    for inner in (tmp_path / "in" / "test", tmp_path / "in"):
+        with pytest.raises(ValueError, match="no source may lie in another"):
+            load("images", tmp_path / "in", inner, scratch=scratch)
+
+
+@pytest.mark.parametrize("folder", ["a", "photos/a", "train/a"])
+def test_a_single_class_is_refused_unless_it_is_asked_for(tmp_path: Path, scratch: Path, folder: str) -> None:
+    write_classes(tmp_path / "in", folder)
+    with pytest.raises(
+        ValueError, match=r"two classes or more, but all 2 images .* are in one, '(a|photos)'.*--layout"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    found = sources.load("images", [tmp_path / "in"], scratch=scratch, layout="classes")
+    assert found.class_names == (folder.split("/")[0],)
+    assert any("there is one class only" in note for note in found.notes)
+
+
+def test_the_unlabeled_images_of_a_test_part_are_pointed_at(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "Training", "a")
+    write_classes(tmp_path / "in" / "Testing", "a")
+    (note,) = sources.load_unlabeled(tmp_path / "in", scratch=scratch).notes
+    assert note == "unlabeled images from Testing/, a test part by its name, join pretraining"
+
+
+def test_a_layout_is_one_of_the_kinds_own(tmp_path: Path, scratch: Path) -> None:
+    with pytest.raises(
+        ValueError, match="layout of images must be auto or parts or classes, but is 'part'; choose one"
+    ):
+        sources.load("images", [tmp_path], scratch=scratch, layout="part")
+    with pytest.raises(ValueError, match=r"layout of digits must be auto, but is 'parts'; .* images \(not auto: parts"):
+        sources.load("digits", [], scratch=scratch, layout="parts")
+
+
 def test_parts_may_come_as_several_sources(tmp_path: Path, scratch: Path) -> None:
     write_classes(tmp_path / "in" / "train", "a", "b")
     write_classes(tmp_path / "in" / "val", "a", "b", count=1)
@@ -307,9 +380,13 @@ def test_parts_may_come_as_several_sources(tmp_path: Path, scratch: Path) -> Non
         load("images", tars[1], scratch=scratch)
 
 
-def test_classes_may_be_called_train_and_test(tmp_path: Path, scratch: Path) -> None:
+def test_classes_may_be_called_train_and_test_where_that_is_said(tmp_path: Path, scratch: Path) -> None:
     write_classes(tmp_path / "in", "train", "test", "car")
-    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == (
+    with pytest.raises(
+        ValueError, match=r"in: its folders must be parts .* or classes, .*--layout parts or --layout cl"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    assert names_and_counts(sources.load("images", [tmp_path / "in"], scratch=scratch, layout="classes")) == (
         ("car", "test", "train"),
         [2, 2, 2],
         None,
@@ -507,6 +584,7 @@ def test_a_file_that_is_no_image_is_named_from_its_header(tmp_path: Path, scratc
 def test_a_broken_image_in_a_tar_is_named_with_its_tar(tmp_path: Path, scratch: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "x.jpg").write_bytes(b"oops")
+    save_png(tmp_path / "in" / "b" / "y.png", noise(1)[0])
     tar = pack(tmp_path / "in", tmp_path / "in.tar")
     with pytest.raises(ValueError, match=r"in\.tar: a/x\.jpg: broken image"):
         load("images", tar, scratch=scratch).train.images.shape(0)

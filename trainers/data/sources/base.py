@@ -61,11 +61,22 @@ class Raster(NamedTuple):
     jpeg: bytes | None
 
 
+class Branch(NamedTuple):
+    """A line of the tree that says what a source was understood as, and the lines below it."""
+
+    text: str
+    below: tuple[Branch, ...] = ()
+
+
 class Images(ABC):
     """A sequence of images that can be read in any order, from any thread."""
 
     uniform: tuple[int, int] | None = None
     """(height, width) where all images are known to share one size."""
+    outline: tuple[Branch, ...] = ()
+    """Where they were found, as a tree with counts."""
+    notes: tuple[str, ...] = ()
+    """What is out of the ordinary in them, one sentence each."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -208,6 +219,15 @@ class Source:
     test: Part | None
     skipped: int = 0
     """Files in the source that are no images, or that lie beside the recognized folders."""
+    outline: tuple[Branch, ...] = ()
+    """How its folders were understood, where that had to be told from their names."""
+    notes: tuple[str, ...] = ()
+    """What is out of the ordinary in it, one sentence each."""
+
+
+def shown(text: object) -> str:
+    """A name or path as text that can be printed and stored: bytes that are no UTF-8 become escapes, as in caf\\xe9."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def as_pixels(array: NDArray[np.generic], origin: str) -> NDArray[np.uint8]:
