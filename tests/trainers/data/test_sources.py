@@ -623,6 +623,13 @@ def test_wrong_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[st
         load("npz", tmp_path / "x.npz", scratch=scratch)
 
 
+@pytest.mark.parametrize("name", ["Test", "mnist-test", "eval", "dev_1", "report", "holdout"])
+def test_an_npz_that_is_named_as_a_test_part_is_kept_apart(tmp_path: Path, scratch: Path, name: str) -> None:
+    for file, count in ((name, 2), ("mnist-train", 4)):
+        np.savez(tmp_path / f"{file}.npz", images=noise(count), labels=np.arange(count) % 2)
+    assert names_and_counts(load("npz", tmp_path, scratch=scratch)) == (("0", "1"), [2, 2], [1, 1])
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
 def test_a_truncated_npz_is_named(tmp_path: Path, scratch: Path, keep: float) -> None:
     np.savez_compressed(tmp_path / "x.npz", images=noise(9), labels=np.arange(9))

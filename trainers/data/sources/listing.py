@@ -18,7 +18,7 @@ import uuid
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -87,6 +87,8 @@ class Listing(NamedTuple):
     entries: list[Entry]
     others: Counter[str]
     notes: list[str]
+    folders: set[tuple[str, ...]]
+    """Every folder that was seen, by the names above it and its own."""
 
 
 def listing(path: Path, scratch: Path) -> Listing:
@@ -108,6 +110,10 @@ def listing(path: Path, scratch: Path) -> Listing:
         found = _from_zip(path, scratch) if _is_zip(path, head) else _from_tar(path, scratch, head)
     if not found.entries:
         raise ValueError(f"{shown(path)}: must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), {_but(found.others)}")
+    if empty := _empty(found):
+        few = ", ".join("/".join(map(shown, folders)) for folders in empty[:3])
+        more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
+        found.notes.append(f"no image in {'this folder' if len(empty) == 1 else 'these folders'}: {few}{more}")
     found.entries.sort(key=lambda entry: (entry.folders, entry.blob.name))
     return found
 
@@ -118,6 +124,12 @@ def counted(others: Counter[str]) -> str:
     words = [f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in kinds[:4]]
     rest = sum(count for _, count in kinds[4:])
     return ", ".join([*words, *([f"{rest:,} others"] if rest else [])])
+
+
+def _empty(found: Listing) -> list[tuple[str, ...]]:
+    """The folders without an image at any depth, of nested ones the outermost, in order."""
+    filled = {entry.folders[:depth] for entry in found.entries for depth in range(len(entry.folders) + 1)}
+    return sorted(folders for folders in found.folders - filled if folders[:-1] in filled)
 
 
 def _but(others: Counter[str]) -> str:
@@ -178,6 +190,7 @@ class _Folder(NamedTuple):
 def _from_folder(root: Path) -> Listing:
     entries: list[Entry] = []
     others: Counter[str] = Counter()
+    folders: set[tuple[str, ...]] = set()
     special: list[str] = []
     again: list[str] = []
     beyond: list[str] = []
@@ -187,7 +200,12 @@ def _from_folder(root: Path) -> Listing:
     real, linked = [_Folder(root, (), False)], deque[_Folder]()
     while real or linked:
         here = real.pop() if real else linked.popleft()
-        for name, path, status in _inside(here.path, seen, again):
+        inside = _inside(here.path, seen)
+        if inside is None:
+            again.append(shown(here.path))
+            continue
+        folders.add(here.folders)
+        for name, path, status in inside:
             outside = here.outside
             if path.is_symlink():
                 target = Path(os.path.realpath(path))
@@ -212,31 +230,29 @@ def _from_folder(root: Path) -> Listing:
         *_note(beyond, "{} outside of the source, reached by a link: {}", "image lies", "images lie"),
     ]
     others.update({"special file": len(special)} if special else {})
-    return Listing(entries, others, notes)
+    return Listing(entries, others, notes, folders)
 
 
-def _inside(
-    folder: Path, seen: set[tuple[int, int]], again: list[str]
-) -> Iterator[tuple[str, Path, os.stat_result | None]]:
-    """(name, path, what it leads to; None where a link dangles) in order, unless the folder was read before."""
+def _inside(folder: Path, seen: set[tuple[int, int]]) -> list[tuple[str, Path, os.stat_result | None]] | None:
+    """(name, path, what it leads to; None where a link dangles) in order. None: the folder was read before."""
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
-            again.append(shown(folder))
-            return
+            return None
         seen.add((status.st_dev, status.st_ino))
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise ValueError(
             f"{shown(folder)}: the folder cannot be read ({error.strerror}); check who may read it"
         ) from error
-    for name in names:
-        if not _is_litter([name]):
-            path = folder / name
-            try:
-                yield name, path, path.stat()
-            except OSError:
-                yield name, path, None
+    return [(name, folder / name, _status(folder / name)) for name in names if not _is_litter([name])]
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _note(paths: list[str], text: str, one: str, many: str) -> list[str]:
@@ -265,13 +281,17 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
     plain = _decompressed(path, scratch, head)
     entries: list[Entry] = []
     others: Counter[str] = Counter()
+    folders: set[tuple[str, ...]] = set()
     end = 0
     try:
         with tarfile.open(plain, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK if member.isreg() else member.offset_data
                 parts = _parts_of(member.name)
-                if member.isdir() or not parts or _is_litter(parts):
+                if not parts or _is_litter(parts):
+                    continue
+                if member.isdir():
+                    folders.add(parts)
                     continue
                 # A hard link has no bytes of its own: it names an earlier member.
                 held = tar.getmember(member.linkname) if member.islnk() else member
@@ -291,7 +311,7 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         raise ValueError(
             f"{shown(path)}: a tar must end with an empty block, but this one stops early: truncated; copy it again"
         )
-    return Listing(entries, others, [])
+    return Listing(entries, others, [], folders)
 
 
 def _decompressed(path: Path, scratch: Path, head: bytes) -> Path:
@@ -321,10 +341,11 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
     """Members are unpacked one after the other into a single file aside."""
     entries: list[Entry] = []
     others: Counter[str] = Counter()
+    folders: set[tuple[str, ...]] = set()
     plain = scratch / f"{uuid.uuid4().hex}.unzipped"
     try:
         with zipfile.ZipFile(path) as archive, plain.open("wb") as file:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+            members = archive.infolist()
             if any(member.filename.endswith(".npy") for member in members):
                 raise ValueError(
                     f"{shown(path)}: images must come from a folder, tar or zip, but this is a .npz file of arrays; "
@@ -334,6 +355,9 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
             for member in members:
                 parts = _parts_of(member.filename)
                 if not parts or _is_litter(parts):
+                    continue
+                if member.is_dir():
+                    folders.add(parts)
                     continue
                 if member.flag_bits & 1:
                     raise ValueError(
@@ -356,7 +380,7 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
             f"{shown(path)}: not a complete zip archive ({error}); it may be truncated: copy it again, or unpack it "
             f"and name the folder"
         ) from error
-    return Listing(entries, others, [])
+    return Listing(entries, others, [], folders)
 
 
 def _refuse_too_large(path: Path, scratch: Path, size: int) -> None:

@@ -13,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.data.sources.base import ArrayImages, ChainedImages, Images, Part, Source, as_labels, as_pixels, existing
-
-TEST_NAMES = ("test", "val", "valid", "validation", "report")
+from trainers.data.sources.layout import role
 
 _ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError)
 
 
 def load(sources: Sequence[Path], *, kind: str = "npz", class_names: tuple[str, ...] | None = None) -> Source:
-    """One file, several, or folders of them; files named test…, val… or report… are the test part.
+    """One file, several, or folders of them; files named as a test part (test, val, dev …) or report… are that part.
 
     `class_names` may also come from an array of strings of that name inside the files.
     """
     if not sources:
         raise ValueError(f"{kind} needs --source: a .npz file, several, or a folder of them; name it")
     files = [file for path in sources for file in _files(existing(path, f"the source of {kind}"), kind)]
-    test = [file for file in files if file.stem.lower().replace("-", "_").split("_")[0] in TEST_NAMES]
+    test = [file for file in files if role(file.stem) == "test" or file.stem.lower().startswith("report")]
     train = [file for file in files if file not in test]
     if not train:
         raise ValueError(
