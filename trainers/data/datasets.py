@@ -37,6 +37,7 @@ from trainers.data.manifest import (
     Dataset,
     FileRecord,
     Manifest,
+    manifest_text,
     open_dataset,
     quick_hash,
     sha256_of,
@@ -47,7 +48,7 @@ from trainers.data.splits import Integers, carve, check_population
 from trainers.files import sync, write_whole
 
 if TYPE_CHECKING:
-    from trainers.data.sources.base import Branch, Images, Source
+    from trainers.data.sources.base import Branch, BrokenImageError, Images, Source
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def build(
     progress: Progress | None = None,
     download: bool = False,
     layout: str = "auto",
+    skip_broken: float | None = None,
     understood: Understood | None = None,
     threads: int = 2,
 ) -> Dataset:
@@ -126,7 +128,9 @@ def build(
     but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
     `source`, if given). `layout`: which folders are parts and which are classes, where names leave that open (`parts`,
-    `classes`). `understood` gets what the source was taken for, before anything is written: a tree, and notes.
+    `classes`). `skip_broken`: leave images out that do not decode, and list them in the manifest, up to so many percent
+    of all; every image is then decoded once more, before the splits are drawn. `understood` gets what the source was
+    taken for, before anything is written: a tree, and notes.
 
     An RGB JPEG that is upright and within `max_side` keeps its bytes; everything else is stored as pixels (all of one
     size, at most 64 px) or encoded once, at quality 95 with full chroma. Unlabeled images of another size than
@@ -145,12 +149,15 @@ def build(
         progress=progress or _silent,
         download=download,
         layout=layout,
+        skip_broken=skip_broken,
         understood=understood,
         threads=threads,
     )
     for name, value, least in (("max_side", max_side, 4), ("threads", threads, 1), ("split_seed", split_seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}; raise it")
+    if skip_broken is not None and not 0 <= skip_broken <= 100:
+        raise ValueError(f"skip_broken must be 0 to 100 percent, but is {skip_broken:g}; change it")
     _refuse_existing(request.out)
     with _lock(request.out, wait_s=0.0):
         return _build_locked(request)
@@ -175,6 +182,7 @@ class _Request(NamedTuple):
     progress: Progress = _silent
     download: bool = False
     layout: str = "auto"
+    skip_broken: float | None = None
     understood: Understood | None = None
     threads: int = 2
 
@@ -223,6 +231,7 @@ def _build_locked(request: _Request) -> Dataset:
     was killed.
     """
     from trainers.data import sources
+    from trainers.data.sources.base import BrokenImageError
 
     out = request.out
     _refuse_existing(out)
@@ -240,9 +249,16 @@ def _build_locked(request: _Request) -> Dataset:
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
             request.understood(sources.outline(source, unlabeled), notes)
-        manifest = _write(request, source, unlabeled, staging)
+        skipped: list[BrokenImageError] = []
+        if request.skip_broken is not None:
+            source, unlabeled, skipped = _without_broken(request, source, unlabeled)
+        try:
+            manifest = _write(request, source, unlabeled, staging)
+        except BrokenImageError as error:
+            raise _all_broken(request, source, unlabeled, error) from error
+        manifest = manifest.model_copy(update={"broken": tuple(_path_in_source(request, one.name) for one in skipped)})
         shutil.rmtree(scratch)
-        write_whole(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+        write_whole(staging / MANIFEST_FILE, manifest_text(manifest))
         staging.rename(out)
         sync(out.parent)
     except OSError as error:
@@ -255,6 +271,53 @@ def _build_locked(request: _Request) -> Dataset:
         # Also on Ctrl-C. After the rename nothing lies here any more.
         shutil.rmtree(staging, ignore_errors=True)
     return open_dataset(out)
+
+
+def _without_broken(
+    request: _Request, source: Source, unlabeled: Images | None
+) -> tuple[Source, Images | None, list[BrokenImageError]]:
+    """(source and unlabeled images without the broken ones, these). ValueError, listing them, where they are more than
+    was asked for.
+    """
+    from trainers.data.sources import broken
+    from trainers.data.sources.base import SelectedImages
+
+    assert request.skip_broken is not None
+    parts = _files_of(source, unlabeled)
+    total = sum(map(len, parts.values()))
+    tally = _Tally(request.progress, total)
+    found = {name: broken.find(part, threads=request.threads, advance=tally.advance) for name, part in parts.items()}
+    errors = [error for part in found.values() for error in part.values()]
+    if len(errors) > total * request.skip_broken / 100:
+        raise broken.refusal(errors, total, bound=request.skip_broken)
+    if unlabeled is not None:
+        bad = found["unlabeled"]
+        unlabeled = SelectedImages(unlabeled, [index for index in range(len(unlabeled)) if index not in bad])
+    return broken.without(source, found), unlabeled, errors
+
+
+def _all_broken(request: _Request, source: Source, unlabeled: Images | None, first: BrokenImageError) -> ValueError:
+    """What to say of the first broken image that was met: all there are, which takes decoding the others, too."""
+    from trainers.data.sources import broken
+
+    parts = _files_of(source, unlabeled)
+    errors = [error for part in parts.values() for error in broken.find(part, threads=request.threads).values()]
+    return broken.refusal(errors or [first], sum(map(len, parts.values())))
+
+
+def _files_of(source: Source, unlabeled: Images | None) -> dict[str, Images]:
+    parts = {"train": source.train.images, "test": None if source.test is None else source.test.images}
+    return {name: part for name, part in {**parts, "unlabeled": unlabeled}.items() if part is not None}
+
+
+def _path_in_source(request: _Request, name: str) -> str:
+    """Its path from the source's own folder on: a manifest holds no absolute path."""
+    from trainers.data.sources.base import shown
+
+    for path in (*request.source, *([] if request.unlabeled is None else [request.unlabeled])):
+        if name.startswith(shown(path)):
+            return shown(path.resolve().name) + name[len(shown(path)) :]
+    return name.rsplit("/", 1)[-1]
 
 
 def _write(request: _Request, source: Source, unlabeled: Images | None, folder: Path) -> Manifest:

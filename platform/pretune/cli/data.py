@@ -53,6 +53,14 @@ def data_command(
             "tells by names and contents, and refuses where both could be meant",
         ),
     ] = "auto",
+    skip_broken: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-broken",
+            metavar="N%",
+            help="leave out images that do not decode, and list them in the manifest; refused above N% of all",
+        ),
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="let torchvision fetch the source (CIFAR, STL-10)")
     ] = False,
@@ -93,6 +101,7 @@ def data_command(
                     progress=advance,
                     download=download,
                     layout=layout,
+                    skip_broken=None if skip_broken is None else _percent(skip_broken),
                     understood=partial(_show, console),
                 )
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -110,6 +119,13 @@ def data_command(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
     )
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise RequestError(f"--skip-broken must be a percentage, such as 2%, but is {text!r}; change it") from error
 
 
 def _show(console: Console, branches: Sequence[Branch], notes: Sequence[str]) -> None:

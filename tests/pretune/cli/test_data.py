@@ -78,3 +78,19 @@ def test_a_doubt_between_parts_and_classes_is_refused_and_settled_by_the_layout(
     wrong = pretune("data", "images", "--source", "in", "--out", "mine", "--layout", "partz")
     assert wrong.exit_code == 2
     assert "must be auto or parts or classes, but is 'partz'" in wrong.stderr
+
+
+def test_broken_images_are_skipped_where_that_is_asked_for(here: Path) -> None:
+    write_images(here / "in", "cat", "dog", count=10)
+    (here / "in" / "cat" / "0.png").write_bytes(b"")
+    arguments = ("data", "images", "--source", "in", "--out", "mine")
+    refused = pretune(*arguments)
+    assert refused.exit_code == 2
+    assert "in/cat/0.png: broken image" in refused.stderr
+    for share, fault in (("4%", "at most 4% of the files may be broken"), ("few", "must be a percentage, such as 2%")):
+        wrong = pretune(*arguments, "--skip-broken", share)
+        assert (wrong.exit_code, fault in wrong.stderr) == (2, True)
+    done = pretune(*arguments, "--skip-broken", "5%")
+    assert done.exit_code == 0, done.output
+    assert "1 left out, listed in the manifest" in done.stdout
+    assert datasets.open_dataset(here / "mine").manifest.broken == ("in/cat/0.png",)

@@ -42,6 +42,18 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
+class BrokenImageError(ValueError):
+    """An image that cannot be read. `name` is its file, `reason` says why, `broken` that its bytes are at fault."""
+
+    def __init__(self, name: str, reason: str, *, broken: bool = True) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(
+            f"{name}: broken image, every file must decode completely ({reason}); replace or remove the file"
+            if broken
+            else f"{name}: the image cannot be read ({reason}); check that it exists and who may read it"
+        )
+
+
 class Shape(NamedTuple):
     """Known from an image's header alone. `jpeg`: the size in bytes of its file, where that is a JPEG that can stay
     as it is.
@@ -87,11 +99,11 @@ class Images(ABC):
 
     @abstractmethod
     def shape(self, index: int) -> Shape:
-        """Read the header. Raises ValueError, naming the file, where it is not an image."""
+        """Read the header. Raises BrokenImageError, naming the file, where it is not an image."""
 
     @abstractmethod
     def read(self, index: int) -> Raster:
-        """Decode. Raises ValueError, naming the file, where the image is broken."""
+        """Decode. Raises BrokenImageError, naming the file, where the image is broken."""
 
 
 class ArrayImages(Images):
@@ -200,6 +212,28 @@ class ChainedImages(Images):
         return part.read(inner)
 
 
+class SelectedImages(Images):
+    """Some of a sequence's images: those at `indices`."""
+
+    def __init__(self, images: Images, indices: Sequence[int]) -> None:
+        self._images = images
+        self._indices = tuple(indices)
+        self.uniform = images.uniform
+        self.outline, self.notes = images.outline, images.notes
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._images.name(self._indices[index])
+
+    def shape(self, index: int) -> Shape:
+        return self._images.shape(self._indices[index])
+
+    def read(self, index: int) -> Raster:
+        return self._images.read(self._indices[index])
+
+
 class Part(NamedTuple):
     """Images and their labels, [n] int64, 0 to classes - 1."""
 
@@ -292,12 +326,10 @@ def target_size(height: int, width: int, max_side: int | None) -> tuple[int, int
     return max(1, round(height * max_side / longer)), max(1, round(width * max_side / longer))
 
 
-def _broken(name: str, error: BaseException) -> ValueError:
+def _broken(name: str, error: BaseException) -> BrokenImageError:
     if isinstance(error, FileNotFoundError | PermissionError):
-        return ValueError(
-            f"{name}: the image cannot be read ({error.strerror}); check that it exists and who may read it"
-        )
-    return ValueError(f"{name}: broken image, every file must decode completely ({error}); replace or remove the file")
+        return BrokenImageError(name, str(error.strerror), broken=False)
+    return BrokenImageError(name, str(error).replace("\n", " "))
 
 
 def _orientation(image: Image.Image) -> int:
