@@ -116,6 +116,7 @@ def build(
     progress: Progress | None = None,
     download: bool = False,
     layout: str = "auto",
+    arrays: Mapping[str, str] | None = None,
     skip_broken: float | None = None,
     understood: Understood | None = None,
     threads: int = 2,
@@ -127,10 +128,12 @@ def build(
     `select_images` defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000,
     but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
-    `source`, if given). `layout`: which folders are parts and which are classes, where names leave that open (`parts`,
-    `classes`). `skip_broken`: leave images out that do not decode, and list them in the manifest, up to so many percent
-    of all; every image is then decoded once more, before the splits are drawn. `understood` gets what the source was
-    taken for, before anything is written: a tree, and notes.
+    `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
+    (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
+    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `skip_broken`: leave images out that do
+    not decode, and list them in the manifest, up to so many percent of all; every image is then decoded once more,
+    before the splits are drawn. `understood` gets what the source was taken for, before anything is written: a tree,
+    and notes.
 
     An RGB JPEG that is upright and within `max_side` keeps its bytes; everything else is stored as pixels (all of one
     size, at most 64 px) or encoded once, at quality 95 with full chroma. Unlabeled images of another size than
@@ -149,6 +152,7 @@ def build(
         progress=progress or _silent,
         download=download,
         layout=layout,
+        arrays=arrays,
         skip_broken=skip_broken,
         understood=understood,
         threads=threads,
@@ -182,6 +186,7 @@ class _Request(NamedTuple):
     progress: Progress = _silent
     download: bool = False
     layout: str = "auto"
+    arrays: Mapping[str, str] | None = None
     skip_broken: float | None = None
     understood: Understood | None = None
     threads: int = 2
@@ -243,9 +248,14 @@ def _build_locked(request: _Request) -> Dataset:
         scratch = staging / "scratch"
         scratch.mkdir()
         source = sources.load(
-            request.kind, request.source, scratch=scratch, download=request.download, layout=request.layout
+            request.kind,
+            request.source,
+            scratch=scratch,
+            download=request.download,
+            layout=request.layout,
+            arrays=request.arrays or {},
         )
-        unlabeled = None if request.unlabeled is None else sources.load_unlabeled(request.unlabeled, scratch=scratch)
+        unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
             request.understood(sources.outline(source, unlabeled), notes)
@@ -271,6 +281,17 @@ def _build_locked(request: _Request) -> Dataset:
         # Also on Ctrl-C. After the rename nothing lies here any more.
         shutil.rmtree(staging, ignore_errors=True)
     return open_dataset(out)
+
+
+def _unlabeled(request: _Request, path: Path, scratch: Path) -> Images:
+    """What was said of an npz holds for the unlabeled one, too."""
+    from trainers.data import sources
+    from trainers.data.sources.base import CHANNELS
+
+    channels = next((one for one in CHANNELS if one == request.layout), "auto")
+    return sources.load_unlabeled(
+        path, scratch=scratch, channels=channels, key=(request.arrays or {}).get("images", "images")
+    )
 
 
 def _without_broken(

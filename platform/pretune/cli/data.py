@@ -48,11 +48,19 @@ def data_command(
         str,
         typer.Option(
             "--layout",
-            metavar="auto|parts|classes",
-            help="of images: parts (train, test …) hold the classes' folders, or each top folder is a class; auto "
-            "tells by names and contents, and refuses where both could be meant",
+            metavar="auto|parts|classes|channels-first|channels-last",
+            help="of images: parts (train, test …) hold the classes' folders, or each top folder is a class; of npz: "
+            "the axis of the channels; auto tells by names and contents, and refuses where both could be meant",
         ),
     ] = "auto",
+    array: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--array",
+            metavar="NAME=KEY",
+            help="of npz: the key that holds images, labels, test_images or test_labels; may be given again",
+        ),
+    ] = None,
     skip_broken: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +109,7 @@ def data_command(
                     progress=advance,
                     download=download,
                     layout=layout,
+                    arrays=dict(_pair(text) for text in array or ()),
                     skip_broken=None if skip_broken is None else _percent(skip_broken),
                     understood=partial(_show, console),
                 )
@@ -119,6 +128,13 @@ def data_command(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, key = text.partition("=")
+    if not (name and separator and key):
+        raise RequestError(f"--array must be NAME=KEY, such as images=train_images, but is {text!r}; change it")
+    return name, key
 
 
 def _percent(text: str) -> float:

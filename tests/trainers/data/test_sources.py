@@ -630,6 +630,98 @@ def test_an_npz_that_is_named_as_a_test_part_is_kept_apart(tmp_path: Path, scrat
     assert names_and_counts(load("npz", tmp_path, scratch=scratch)) == (("0", "1"), [2, 2], [1, 1])
 
 
+MEDMNIST = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
+
+
+def test_arrays_by_other_names_are_asked_for_with_the_options_that_fit_and_read_by_them(
+    tmp_path: Path, scratch: Path
+) -> None:
+    arrays = [
+        noise(6),
+        np.arange(6)[:, None] % 2,
+        noise(4),
+        np.zeros((4, 1), int),
+        noise(2, seed=1),
+        np.array([[0], [1]]),
+    ]
+    np.savez(tmp_path / "x.npz", **dict(zip(MEDMNIST, arrays, strict=True)))  # type: ignore[arg-type]
+    options = {
+        "images": "train_images",
+        "labels": "train_labels",
+        "test_images": "test_images",
+        "test_labels": "test_labels",
+    }
+    with pytest.raises(ValueError, match=r"x\.npz: must hold the arrays images, labels, but lacks") as asked:
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    assert str(asked.value).endswith(f"such as {' '.join(f'--array {name}={key}' for name, key in options.items())}")
+    found = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, arrays=options)
+    assert names_and_counts(found) == (("0", "1"), [3, 3], [1, 1])
+    assert found.test is not None
+    assert np.array_equal(pixels(found.test.images), noise(2, seed=1))
+    assert found.notes == ("arrays that are not read: val_images, val_labels",)
+
+
+@pytest.mark.parametrize(
+    ("held", "options"),
+    [
+        (("x", "y"), "--array images=x --array labels=y"),
+        (("data", "targets", "X_test"), "--array images=data --array labels=targets"),
+        (("x_train", "y_train", "x_test", "y_test"),
+         "--array images=x_train --array labels=y_train --array test_images=x_test --array test_labels=y_test"),
+        (("a", "b"), "--array images=KEY --array labels=KEY"),
+    ],
+)  # fmt: skip
+def test_what_is_suggested_for_arrays_fits_their_names(
+    tmp_path: Path, scratch: Path, held: tuple[str, ...], options: str
+) -> None:
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(held, np.zeros(3)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"such as {options}$"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({"picture": "x"}, "--array must name one of images, labels, test_images, test_labels, but names picture"),
+        ({"test_images": "x"}, "--array must name test_images and test_labels, or neither, but names one"),
+        ({"images": "x"}, r"must hold the arrays x, labels, but lacks x"),
+    ],
+)
+def test_wrong_names_for_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[str, str], fault: str) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(3), labels=np.arange(3))
+    with pytest.raises(ValueError, match=fault):
+        sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, arrays=arrays)
+    with pytest.raises(ValueError, match="--array is for the kind npz, but the kind is digits"):
+        sources.load("digits", [], scratch=scratch, arrays=arrays)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_axis_that_may_or_may_not_hold_the_channels_is_asked_for(
+    tmp_path: Path, scratch: Path, side: int, channels: int
+) -> None:
+    images = noise(4)[:, :, :side, :channels]  # images of width 1 or 3
+    np.savez(tmp_path / "x.npz", images=images.transpose(0, 3, 1, 2), labels=np.arange(4))
+    with pytest.raises(
+        ValueError, match=r"which axis holds the channels.*--layout channels-first or --layout channels-l"
+    ):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    with pytest.raises(ValueError, match="it must be clear which axis holds the channels"):
+        sources.load_unlabeled(tmp_path / "x.npz", scratch=scratch)
+    first = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-first").train.images
+    assert np.array_equal(pixels(first), np.broadcast_to(images, (4, 8, side, 3)))
+    last = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-last").train.images
+    assert last.uniform == (channels, 8)
+
+
+def test_channels_that_are_plainly_first_are_read_where_that_is_said(tmp_path: Path, scratch: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(4).transpose(0, 3, 1, 2), labels=np.arange(4))
+    with pytest.raises(ValueError, match=r"put the channels last, or say --layout channels-first"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    found = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-first")
+    assert np.array_equal(pixels(found.train.images), noise(4))
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
 def test_a_truncated_npz_is_named(tmp_path: Path, scratch: Path, keep: float) -> None:
     np.savez_compressed(tmp_path / "x.npz", images=noise(9), labels=np.arange(9))

@@ -7,51 +7,65 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trainers.data.sources import cifar, digits, images, npz, stl10, tiny_imagenet
-from trainers.data.sources.base import Branch, Images, Source, existing, shown
+from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Source, existing, shown
 from trainers.data.sources.layout import LAYOUTS
 
 _NETWORK_TIMEOUT_S = 30.0
 
 
+class Asked(NamedTuple):
+    """What a user says of a source that cannot always be told from it: one of its kind's `layouts`, and by which key a
+    .npz file holds what.
+    """
+
+    layout: Any = "auto"
+    arrays: Mapping[str, str] = MappingProxyType({})
+
+
 class Kind(NamedTuple):
     """`layout` says in one line what `load` expects; `load` gets the paths, a scratch folder that is removed
-    afterwards, and one of `layouts`.
+    afterwards, and what was asked for.
     """
 
     layout: str
-    load: Callable[[Sequence[Path], Path, Any], Source]
+    load: Callable[[Sequence[Path], Path, Asked], Source]
     download: str | None = None
     """The name of torchvision's class, where it can fetch this kind."""
     layouts: tuple[str, ...] = ("auto",)
     """How such a source may lie, where that cannot always be told from it."""
 
 
-def _digits(sources: Sequence[Path], scratch: Path, layout: str) -> Source:
+def _digits(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     if sources:
         raise ValueError(f"digits is built in and takes no --source, but got {sources[0]}; leave it out")
     return digits.load()
 
 
-def _cifar(classes: int, sources: Sequence[Path], scratch: Path, layout: str) -> Source:
+def _cifar(classes: int, sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return cifar.load(sources, classes)
 
 
-def _stl10(sources: Sequence[Path], scratch: Path, layout: str) -> Source:
+def _stl10(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return stl10.load(sources)
 
 
-def _tiny_imagenet(sources: Sequence[Path], scratch: Path, layout: str) -> Source:
+def _tiny_imagenet(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return tiny_imagenet.load(sources)
 
 
-def _npz(sources: Sequence[Path], scratch: Path, layout: str) -> Source:
-    return npz.load(sources)
+def _npz(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
+    return npz.load(sources, channels=asked.layout, arrays=asked.arrays)
+
+
+def _images(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
+    return images.load(sources, scratch, asked.layout)
 
 
 KINDS: dict[str, Kind] = {
@@ -66,16 +80,24 @@ KINDS: dict[str, Kind] = {
     "tiny-imagenet": Kind("the original folder tiny-imagenet-200", _tiny_imagenet),
     "images": Kind(
         "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders",
-        images.load,
+        _images,
         layouts=LAYOUTS,
     ),
-    "npz": Kind(".npz files with `images` and `labels`; files named test… are the test part", _npz),
+    "npz": Kind(".npz files with `images` and `labels`; files named test… are the test part", _npz, layouts=CHANNELS),
 }
 
 
-def load(kind: str, sources: Sequence[Path], *, scratch: Path, download: bool = False, layout: str = "auto") -> Source:
+def load(
+    kind: str,
+    sources: Sequence[Path],
+    *,
+    scratch: Path,
+    download: bool = False,
+    layout: str = "auto",
+    arrays: Mapping[str, str] = MappingProxyType({}),
+) -> Source:
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
-    `scratch`. `layout`: how it lies, one of the kind's `layouts`.
+    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`: by which key a .npz file holds what.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of data must be one of {', '.join(KINDS)}, but is {kind!r}; choose one")
@@ -86,15 +108,17 @@ def load(kind: str, sources: Sequence[Path], *, scratch: Path, download: bool = 
             f"the layout of {kind} must be {' or '.join(known)}, but is {layout!r}; choose one"
             + ("" if known[1:] else f"; others have {'; '.join(able)}")
         )
+    if arrays and kind != "npz":
+        raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
     _refuse_overlap(sources)
     if download:
         sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch, layout)
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
 
 
-def load_unlabeled(path: Path, *, scratch: Path) -> Images:
+def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", key: str = "images") -> Images:
     """Images without labels: a folder of images, a tar or zip, an .npz with `images`, STL-10's unlabeled_X.bin or the
-    folder it is in.
+    folder it is in. `channels`, `key`: of an .npz, which axis they are on, and what its images are called.
     """
     existing(path, "the unlabelled images")
     if path.is_dir():
@@ -105,7 +129,7 @@ def load_unlabeled(path: Path, *, scratch: Path) -> Images:
     if path.suffix == ".bin":
         return stl10.load_images(path)
     if path.suffix == ".npz":
-        return npz.load_images(path)
+        return npz.load_images(path, channels, key)
     return images.load_images(path, scratch)
 
 

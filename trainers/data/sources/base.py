@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -264,26 +264,48 @@ def shown(text: object) -> str:
     return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def as_pixels(array: NDArray[np.generic], origin: str) -> NDArray[np.uint8]:
-    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated."""
+Channels = Literal["auto", "channels-first", "channels-last"]
+"""Which axis of an array [n, …] holds the channels; `auto`: told from the shape, refused where that leaves a doubt."""
+CHANNELS: tuple[Channels, ...] = get_args(Channels)
+
+
+def as_pixels(
+    array: NDArray[np.generic], origin: str, channels: Channels = "channels-last", *, asked_by: str = ""
+) -> NDArray[np.uint8]:
+    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated.
+
+    `asked_by`: the option by which a user says which axis holds the channels, for messages.
+    """
     if array.dtype != np.uint8:
         raise ValueError(
             f"{origin}: images must be uint8 (0 to 255), but are {array.dtype}; convert them before saving"
         )
     if array.ndim == 3:
         array = array[..., None]
+    elif array.ndim == 4:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if channels == "auto" and first and last:
+            ways = f"{asked_by} channels-first or {asked_by} channels-last" if asked_by else "an array without doubt"
+            raise ValueError(
+                f"{origin}: it must be clear which axis holds the channels, but in the shape {list(array.shape)} it "
+                f"may be the second or the last; say which with {ways}"
+            )
+        if channels == "channels-first" and first:
+            array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
         raise ValueError(
             f"{origin}: images must have the shape [n, height, width, 3] or [n, height, width], but have "
             f"{list(array.shape)}; "
-            "put the channels last"
+            f"put the channels last{f', or say {asked_by} channels-first' if asked_by else ''}"
         )
     pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
 
 
 def as_labels(array: NDArray[np.generic], count: int, origin: str, *, classes: int | None = None) -> NDArray[np.int64]:
-    """Check labels against the number of images and classes, as int64 [n]."""
+    """Check labels ([n], or [n, 1]) against the number of images and classes, as int64 [n]."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise ValueError(f"{origin}: labels must be integers of shape [n], but are {array.dtype} {list(array.shape)}")
     if len(array) != count:
@@ -329,6 +351,8 @@ def target_size(height: int, width: int, max_side: int | None) -> tuple[int, int
 def _broken(name: str, error: BaseException) -> BrokenImageError:
     if isinstance(error, FileNotFoundError | PermissionError):
         return BrokenImageError(name, str(error.strerror), broken=False)
+    if isinstance(error, UnidentifiedImageError):
+        return BrokenImageError(name, "it begins as no image does")  # Pillow's own words name a stream in memory
     return BrokenImageError(name, str(error).replace("\n", " "))
 
 

@@ -221,7 +221,7 @@ def _from_folder(root: Path) -> Listing:
                 special.append(f"{shown(path)} ({_SPECIAL.get(stat.S_IFMT(mode), 'no regular file')})")
             elif _is_image(name, lambda path=path, mode=mode: b"" if mode is None else _head(path)):  # type: ignore[misc]
                 entries.append(Entry(here.folders, Blob(path, shown(path))))
-                beyond += [shown(path)] if outside else []
+                beyond += [shown(path)] if outside and status is not None else []
             else:
                 others[_called(name)] += 1
     notes = [
