@@ -209,6 +209,7 @@ class _Plan(NamedTuple):
     min_size: tuple[int, int]
     max_size: tuple[int, int]
     page_size: int
+    white: int
 
 
 class _Prepared(NamedTuple):
@@ -391,6 +392,7 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         max_side=request.max_side,
         reencoded=sum(part.encoded for part in written.values()),
         skipped=source.skipped,
+        grey_white=plan.white,
         duplicates=duplicates,
         content={split: part.content for split, part in written.items()},
         files={
@@ -470,6 +472,7 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
     labeled: set[tuple[int, int]] = set()
     sizes: set[tuple[int, int]] = set()
     payload = largest = count = 0
+    wide: list[tuple[Images, int]] = []
     for rows in splits:
         for index in [0] if rows.images.uniform else rows.indices.tolist():
             shape = rows.images.shape(index)
@@ -481,6 +484,8 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
                 )
             repeats = len(rows.indices) if rows.images.uniform else 1
             sizes.add((height, width))
+            if shape.wide:
+                wide.append((rows.images, index))
             if rows.split != "unlabeled":
                 labeled.add((height, width))
             resized = (height, width) != (shape.height, shape.width)
@@ -512,7 +517,29 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
         min_size=(min(heights), min(widths)),
         max_size=(max(heights), max(widths)),
         page_size=page_size,
+        white=_white(request, wide),
     )
+
+
+def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
+    """What 16-bit grey is taken for white: all values that the bits in use can have. A camera of 12 bits would give an
+    almost black picture otherwise. Said where it is not all 16.
+    """
+    from trainers.data.sources.base import WHITE
+
+    if not wide:
+        return WHITE
+    ranges = (255, 1023, 4095, 16383)
+    brightest = 0
+    for images, index in wide:
+        brightest = max(brightest, images.brightest(index))
+        if brightest > ranges[-1]:
+            return WHITE
+    white = next(top for top in ranges if brightest <= top)
+    if request.understood is not None:
+        said = f"{len(wide):,} images of 16-bit grey use {white.bit_length()} bits, up to {brightest:,}"
+        request.understood((), (f"{said}: 0 to {white:,} become black to white",))
+    return white
 
 
 def _prepare_all(request: _Request, rows: _Rows, plan: _Plan) -> Iterator[_Prepared]:
@@ -546,7 +573,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
 
     from trainers.data.sources.base import target_size
 
-    image, jpeg = rows.images.read(index)
+    image, jpeg = rows.images.read(index, plan.white)
     height, width = target_size(image.height, image.width, max_side)
     if (height, width) != (image.height, image.width):
         image, jpeg = image.resize((width, height), Image.Resampling.LANCZOS), None

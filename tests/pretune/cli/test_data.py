@@ -94,3 +94,19 @@ def test_broken_images_are_skipped_where_that_is_asked_for(here: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "1 left out, listed in the manifest" in done.stdout
     assert datasets.open_dataset(here / "mine").manifest.broken == ("in/cat/0.png",)
+
+
+def test_the_arrays_of_a_file_are_asked_for_and_named_one_by_one(here: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(here / "x.npz", x_train=images, y_train=np.arange(40) % 2)
+    arguments = ("data", "npz", "--source", "x.npz", "--out", "mine")
+    asked = pretune(*arguments)
+    assert asked.exit_code == 2
+    options = ("--array", "images=x_train", "--array", "labels=y_train")
+    assert asked.stderr.strip().endswith(" ".join(options))
+    wrong = pretune(*arguments, "--array", "images")
+    assert (wrong.exit_code, "--array must be NAME=KEY" in wrong.stderr) == (2, True)
+    assert not (here / "mine").exists()
+    done = pretune(*arguments, *options)
+    assert done.exit_code == 0, done.output
+    assert "train: 40 images, 2 classes" in done.stdout

@@ -200,6 +200,31 @@ def test_max_side_brings_down_the_longer_side_and_keeps_the_shape(tmp_path: Path
     assert (small.manifest.fixed_size, small.manifest.encoding, small.manifest.reencoded) == ((40, 20), "raw", 0)
 
 
+@pytest.mark.parametrize(
+    ("top", "white"), [(200, 255), (900, 1023), (4000, 4095), (16383, 16383), (16384, 65535), (60000, 65535)]
+)
+def test_grey_of_fewer_than_16_bits_keeps_its_range_in_all_images_alike_and_that_is_said(
+    tmp_path: Path, out: Path, top: int, white: int
+) -> None:
+    ramp = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(6):
+            # Only the last has the brightest value: the range is that of all.
+            Image.fromarray(ramp if number == 5 else ramp // 2).save(tmp_path / "in" / name / f"{number}.png")
+    said: list[str] = []
+    dataset = build("images", source=[tmp_path / "in"], out=out, understood=lambda tree, notes: said.extend(notes))
+    rows = stored_rows(dataset.search_file) + stored_rows(dataset.report_file)
+    expected = {np.round(values / white * 255).astype(np.uint8).tobytes() for values in (ramp, ramp // 2)}
+    assert {row.payload[::3] for row in rows} == expected
+    assert dataset.manifest.grey_white == open_dataset(out).manifest.grey_white == white
+    words = (
+        f"12 images of 16-bit grey use {white.bit_length()} bits, up to {top:,}: 0 to {white:,} become black to white"
+    )
+    assert said == ([] if white == 65535 else [words])
+    assert ("grey_white" in json.loads((out / "manifest.json").read_text())) == (white != 65535)
+
+
 def test_unlabeled_images_of_other_sizes_are_cropped_to_fixed_size_pixels(npz: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "extra").mkdir()
     wide = np.zeros((16, 48, 3), np.uint8)

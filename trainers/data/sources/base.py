@@ -33,6 +33,7 @@ IMAGE_SUFFIXES = frozenset(
         ".tiff",
     ]  # what Pillow reads everywhere
 )
+WHITE = 65535  # the value of 16-bit grey that is white
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 # What Pillow's decoders raise on bytes that are not what they claim to be.
@@ -56,12 +57,13 @@ class BrokenImageError(ValueError):
 
 class Shape(NamedTuple):
     """Known from an image's header alone. `jpeg`: the size in bytes of its file, where that is a JPEG that can stay
-    as it is.
+    as it is. `wide`: grey values of more than 8 bits.
     """
 
     height: int
     width: int
     jpeg: int | None
+    wide: bool = False
 
 
 class Raster(NamedTuple):
@@ -102,8 +104,14 @@ class Images(ABC):
         """Read the header. Raises BrokenImageError, naming the file, where it is not an image."""
 
     @abstractmethod
-    def read(self, index: int) -> Raster:
-        """Decode. Raises BrokenImageError, naming the file, where the image is broken."""
+    def read(self, index: int, white: int = WHITE) -> Raster:
+        """Decode. `white`: the value of wide grey that becomes white. Raises BrokenImageError, naming the file, where
+        the image is broken.
+        """
+
+    def brightest(self, index: int) -> int:
+        """The largest value of an image whose grey is wide. Raises as `read` does."""
+        return WHITE
 
 
 class ArrayImages(Images):
@@ -123,7 +131,7 @@ class ArrayImages(Images):
     def shape(self, index: int) -> Shape:
         return Shape(int(self._pixels.shape[1]), int(self._pixels.shape[2]), None)
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         return Raster(Image.fromarray(np.ascontiguousarray(self._pixels[index])), None)
 
 
@@ -164,13 +172,13 @@ class FileImages(Images):
                 # Pillow turns a TIFF upright by itself, and gives its upright size from the start.
                 if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:
                     width, height = height, width
-                keeps = _is_plain_jpeg(image)
+                keeps, wide = _is_plain_jpeg(image), image.mode.startswith("I")
             size = blob.path.stat().st_size if blob.size is None else blob.size
-            return Shape(height, width, size if keeps else None)
+            return Shape(height, width, size if keeps else None, wide)
         except _DECODE_ERRORS as error:
             raise _broken(blob.name, error) from error
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         blob = self._blobs[index]
         try:
             data = blob.read()
@@ -178,7 +186,15 @@ class FileImages(Images):
                 image.load()
                 # Without its end mark a JPEG is incomplete even where all pixels could be decoded.
                 keeps = _is_plain_jpeg(image) and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-                return Raster(upright_rgb(image), data if keeps else None)
+                return Raster(upright_rgb(image, white), data if keeps else None)
+        except _DECODE_ERRORS as error:
+            raise _broken(blob.name, error) from error
+
+    def brightest(self, index: int) -> int:
+        blob = self._blobs[index]
+        try:
+            with Image.open(io.BytesIO(blob.read())) as image:
+                return int(np.asarray(image).max())
         except _DECODE_ERRORS as error:
             raise _broken(blob.name, error) from error
 
@@ -207,9 +223,13 @@ class ChainedImages(Images):
         part, inner = self._locate(index)
         return part.shape(inner)
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         part, inner = self._locate(index)
-        return part.read(inner)
+        return part.read(inner, white)
+
+    def brightest(self, index: int) -> int:
+        part, inner = self._locate(index)
+        return part.brightest(inner)
 
 
 class SelectedImages(Images):
@@ -230,8 +250,11 @@ class SelectedImages(Images):
     def shape(self, index: int) -> Shape:
         return self._images.shape(self._indices[index])
 
-    def read(self, index: int) -> Raster:
-        return self._images.read(self._indices[index])
+    def read(self, index: int, white: int = WHITE) -> Raster:
+        return self._images.read(self._indices[index], white)
+
+    def brightest(self, index: int) -> int:
+        return self._images.brightest(self._indices[index])
 
 
 class Part(NamedTuple):
@@ -372,9 +395,9 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     )
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB on a white ground where the image is transparent; 16-bit grey is scaled to 8 bits. ValueError: pixels are
-    no integers.
+def upright_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
+    """RGB on a white ground where the image is transparent; wide grey is scaled so that `white` becomes 255, and what
+    is above it, too. ValueError: pixels are no integers.
     """
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
@@ -386,7 +409,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(
                 f"grey values must be 0 to 65535, but range from {wide.min()} to {wide.max()}; save it with 8 bits"
             )
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        scaled = np.minimum((wide * 510 + white) // (2 * white), 255)  # rounded to the nearest
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
