@@ -287,9 +287,9 @@ def _build_locked(request: _Request) -> Dataset:
 def _unlabeled(request: _Request, path: Path, scratch: Path) -> Images:
     """What was said of an npz holds for the unlabeled one, too."""
     from trainers.data import sources
-    from trainers.data.sources.base import CHANNELS
+    from trainers.data.sources.base import CHANNELS, Channels
 
-    channels = next((one for one in CHANNELS if one == request.layout), "auto")
+    channels: Channels = next((one for one in CHANNELS if one == request.layout), "auto")
     return sources.load_unlabeled(
         path, scratch=scratch, channels=channels, key=(request.arrays or {}).get("images", "images")
     )

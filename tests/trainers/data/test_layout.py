@@ -95,6 +95,8 @@ def test_what_is_in_neither_part_is_left_out_and_shown_with_its_count() -> None:
     assert found.left_out == 6
     assert "seg_pred/  left out, no part's name: 3 images" in lines(found.below)
     assert "left out, beside the parts: 3 images" in lines(found.below)
+    doubled = [*both("seg_train/seg_train", "seg_test/seg_test"), *entries("seg_pred/seg_pred")]
+    assert understood(read(doubled, where="in")) == (TWO, TWO)
     found = read(entries("train/cat", "train/dog", "test/test"), where="in")
     assert understood(found) == (TWO, None)
     assert "test/test/  left out, no class folders: 2 images" in lines(found.below)
@@ -113,6 +115,8 @@ def test_what_is_in_neither_part_is_left_out_and_shown_with_its_count() -> None:
         (["train/cat", "train/dog", "extra/cat", "extra/dog"], "one has a part's name and holds folders"),
         (["train/cat", "train/dog", "test/cat", "more/dog"], "more has no part's name and holds the same folders"),
         (["train/cat", "train/dog", "test/bus", "more/fox"], "hold other folders than one another"),
+        (["cat/train", "cat/test", "dog/train", "dog/test"], r"cat holds parts itself, which would be joined \(test"),
+        (["2019/Train/cat", "2019/Val/cat", "2020/cat"], "2019 holds parts itself"),
         (["Lernen/cat", "Lernen/dog", "Pruefung/cat", "Pruefung/dog"], r"all hold the same folders \(cat, dog\)"),
     ],
 )

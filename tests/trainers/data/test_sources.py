@@ -325,6 +325,8 @@ def test_one_of_several_sources_is_the_part_that_its_name_says(tmp_path: Path, s
     for other in (tmp_path / "Holdout", held_out):
         found = load("images", tmp_path / "TRAIN_a", tmp_path / "photos", other, scratch=scratch)
         assert names_and_counts(found) == (("a", "b"), [5, 5], [1, 1])
+        pair = sources.load("images", [tmp_path / "TRAIN_a", other], scratch=scratch, layout="parts")
+        assert names_and_counts(pair) == (("a", "b"), [2, 2], [1, 1])
     with pytest.raises(ValueError, match="only a test part was found"):
         load("images", tmp_path / "Holdout", held_out, scratch=scratch)
 
@@ -417,6 +419,23 @@ def test_a_test_class_without_training_images_and_an_image_beside_the_classes_ar
     save_png(tmp_path / "flat" / "lost.png", noise(1)[0])
     with pytest.raises(ValueError, match=r"lost\.png: every image must lie in the folder of its class"):
         load("images", tmp_path / "flat", scratch=scratch)
+
+
+def test_images_without_any_folder_are_refused_as_a_whole_and_a_webdataset_shard_by_its_name(
+    tmp_path: Path, scratch: Path
+) -> None:
+    for number in range(3):
+        save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
+    with pytest.raises(
+        ValueError, match=r"in: every image must lie in the folder of its class, but all 3 lie right in"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.cls").write_text("1")
+    with pytest.raises(
+        ValueError, match=r"x\.tar: .* but this is a WebDataset shard, with labels in files beside 3 im"
+    ):
+        load("images", pack(tmp_path / "in", tmp_path / "x.tar"), scratch=scratch)
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path, scratch: Path) -> None:

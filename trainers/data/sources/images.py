@@ -12,7 +12,7 @@ import numpy as np
 
 from trainers.data.sources.base import Branch, FileImages, Images, Part, Source, existing, shown
 from trainers.data.sources.layout import Layout, Reading, class_lines, read, role
-from trainers.data.sources.listing import Entry, counted, listing
+from trainers.data.sources.listing import Entry, Listing, counted, listing
 
 
 def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Source:
@@ -31,8 +31,11 @@ def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Sou
     left_out = 0
     for path in sources:
         found = listing(existing(path, "the source of images"), scratch)
-        reading = read(found.entries, where=shown(path), layout=layout, folder=path.is_dir())
-        if len(sources) > 1 and not reading.has_parts:
+        _refuse_flat(path, found)
+        named = len(sources) > 1 and role(_stem(path)) is not None
+        wanted = "auto" if named and layout == "parts" else layout
+        reading = read(found.entries, where=shown(path), layout=wanted, folder=path.is_dir())
+        if named and not reading.has_parts:
             reading = _as_named(reading, path)
         train += reading.train
         test += reading.test or []
@@ -90,6 +93,21 @@ def load_images(path: Path, scratch: Path) -> Images:
         *(f"unlabeled images from {shown(name)}/, a test part by its name, join pretraining" for name in tests[:3]),
     )
     return images
+
+
+def _refuse_flat(path: Path, found: Listing) -> None:
+    count = len(found.entries)
+    if any(entry.folders for entry in found.entries):
+        return
+    if max(found.others[".cls file"], found.others[".json file"]) >= count:
+        raise ValueError(
+            f"{shown(path)}: every image must lie in the folder of its class, but this is a WebDataset shard, with "
+            f"labels in files beside {count:,} images; unpack it into one folder per class"
+        )
+    raise ValueError(
+        f"{shown(path)}: every image must lie in the folder of its class, but all {count:,} lie right in it; sort them "
+        f"into folders, or give images without labels by --unlabelled"
+    )
 
 
 def _as_named(reading: Reading, path: Path) -> Reading:

@@ -155,20 +155,25 @@ def _looked_through(entries: Sequence[Entry]) -> tuple[tuple[str, ...], Sequence
         passed, entries = (*passed, name), inner
 
 
-def _inside_part(name: str, entries: Sequence[Entry], place: str) -> tuple[tuple[str, ...], Sequence[Entry]]:
-    """(folders of a part that hold nothing but one folder, what lies in the last). ValueError: it holds parts."""
+def _core(name: str, entries: Sequence[Entry]) -> tuple[tuple[str, ...], Sequence[Entry]]:
+    """(folders of a part that hold nothing but one folder, what lies in the last), as in seg_train/seg_train/cat."""
     passed: tuple[str, ...] = ()
     while True:
         tops, lost = _level(entries)
-        inner_name = next(iter(tops)) if len(tops) == 1 and not lost else None
-        if inner_name is None:
-            break
-        again = role(inner_name) == role(name)  # seg_train/seg_train/
-        if not again and (role(inner_name) or not _branches(tops[inner_name])):
-            break
-        passed, entries = (*passed, inner_name), tops[inner_name]
-    verdict, _ = _judged_by_name(tops)
-    if verdict != "classes":
+        if len(tops) != 1 or lost:
+            return passed, entries
+        ((inner_name, inner),) = tops.items()
+        again = role(name) is not None and role(inner_name) == role(name)
+        if not again and (role(inner_name) or not _branches(inner)):
+            return passed, entries
+        passed, entries = (*passed, inner_name), inner
+
+
+def _inside_part(name: str, entries: Sequence[Entry], place: str) -> tuple[tuple[str, ...], Sequence[Entry]]:
+    """What `_core` says of a part. ValueError: it holds parts itself."""
+    passed, entries = _core(name, entries)
+    tops, _ = _level(entries)
+    if _judged_by_name(tops)[0] != "classes":
         raise ValueError(
             f"{place}/{shown(name)}: a part must hold its classes' folders, but holds folders named as parts: "
             f"{_counts(tops)}; name the folders that are meant, one --source for each part, or rename these"
@@ -190,9 +195,9 @@ def _branches(entries: Sequence[Entry]) -> bool:
 
 def _judged(tops: _Tops) -> tuple[Verdict, str]:
     verdict, why = _judged_by_name(tops)
-    if verdict == "classes" and (alike := _alike(tops)):
-        return "unclear", alike
-    return verdict, why
+    if verdict == "classes":
+        why = _split_inside(tops) or _alike(tops)
+    return ("unclear", why) if verdict == "classes" and why else (verdict, why)
 
 
 def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
@@ -206,14 +211,15 @@ def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
         return "classes", ""
     trains = [name for name, found in named.items() if found.role == "train"]
     tests = [name for name, found in named.items() if found.role == "test"]
-    deep = {name for name in tops if _holds_folders(tops[name])}
+    below = {name: _names_below(_core(name, inner)[1]) for name, inner in tops.items()}
+    deep = {name for name, names in below.items() if names}
     if len(tops) == 1 and deep:
         return "parts", ""
     if trains and tests and deep.issuperset(trains):
-        classes = set[str]().union(*(_names_below(tops[name]) for name in trains))
-        strangers = sorted(name for name in others if classes & _names_below(tops[name]))
+        classes = set[str]().union(*(below[name] for name in trains))
+        strangers = sorted(name for name in others if classes & below[name])
         labeled = [name for name in tests if name in deep]
-        agree = not labeled or any(classes & _names_below(tops[name]) for name in labeled)
+        agree = not labeled or any(classes & below[name] for name in labeled)
         if not others or (agree and not strangers):
             return "parts", ""
         if strangers:
@@ -226,6 +232,14 @@ def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
     if deep & named.keys():
         return "unclear", "one has a part's name and holds folders, the others have not"
     return "classes", ""
+
+
+def _split_inside(tops: _Tops) -> str:
+    """Why images of a test part would be among those to train on: the classes, or several sets, hold parts."""
+    for name, inner in tops.items():
+        if {"train", "test"} <= {role(below) for below in _names_below(inner)}:
+            return f"{shown(name)} holds parts itself, which would be joined ({_counts(_level(inner)[0])})"
+    return ""
 
 
 def _alike(tops: _Tops) -> str:
