@@ -93,7 +93,7 @@ def test_links_that_lead_to_each_other_end(root: Path, tmp_path: Path) -> None:
         os.symlink("itself", root / one / "itself")
     found = listing(root, tmp_path)
     assert names(found) == ["cat/0.png", "dog/1.png"]
-    assert found.others == {"file without a suffix": 2}
+    assert found.others == {"suffixless file": 2}
 
 
 def test_a_class_behind_a_link_is_read_and_said_to_be_outside(root: Path, tmp_path: Path) -> None:

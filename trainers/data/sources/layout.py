@@ -35,6 +35,7 @@ _FILLERS = frozenset(
 )  # fmt: skip
 """Words beside `train` and `test` that say nothing."""
 _SHOWN_CLASSES = 8
+_MOST_PARTS = 20  # in one folder; more are classes, or sorts of them
 
 
 class _Name(NamedTuple):
@@ -54,8 +55,58 @@ class Reading(NamedTuple):
     left_out: int
 
 
-_Tops = Mapping[str, Sequence[Entry]]
-"""The folders of one level, and what lies in each: entries whose own `folders` begin below it."""
+class _Folder:
+    """A folder, with what lies in it and below it. Built once: a source may have millions of images."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, _Folder] = {}
+        self.images: list[Entry] = []
+        """Right in it."""
+        self.count = 0
+        """At any depth."""
+
+    @property
+    def only(self) -> str | None:
+        """The name of the single folder in it, if nothing else is."""
+        return next(iter(self.folders)) if len(self.folders) == 1 and not self.images else None
+
+    @property
+    def branches(self) -> bool:
+        """Whether two folders or more are in it, or in the single ones in it."""
+        here = self
+        while (name := here.only) is not None:
+            here = here.folders[name]
+        return len(here.folders) > 1
+
+    def entries(self, depth: int) -> list[Entry]:
+        """All images in the order of their paths, with the names from below this folder on, which is `depth` deep."""
+        found: list[Entry] = []
+        pending = [self]
+        while pending:
+            here = pending.pop()
+            found += here.images
+            pending += [inner for _, inner in sorted(here.folders.items(), reverse=True)]
+        return [Entry(entry.folders[depth:], entry.blob) for entry in found] if depth else found
+
+
+def _tree(entries: Sequence[Entry]) -> _Folder:
+    root = _Folder()
+    known: dict[tuple[str, ...], list[_Folder]] = {(): [root]}
+    for entry in entries:
+        if entry.folders not in known:
+            way = [root]
+            for name in entry.folders:
+                way.append(way[-1].folders.setdefault(name, _Folder()))
+            known[entry.folders] = way
+        known[entry.folders][-1].images.append(entry)
+    for way in known.values():
+        for folder in way:
+            folder.count += len(way[-1].images)
+    return root
+
+
+_Tops = Mapping[str, _Folder]
+"""The folders of one level."""
 
 
 def role(name: str) -> Role | None:
@@ -70,20 +121,23 @@ def read(entries: Sequence[Entry], *, where: str, layout: Layout = "auto", folde
     ValueError, naming `where`, where the source does not lie as `layout` says, or `auto` could be wrong.
     """
     if layout == "classes":
-        return _classes(entries, ())
-    passed, here = _looked_through(entries)
-    tops, lost = _level(here)
+        return _classes(_tree(entries), ())
+    passed, here = _looked_through(_tree(entries))
+    tops = here.folders
     place = "/".join((where.rstrip("/"), *map(shown, passed)))
     if layout == "auto":
-        verdict, why = _judged(tops)
-        if verdict == "unclear":
+        verdict, why = _judged_by_name(tops)
+        if verdict == "classes":
+            _refuse_parts_inside(tops, place)
+            why = _alike(tops)
+        if why:
             raise ValueError(
                 f"{place}: its folders must be parts (train, test) or classes, but {why}: {_counts(tops)}; "
                 f"say which with --layout parts or --layout classes"
             )
         if verdict == "classes":
             return _classes(here, passed)
-    return _parts(tops, len(lost), passed, place, folder)
+    return _parts(here, passed, place, folder)
 
 
 # ---- names
@@ -119,85 +173,44 @@ def _role_of_word(word: str) -> Role | None:
     return "test" if stems & (_VALIDATION | _TEST) else None
 
 
-# ---- levels
+# ---- single folders
 
 
-def _level(entries: Sequence[Entry]) -> tuple[dict[str, list[Entry]], list[Entry]]:
-    """(what lies in each folder of this level, what lies beside them)."""
-    tops: dict[str, list[Entry]] = {}
-    lost: list[Entry] = []
-    for entry in entries:
-        if entry.folders:
-            tops.setdefault(entry.folders[0], []).append(Entry(entry.folders[1:], entry.blob))
-        else:
-            lost.append(entry)
-    return tops, lost
-
-
-def _holds_folders(entries: Sequence[Entry]) -> bool:
-    return any(entry.folders for entry in entries)
-
-
-def _names_below(entries: Sequence[Entry]) -> set[str]:
-    return {entry.folders[0] for entry in entries if entry.folders}
-
-
-def _looked_through(entries: Sequence[Entry]) -> tuple[tuple[str, ...], Sequence[Entry]]:
-    """(the single folders around everything, what lies in them). One that is a part itself is not looked through."""
+def _looked_through(folder: _Folder) -> tuple[tuple[str, ...], _Folder]:
+    """(the single folders around everything, the last of them). One that is a part itself is not looked through."""
     passed: tuple[str, ...] = ()
-    while True:
-        tops, lost = _level(entries)
-        if len(tops) != 1 or lost:
-            return passed, entries
-        ((name, inner),) = tops.items()
-        if not _holds_folders(inner) or (role(name) and _judged_by_name(_level(inner)[0])[0] != "parts"):
-            return passed, entries
-        passed, entries = (*passed, name), inner
+    while (name := folder.only) is not None:
+        inner = folder.folders[name]
+        if not inner.folders or (role(name) and _judged_by_name(inner.folders)[0] != "parts"):
+            break
+        passed, folder = (*passed, name), inner
+    return passed, folder
 
 
-def _core(name: str, entries: Sequence[Entry]) -> tuple[tuple[str, ...], Sequence[Entry]]:
-    """(folders of a part that hold nothing but one folder, what lies in the last), as in seg_train/seg_train/cat."""
+def _core(name: str, folder: _Folder) -> tuple[tuple[str, ...], _Folder]:
+    """(folders of a part that hold nothing but one folder, the last of them), as in seg_train/seg_train/cat."""
     passed: tuple[str, ...] = ()
-    while True:
-        tops, lost = _level(entries)
-        if len(tops) != 1 or lost:
-            return passed, entries
-        ((inner_name, inner),) = tops.items()
+    while (inner_name := folder.only) is not None:
+        inner = folder.folders[inner_name]
         again = role(name) is not None and role(inner_name) == role(name)
-        if not again and (role(inner_name) or not _branches(inner)):
-            return passed, entries
-        passed, entries = (*passed, inner_name), inner
+        if not again and (role(inner_name) or not inner.branches):
+            break
+        passed, folder = (*passed, inner_name), inner
+    return passed, folder
 
 
-def _inside_part(name: str, entries: Sequence[Entry], place: str) -> tuple[tuple[str, ...], Sequence[Entry]]:
+def _inside_part(name: str, folder: _Folder, place: str) -> tuple[tuple[str, ...], _Folder]:
     """What `_core` says of a part. ValueError: it holds parts itself."""
-    passed, entries = _core(name, entries)
-    tops, _ = _level(entries)
-    if _judged_by_name(tops)[0] != "classes":
+    passed, inner = _core(name, folder)
+    if _judged_by_name(inner.folders)[0] != "classes":
         raise ValueError(
             f"{place}/{shown(name)}: a part must hold its classes' folders, but holds folders named as parts: "
-            f"{_counts(tops)}; name the folders that are meant, one --source for each part, or rename these"
+            f"{_counts(inner.folders)}; name the folders that are meant, one --source for each part, or rename these"
         )
-    return passed, entries
-
-
-def _branches(entries: Sequence[Entry]) -> bool:
-    """Whether there are two folders or more, right here or in a single one."""
-    while True:
-        tops, lost = _level(entries)
-        if len(tops) != 1 or lost:
-            return len(tops) > 1
-        (entries,) = tops.values()
+    return passed, inner
 
 
 # ---- what a level is
-
-
-def _judged(tops: _Tops) -> tuple[Verdict, str]:
-    verdict, why = _judged_by_name(tops)
-    if verdict == "classes":
-        why = _split_inside(tops) or _alike(tops)
-    return ("unclear", why) if verdict == "classes" and why else (verdict, why)
 
 
 def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
@@ -211,7 +224,7 @@ def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
         return "classes", ""
     trains = [name for name, found in named.items() if found.role == "train"]
     tests = [name for name, found in named.items() if found.role == "test"]
-    below = {name: _names_below(_core(name, inner)[1]) for name, inner in tops.items()}
+    below = {name: set(_core(name, inner)[1].folders) for name, inner in tops.items()}
     deep = {name for name, names in below.items() if names}
     if len(tops) == 1 and deep:
         return "parts", ""
@@ -234,17 +247,20 @@ def _judged_by_name(tops: _Tops) -> tuple[Verdict, str]:
     return "classes", ""
 
 
-def _split_inside(tops: _Tops) -> str:
-    """Why images of a test part would be among those to train on: the classes, or several sets, hold parts."""
+def _refuse_parts_inside(tops: _Tops, place: str) -> None:
+    """Images of a test part would be among those to train on where the classes, or several sets, hold parts."""
     for name, inner in tops.items():
-        if {"train", "test"} <= {role(below) for below in _names_below(inner)}:
-            return f"{shown(name)} holds parts itself, which would be joined ({_counts(_level(inner)[0])})"
-    return ""
+        if 2 <= len(inner.folders) <= _MOST_PARTS and {"train", "test"} <= {role(below) for below in inner.folders}:
+            raise ValueError(
+                f"{place}: its folders must be parts (train, test) or classes, but {shown(name)} holds parts itself: "
+                f"{_counts(inner.folders)}; sort them as train/{shown(name)}, name one --source for each part, or join "
+                f"them with --layout classes"
+            )
 
 
 def _alike(tops: _Tops) -> str:
     """Why folders that no name tells apart may be parts in another language: all hold the same two or more folders."""
-    below = [_names_below(inner) for inner in tops.values()]
+    below = [set(inner.folders) for inner in tops.values()]
     union = set[str]().union(*below)
     if len(tops) < 2 or any(len(names) < 2 or 2 * len(names) <= len(union) for names in below):
         return ""
@@ -255,22 +271,30 @@ def _alike(tops: _Tops) -> str:
 # ---- readings
 
 
-def _classes(entries: Sequence[Entry], passed: tuple[str, ...]) -> Reading:
-    return Reading(list(entries), None, False, _through(passed, class_lines(entries)), 0)
+def _classes(here: _Folder, passed: tuple[str, ...]) -> Reading:
+    return Reading(here.entries(len(passed)), None, False, _through(passed, _class_lines(here)), 0)
 
 
-def _parts(tops: _Tops, lost: int, passed: tuple[str, ...], place: str, folder: bool) -> Reading:
-    found: dict[Role, list[tuple[str, Sequence[Entry]]]] = {"train": [], "test": []}
+class _Part(NamedTuple):
+    """A part that was found: its path in the source, its folder, and how deep that lies."""
+
+    path: str
+    folder: _Folder
+    depth: int
+
+
+def _parts(here: _Folder, passed: tuple[str, ...], place: str, folder: bool) -> Reading:
+    found: dict[Role, list[_Part]] = {"train": [], "test": []}
     lines: list[Branch] = []
-    left_out = lost
-    for name, inner in sorted(tops.items()):
+    left_out = lost = len(here.images)
+    for name, inner in sorted(here.folders.items()):
         own = role(name)
         below, held = ((), inner) if own is None else _inside_part(name, inner, place)
         path = "/".join(map(shown, (name, *below)))
-        count = _images(len(held))
-        if own is not None and _holds_folders(held):
-            found[own].append((path, held))
-            lines.append(Branch(f"{path}/  {own}: {count}, {_class_count(held)}", class_lines(held)))
+        count = _images(held.count)
+        if own is not None and held.folders:
+            found[own].append(_Part(path, held, len(passed) + 1 + len(below)))
+            lines.append(Branch(f"{path}/  {own}: {count}, {_class_count(held)}", _class_lines(held)))
         elif own == "train":
             raise ValueError(
                 f"{place}/{path}: a part to train on must hold one folder per class, but its {count} lie right in it; "
@@ -281,26 +305,25 @@ def _parts(tops: _Tops, lost: int, passed: tuple[str, ...], place: str, folder: 
             # ImageNet's `test` has no class folders, because its labels are secret: it is no part to report on.
             why = "no part's name" if own is None else "no class folders"
             lines.append(Branch(f"{path}/  left out, {why}: {count}"))
-            left_out += len(held)
+            left_out += held.count
     if not found["train"] and not found["test"]:
         raise ValueError(
-            f"{place}: there must be folders named as parts, such as train and test, but there are {_counts(tops)}; "
-            f"rename them, or take them for classes with --layout classes"
+            f"{place}: there must be folders named as parts, such as train and test, but there are "
+            f"{_counts(here.folders)}; rename them, or take them for classes with --layout classes"
         )
     for own, several in found.items():
         if len(several) > 1:
-            _refuse_several(own, [path for path, _ in several], found, place, folder)
+            _refuse_several(own, found, place, folder)
     if lost:
         lines.append(Branch(f"left out, beside the parts: {_images(lost)}"))
-    train = [entry for _, held in found["train"] for entry in held]
-    test = [entry for _, held in found["test"] for entry in held] if found["test"] else None
-    return Reading(train, test, True, _through(passed, tuple(lines)), left_out)
+    train, test = ([part.folder.entries(part.depth) for part in found[own]] for own in get_args(Role))
+    below_all = _through(passed, tuple(lines))
+    return Reading(train[0] if train else [], test[0] if test else None, True, below_all, left_out)
 
 
-def _refuse_several(
-    own: Role, paths: list[str], found: Mapping[Role, Sequence[tuple[str, object]]], place: str, folder: bool
-) -> NoReturn:
-    chosen = [several[0][0] for several in (found["train"], found["test"]) if several]
+def _refuse_several(own: Role, found: Mapping[Role, Sequence[_Part]], place: str, folder: bool) -> NoReturn:
+    paths = [part.path for part in found[own]]
+    chosen = [several[0].path for several in found.values() if several]
     remedy = f"name the parts: {' '.join(f'--source {place}/{path}' for path in chosen)}"
     raise ValueError(
         f"{place}: one folder must be the {own} part, but {' and '.join(sorted(paths))} both have class folders; "
@@ -316,8 +339,11 @@ def _through(passed: Sequence[str], lines: tuple[Branch, ...]) -> tuple[Branch, 
 
 def class_lines(entries: Sequence[Entry]) -> tuple[Branch, ...]:
     """A line for each folder, with what is in it; where there are many, the first and what the rest are like."""
-    tops, _ = _level(entries)
-    sizes = sorted((name, len(inner)) for name, inner in tops.items())
+    return _class_lines(_tree(entries))
+
+
+def _class_lines(here: _Folder) -> tuple[Branch, ...]:
+    sizes = sorted((name, inner.count) for name, inner in here.folders.items())
     if len(sizes) <= _SHOWN_CLASSES:
         return tuple(Branch(f"{shown(name)}/  {count:,}") for name, count in sizes)
     listed, rest = sizes[: _SHOWN_CLASSES - 1], [count for _, count in sizes[_SHOWN_CLASSES - 1 :]]
@@ -328,8 +354,8 @@ def class_lines(entries: Sequence[Entry]) -> tuple[Branch, ...]:
     )
 
 
-def _class_count(entries: Sequence[Entry]) -> str:
-    count = len(_names_below(entries))
+def _class_count(here: _Folder) -> str:
+    count = len(here.folders)
     return f"{count:,} class{'' if count == 1 else 'es'}"
 
 
@@ -339,5 +365,5 @@ def _images(count: int) -> str:
 
 def _counts(tops: _Tops) -> str:
     """`Training (40 images), Testing (12 images)`: at most six folders."""
-    listed = ", ".join(f"{shown(name)} ({_images(len(inner))})" for name, inner in sorted(tops.items())[:6])
+    listed = ", ".join(f"{shown(name)} ({_images(inner.count)})" for name, inner in sorted(tops.items())[:6])
     return (listed or "none") + (f" and {len(tops) - 6:,} more" if len(tops) > 6 else "")

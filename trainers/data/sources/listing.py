@@ -161,7 +161,7 @@ def _starts_as_image(head: bytes) -> bool:
 def _called(name: str) -> str:
     """What a file that is no image is called."""
     suffix = PurePosixPath(name).suffix.lower()
-    return _KNOWN.get(suffix) or (f"{shown(suffix)} file" if suffix else "file without a suffix")
+    return _KNOWN.get(suffix) or (f"{shown(suffix)} file" if suffix else "suffixless file")
 
 
 def _head(path: Path) -> bytes:
