@@ -248,6 +248,13 @@ def test_annotations_that_do_not_match_the_images_are_refused(tmp_path: Path, sc
         load("tiny-imagenet", tmp_path, scratch=scratch)
 
 
+def test_a_fifo_among_the_images_is_refused_and_not_waited_for(tmp_path: Path, scratch: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    os.mkfifo(tmp_path / "train" / "n01" / "images" / "n01_9.JPEG")
+    with pytest.raises(ValueError, match=r"n01_9\.JPEG: an image must be a regular file"):
+        load("tiny-imagenet", tmp_path, scratch=scratch)
+
+
 # ---- images
 
 
@@ -647,6 +654,18 @@ def test_an_npz_that_is_named_as_a_test_part_is_kept_apart(tmp_path: Path, scrat
     for file, count in ((name, 2), ("mnist-train", 4)):
         np.savez(tmp_path / f"{file}.npz", images=noise(count), labels=np.arange(count) % 2)
     assert names_and_counts(load("npz", tmp_path, scratch=scratch)) == (("0", "1"), [2, 2], [1, 1])
+
+
+def test_of_a_folder_only_whole_npz_files_are_read(tmp_path: Path, scratch: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=noise(4), labels=np.arange(4))
+    (tmp_path / "train.npz").rename(tmp_path / "Train.NPZ")
+    (tmp_path / "._Train.npz").write_bytes(b"left by a Mac")
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert len(load("npz", tmp_path, scratch=scratch).train.labels) == 4
+    with pytest.raises(
+        ValueError, match=r"pipe\.npz: the source of npz must be \.npz files, but this is no regular file"
+    ):
+        load("npz", tmp_path / "pipe.npz", scratch=scratch)
 
 
 MEDMNIST = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")

@@ -130,13 +130,16 @@ def _suggested(held: Sequence[str]) -> str:
 
 
 def _files(path: Path, kind: str) -> list[Path]:
-    if path.is_file():
-        if path.suffix != ".npz":
-            raise ValueError(
-                f"{path}: the source of {kind} must be .npz files, but this is {path.suffix or 'without a suffix'}"
-            )
+    if not path.is_dir():
+        if path.suffix.lower() != ".npz" or not path.is_file():
+            what = (path.suffix or "without a suffix") if path.is_file() else "no regular file"
+            raise ValueError(f"{path}: the source of {kind} must be .npz files, but this is {what}; check the path")
         return [path]
-    files = sorted(path.glob("*.npz"))
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() == ".npz" and file.is_file() and not file.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"{path}: the folder must hold .npz files, but there is none; check the path")
     return files
