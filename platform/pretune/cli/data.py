@@ -49,7 +49,7 @@ def data_command(
         typer.Option(
             "--layout",
             metavar="auto|parts|classes|channels-first|channels-last",
-            help="of images: parts (train, test and the like) hold the classes' folders, or each top folder is a class; "
+            help="of images: parts (train, test and such) hold the classes' folders, or each top folder is a class; "
             "of npz: the axis of the channels; auto tells by names and contents, and refuses where both could be meant",
         ),
     ] = "auto",
