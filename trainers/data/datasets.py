@@ -37,6 +37,7 @@ from trainers.data.manifest import (
     Dataset,
     FileRecord,
     Manifest,
+    manifest_text,
     open_dataset,
     quick_hash,
     sha256_of,
@@ -47,7 +48,7 @@ from trainers.data.splits import Integers, carve, check_population
 from trainers.files import sync, write_whole
 
 if TYPE_CHECKING:
-    from trainers.data.sources.base import Images, Source
+    from trainers.data.sources.base import Branch, BrokenImageError, Images, Source
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
+Understood = Callable[[Sequence["Branch"], Sequence[str]], None]
 Split = Literal["train", "select", "report", "unlabeled"]
 SPLITS: tuple[Split, ...] = ("train", "select", "unlabeled", "report")  # the order in which they are written
 
@@ -113,6 +115,10 @@ def build(
     report_images: int | None = None,
     progress: Progress | None = None,
     download: bool = False,
+    layout: str = "auto",
+    arrays: Mapping[str, str] | None = None,
+    skip_broken: float | None = None,
+    understood: Understood | None = None,
     threads: int = 2,
 ) -> Dataset:
     """Write a data set of `kind` (see `kinds()`) to the new folder `out`, all of it or nothing.
@@ -122,7 +128,12 @@ def build(
     `select_images` defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000,
     but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
-    `source`, if given).
+    `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
+    (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
+    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `skip_broken`: leave images out that do
+    not decode, and list them in the manifest, up to so many percent of all; every image is then decoded once more,
+    before the splits are drawn. `understood` gets what the source was taken for, before anything is written: a tree,
+    and notes.
 
     An RGB JPEG that is upright and within `max_side` keeps its bytes; everything else is stored as pixels (all of one
     size, at most 64 px) or encoded once, at quality 95 with full chroma. Unlabeled images of another size than
@@ -140,11 +151,17 @@ def build(
         report_images=report_images,
         progress=progress or _silent,
         download=download,
+        layout=layout,
+        arrays=arrays,
+        skip_broken=skip_broken,
+        understood=understood,
         threads=threads,
     )
     for name, value, least in (("max_side", max_side, 4), ("threads", threads, 1), ("split_seed", split_seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}; raise it")
+    if skip_broken is not None and not 0 <= skip_broken <= 100:
+        raise ValueError(f"skip_broken must be 0 to 100 percent, but is {skip_broken:g}; change it")
     _refuse_existing(request.out)
     with _lock(request.out, wait_s=0.0):
         return _build_locked(request)
@@ -168,6 +185,10 @@ class _Request(NamedTuple):
     report_images: int | None = None
     progress: Progress = _silent
     download: bool = False
+    layout: str = "auto"
+    arrays: Mapping[str, str] | None = None
+    skip_broken: float | None = None
+    understood: Understood | None = None
     threads: int = 2
 
 
@@ -188,6 +209,7 @@ class _Plan(NamedTuple):
     min_size: tuple[int, int]
     max_size: tuple[int, int]
     page_size: int
+    white: int
 
 
 class _Prepared(NamedTuple):
@@ -215,6 +237,7 @@ def _build_locked(request: _Request) -> Dataset:
     was killed.
     """
     from trainers.data import sources
+    from trainers.data.sources.base import BrokenImageError
 
     out = request.out
     _refuse_existing(out)
@@ -225,11 +248,28 @@ def _build_locked(request: _Request) -> Dataset:
     try:
         scratch = staging / "scratch"
         scratch.mkdir()
-        source = sources.load(request.kind, request.source, scratch=scratch, download=request.download)
-        unlabeled = None if request.unlabeled is None else sources.load_unlabeled(request.unlabeled, scratch=scratch)
-        manifest = _write(request, source, unlabeled, staging)
+        source = sources.load(
+            request.kind,
+            request.source,
+            scratch=scratch,
+            download=request.download,
+            layout=request.layout,
+            arrays=request.arrays or {},
+        )
+        unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
+        if request.understood is not None:
+            notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
+            request.understood(sources.outline(source, unlabeled), notes)
+        skipped: list[BrokenImageError] = []
+        if request.skip_broken is not None:
+            source, unlabeled, skipped = _without_broken(request, source, unlabeled)
+        try:
+            manifest = _write(request, source, unlabeled, staging)
+        except BrokenImageError as error:
+            raise _all_broken(request, source, unlabeled, error) from error
+        manifest = manifest.model_copy(update={"broken": tuple(_path_in_source(request, one.name) for one in skipped)})
         shutil.rmtree(scratch)
-        write_whole(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+        write_whole(staging / MANIFEST_FILE, manifest_text(manifest))
         staging.rename(out)
         sync(out.parent)
     except OSError as error:
@@ -242,6 +282,64 @@ def _build_locked(request: _Request) -> Dataset:
         # Also on Ctrl-C. After the rename nothing lies here any more.
         shutil.rmtree(staging, ignore_errors=True)
     return open_dataset(out)
+
+
+def _unlabeled(request: _Request, path: Path, scratch: Path) -> Images:
+    """What was said of an npz holds for the unlabeled one, too."""
+    from trainers.data import sources
+    from trainers.data.sources.base import CHANNELS, Channels
+
+    channels: Channels = next((one for one in CHANNELS if one == request.layout), "auto")
+    return sources.load_unlabeled(
+        path, scratch=scratch, channels=channels, key=(request.arrays or {}).get("images", "images")
+    )
+
+
+def _without_broken(
+    request: _Request, source: Source, unlabeled: Images | None
+) -> tuple[Source, Images | None, list[BrokenImageError]]:
+    """(source and unlabeled images without the broken ones, these). ValueError, listing them, where they are more than
+    was asked for.
+    """
+    from trainers.data.sources import broken
+    from trainers.data.sources.base import SelectedImages
+
+    assert request.skip_broken is not None
+    parts = _files_of(source, unlabeled)
+    total = sum(map(len, parts.values()))
+    tally = _Tally(request.progress, total)
+    found = {name: broken.find(part, threads=request.threads, advance=tally.advance) for name, part in parts.items()}
+    errors = [error for part in found.values() for error in part.values()]
+    if len(errors) > total * request.skip_broken / 100:
+        raise broken.refusal(errors, total, bound=request.skip_broken)
+    if unlabeled is not None:
+        bad = found["unlabeled"]
+        unlabeled = SelectedImages(unlabeled, [index for index in range(len(unlabeled)) if index not in bad])
+    return broken.without(source, found), unlabeled, errors
+
+
+def _all_broken(request: _Request, source: Source, unlabeled: Images | None, first: BrokenImageError) -> ValueError:
+    """What to say of the first broken image that was met: all there are, which takes decoding the others, too."""
+    from trainers.data.sources import broken
+
+    parts = _files_of(source, unlabeled)
+    errors = [error for part in parts.values() for error in broken.find(part, threads=request.threads).values()]
+    return broken.refusal(errors or [first], sum(map(len, parts.values())))
+
+
+def _files_of(source: Source, unlabeled: Images | None) -> dict[str, Images]:
+    parts = {"train": source.train.images, "test": None if source.test is None else source.test.images}
+    return {name: part for name, part in {**parts, "unlabeled": unlabeled}.items() if part is not None}
+
+
+def _path_in_source(request: _Request, name: str) -> str:
+    """Its path from the source's own folder on: a manifest holds no absolute path."""
+    from trainers.data.sources.base import shown
+
+    for path in (*request.source, *([] if request.unlabeled is None else [request.unlabeled])):
+        if name.startswith(shown(path)):
+            return shown(path.resolve().name) + name[len(shown(path)) :]
+    return name.rsplit("/", 1)[-1]
 
 
 def _write(request: _Request, source: Source, unlabeled: Images | None, folder: Path) -> Manifest:
@@ -294,6 +392,7 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         max_side=request.max_side,
         reencoded=sum(part.encoded for part in written.values()),
         skipped=source.skipped,
+        grey_white=plan.white,
         duplicates=duplicates,
         content={split: part.content for split, part in written.items()},
         files={
@@ -373,6 +472,7 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
     labeled: set[tuple[int, int]] = set()
     sizes: set[tuple[int, int]] = set()
     payload = largest = count = 0
+    wide: list[tuple[Images, int]] = []
     for rows in splits:
         for index in [0] if rows.images.uniform else rows.indices.tolist():
             shape = rows.images.shape(index)
@@ -384,6 +484,8 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
                 )
             repeats = len(rows.indices) if rows.images.uniform else 1
             sizes.add((height, width))
+            if shape.wide:
+                wide.append((rows.images, index))
             if rows.split != "unlabeled":
                 labeled.add((height, width))
             resized = (height, width) != (shape.height, shape.width)
@@ -415,7 +517,29 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
         min_size=(min(heights), min(widths)),
         max_size=(max(heights), max(widths)),
         page_size=page_size,
+        white=_white(request, wide),
     )
+
+
+def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
+    """What 16-bit grey is taken for white: all values that the bits in use can have. A camera of 12 bits would give an
+    almost black picture otherwise. Said where it is not all 16.
+    """
+    from trainers.data.sources.base import WHITE
+
+    if not wide:
+        return WHITE
+    ranges = (255, 1023, 4095, 16383)
+    brightest = 0
+    for images, index in wide:
+        brightest = max(brightest, images.brightest(index))
+        if brightest > ranges[-1]:
+            return WHITE
+    white = next(top for top in ranges if brightest <= top)
+    if request.understood is not None:
+        said = f"{len(wide):,} images of 16-bit grey use {white.bit_length()} bits, up to {brightest:,}"
+        request.understood((), (f"{said}: 0 to {white:,} become black to white",))
+    return white
 
 
 def _prepare_all(request: _Request, rows: _Rows, plan: _Plan) -> Iterator[_Prepared]:
@@ -449,7 +573,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
 
     from trainers.data.sources.base import target_size
 
-    image, jpeg = rows.images.read(index)
+    image, jpeg = rows.images.read(index, plan.white)
     height, width = target_size(image.height, image.width, max_side)
     if (height, width) != (image.height, image.width):
         image, jpeg = image.resize((width, height), Image.Resampling.LANCZOS), None

@@ -83,6 +83,10 @@ class Manifest(_Stored):
     """Images whose JPEG bytes were made here (quality 95, full chroma) instead of taken from the source."""
     skipped: int
     """Files of the source that were left out because they are no images."""
+    broken: tuple[str, ...] = ()
+    """Images that were left out because they do not decode, by their paths in the source; `--skip-broken`."""
+    grey_white: int = 65535
+    """The value of 16-bit grey that was taken for white: lower where all such images use fewer bits."""
     duplicates: Mapping[str, int]
     """`a/b`: images of `a` whose pixels occur in `b` too; `train/train`: images of `train` that repeat an earlier
     one.
@@ -231,6 +235,14 @@ def parse_manifest(text: bytes, place: object) -> Manifest:
         raise ValueError(f"{place}: not a manifest of this version ({_first_fault(error)}); build it again") from error
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """What manifest.json says. A key of a later version that says nothing is left out: the text, whose hash is the
+    data set's name, is then what an older version wrote of the same source.
+    """
+    silent = {key for key in ("broken", "grey_white") if getattr(manifest, key) == Manifest.model_fields[key].default}
+    return manifest.model_dump_json(indent=1, exclude=silent) + "\n"
+
+
 def verify(dataset: Dataset, *, files: Sequence[str] | None = None, full: bool = True) -> None:
     """Compare the files' bytes with the manifest: all bytes, or with `full=False` the quick hash (milliseconds).
 
@@ -267,6 +279,7 @@ def summary(dataset: Dataset) -> dict[str, str]:
         ),
         "unlabeled": f"{counts.unlabeled:,} images",
         "images": f"{size}, stored as {manifest.encoding}",
+        **({"broken": f"{len(manifest.broken):,} left out, listed in the manifest"} if manifest.broken else {}),
         "duplicates": ", ".join(f"{pair} {count:,}" for pair, count in leaks.items()) or "none",
         "disk": f"{stored / 2**20:,.1f} MiB",
         "hash": dataset.manifest_hash,

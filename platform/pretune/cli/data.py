@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
-from pretune.cli.exits import checking
+from pretune.cli.exits import checking, note
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from trainers.data.sources.base import Branch
 
 
 def data_command(
@@ -37,6 +43,31 @@ def data_command(
     report_images: Annotated[
         int | None,
         typer.Option("--report-images", min=1, help="size of the split read once, where the source has no test part"),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="auto|parts|classes|channels-first|channels-last",
+            help="of images: parts (train, test and such) hold the classes' folders, or each top folder is a class; "
+            "of npz: the axis of the channels; auto tells by names and contents, and refuses where both could be meant",
+        ),
+    ] = "auto",
+    array: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--array",
+            metavar="NAME=KEY",
+            help="of npz: the key that holds images, labels, test_images or test_labels; may be given again",
+        ),
+    ] = None,
+    skip_broken: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-broken",
+            metavar="N%",
+            help="leave out images that do not decode, and list them in the manifest; refused above N% of all",
+        ),
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="let torchvision fetch the source (CIFAR, STL-10)")
@@ -77,6 +108,10 @@ def data_command(
                     report_images=report_images,
                     progress=advance,
                     download=download,
+                    layout=layout,
+                    arrays=dict(_pair(text) for text in array or ()),
+                    skip_broken=None if skip_broken is None else _percent(skip_broken),
+                    understood=partial(_show, console),
                 )
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
@@ -93,3 +128,32 @@ def data_command(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, key = text.partition("=")
+    if not (name and separator and key):
+        raise RequestError(f"--array must be NAME=KEY, such as images=train_images, but is {text!r}; change it")
+    return name, key
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise RequestError(f"--skip-broken must be a percentage, such as 2%, but is {text!r}; change it") from error
+
+
+def _show(console: Console, branches: Sequence[Branch], notes: Sequence[str]) -> None:
+    """What the source was taken for, before anything is written."""
+
+    def grow(tree: Tree, below: Sequence[Branch]) -> None:
+        for branch in below:
+            grow(tree.add(Text(branch.text)), branch.below)
+
+    for branch in branches:
+        tree = Tree(Text(branch.text))
+        grow(tree, branch.below)
+        console.print(tree, soft_wrap=True)
+    for text in notes:
+        note(console, text)

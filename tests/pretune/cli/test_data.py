@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from tests.pretune.cli.command import pretune
 from trainers.data import datasets
+
+
+def write_images(root: Path, *folders: str, count: int = 6) -> None:
+    """Different images of noise in each of these folders."""
+    for place, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng((place, number)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{number}.png")
 
 
 def test_data_writes_a_data_set_and_says_what_is_in_it(here: Path) -> None:
@@ -21,3 +34,79 @@ def test_data_writes_a_data_set_and_says_what_is_in_it(here: Path) -> None:
     damaged = pretune("data", "digits", "--out", "mine", "--verify")
     assert damaged.exit_code == 2
     assert "search.beton" in damaged.stderr
+
+
+def test_what_a_source_is_taken_for_is_printed_before_anything_is_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(here / "in", "Training/cat", "Training/dog", "Testing/cat", "Testing/dog", "misc")
+
+    def stop(*_: object) -> None:
+        raise ValueError("nothing was written yet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "_write", stop)
+        stopped = pretune("data", "images", "--source", "in", "--out", "mine")
+    assert stopped.exit_code == 2
+    assert not (here / "mine").exists()
+    assert [line.rstrip() for line in stopped.stdout.splitlines()] == [
+        "in/",
+        "├── Testing/  test: 12 images, 2 classes",
+        "│   ├── cat/  6",
+        "│   └── dog/  6",
+        "├── Training/  train: 12 images, 2 classes",
+        "│   ├── cat/  6",
+        "│   └── dog/  6",
+        "└── misc/  left out, no part's name: 6 images",
+        "report, the split that is read once: the test part",
+    ]
+    assert pretune("data", "images", "--source", "in", "--out", "mine").exit_code == 0
+    counts = datasets.open_dataset(here / "mine").manifest.counts
+    assert (counts.train + counts.select, counts.report) == (12, 12)
+
+
+def test_a_doubt_between_parts_and_classes_is_refused_and_settled_by_the_layout(here: Path) -> None:
+    write_images(here / "in", "train/cat", "train/dog", "extra/cat", "extra/dog")
+    asked = pretune("data", "images", "--source", "in", "--out", "mine")
+    assert asked.exit_code == 2
+    assert "extra (12 images), train (12 images)" in asked.stderr
+    assert "--layout parts or --layout classes" in asked.stderr
+    assert not (here / "mine").exists()
+    for layout, names in (("parts", ("cat", "dog")), ("classes", ("extra", "train"))):
+        assert pretune("data", "images", "--source", "in", "--out", layout, "--layout", layout).exit_code == 0
+        assert datasets.open_dataset(here / layout).manifest.class_names == names
+    wrong = pretune("data", "images", "--source", "in", "--out", "mine", "--layout", "partz")
+    assert wrong.exit_code == 2
+    assert "must be auto or parts or classes, but is 'partz'" in wrong.stderr
+
+
+def test_broken_images_are_skipped_where_that_is_asked_for(here: Path) -> None:
+    write_images(here / "in", "cat", "dog", count=10)
+    (here / "in" / "cat" / "0.png").write_bytes(b"")
+    arguments = ("data", "images", "--source", "in", "--out", "mine")
+    refused = pretune(*arguments)
+    assert refused.exit_code == 2
+    assert "in/cat/0.png: broken image" in refused.stderr
+    for share, fault in (("4%", "at most 4% of the files may be broken"), ("few", "must be a percentage, such as 2%")):
+        wrong = pretune(*arguments, "--skip-broken", share)
+        assert (wrong.exit_code, fault in wrong.stderr) == (2, True)
+    done = pretune(*arguments, "--skip-broken", "5%")
+    assert done.exit_code == 0, done.output
+    assert "1 left out, listed in the manifest" in done.stdout
+    assert datasets.open_dataset(here / "mine").manifest.broken == ("in/cat/0.png",)
+
+
+def test_the_arrays_of_a_file_are_asked_for_and_named_one_by_one(here: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(here / "x.npz", x_train=images, y_train=np.arange(40) % 2)
+    arguments = ("data", "npz", "--source", "x.npz", "--out", "mine")
+    asked = pretune(*arguments)
+    assert asked.exit_code == 2
+    options = ("--array", "images=x_train", "--array", "labels=y_train")
+    assert asked.stderr.strip().endswith(" ".join(options))
+    wrong = pretune(*arguments, "--array", "images")
+    assert (wrong.exit_code, "--array must be NAME=KEY" in wrong.stderr) == (2, True)
+    assert not (here / "mine").exists()
+    done = pretune(*arguments, *options)
+    assert done.exit_code == 0, done.output
+    assert "train: 40 images, 2 classes" in done.stdout

@@ -200,6 +200,31 @@ def test_max_side_brings_down_the_longer_side_and_keeps_the_shape(tmp_path: Path
     assert (small.manifest.fixed_size, small.manifest.encoding, small.manifest.reencoded) == ((40, 20), "raw", 0)
 
 
+@pytest.mark.parametrize(
+    ("top", "white"), [(200, 255), (900, 1023), (4000, 4095), (16383, 16383), (16384, 65535), (60000, 65535)]
+)
+def test_grey_of_fewer_than_16_bits_keeps_its_range_in_all_images_alike_and_that_is_said(
+    tmp_path: Path, out: Path, top: int, white: int
+) -> None:
+    ramp = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(6):
+            # Only the last has the brightest value: the range is that of all.
+            Image.fromarray(ramp if number == 5 else ramp // 2).save(tmp_path / "in" / name / f"{number}.png")
+    said: list[str] = []
+    dataset = build("images", source=[tmp_path / "in"], out=out, understood=lambda tree, notes: said.extend(notes))
+    rows = stored_rows(dataset.search_file) + stored_rows(dataset.report_file)
+    expected = {np.round(values / white * 255).astype(np.uint8).tobytes() for values in (ramp, ramp // 2)}
+    assert {row.payload[::3] for row in rows} == expected
+    assert dataset.manifest.grey_white == open_dataset(out).manifest.grey_white == white
+    words = (
+        f"12 images of 16-bit grey use {white.bit_length()} bits, up to {top:,}: 0 to {white:,} become black to white"
+    )
+    assert said == ([] if white == 65535 else [words])
+    assert ("grey_white" in json.loads((out / "manifest.json").read_text())) == (white != 65535)
+
+
 def test_unlabeled_images_of_other_sizes_are_cropped_to_fixed_size_pixels(npz: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "extra").mkdir()
     wide = np.zeros((16, 48, 3), np.uint8)
@@ -350,6 +375,57 @@ def test_a_broken_image_among_good_ones_is_named_and_leaves_nothing(tmp_path: Pa
     with pytest.raises(ValueError, match=r"b/007\.jpg: broken image, .*replace or remove the file"):
         build("images", source=[source], out=out)
     assert only_left(out.parent) == set()
+
+
+def cut(path: Path, keep: float) -> Path:
+    """Leave a share of a file's bytes."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    return path
+
+
+def test_broken_images_are_listed_all_at_once_whatever_part_of_them_is_missing(tmp_path: Path, out: Path) -> None:
+    source = write_images(tmp_path / "in", [(80, 80)] * 20, suffix="jpg")
+    extra = write_images(tmp_path / "extra", [(80, 80)] * 2, suffix="jpg")
+    bad = [cut(source / "a" / f"{number:03}.jpg", keep) for number, keep in ((0, 0.9), (7, 0.0), (9, 0.1))]
+    bad += [cut(source / "b" / "003.jpg", 0.8), cut(extra / "b" / "001.jpg", 0.8)]
+    with pytest.raises(ValueError, match=r"5 of 44 are broken \(11%\); .* --skip-broken 11\.4%:") as refused:
+        build("images", source=[source], unlabeled=extra, out=out)
+    lines = str(refused.value).splitlines()
+    assert sorted(line.split()[0] for line in lines[1:]) == sorted(map(str, bad))
+    assert only_left(out.parent) == set()
+
+
+def test_of_very_many_broken_images_the_first_hundred_are_listed(tmp_path: Path, out: Path) -> None:
+    source = write_images(tmp_path / "in", [(8, 8)] * 100)
+    for path in [*source.rglob("*.png")][:130]:
+        cut(path, 0.5)
+    with pytest.raises(ValueError, match="130 of 200 are broken") as refused:
+        build("images", source=[source], out=out)
+    assert len(str(refused.value).splitlines()) == 102
+    assert str(refused.value).endswith("and 30 more")
+
+
+def test_broken_images_are_skipped_up_to_a_bound_and_listed_in_the_manifest(tmp_path: Path, out: Path) -> None:
+    source = write_images(tmp_path / "in", [(80, 80)] * 20, suffix="jpg")
+    extra = write_images(tmp_path / "extra", [(80, 80)] * 10, suffix="jpg")
+    request: dict[str, Any] = {"source": [source], "unlabeled": extra}
+    whole = build("images", out=out.with_name("whole"), skip_broken=0, **request)
+    assert "broken" not in json.loads((whole.folder / "manifest.json").read_text())
+    for path in (source / "a" / "004.jpg", source / "b" / "007.jpg", extra / "a" / "001.jpg"):
+        cut(path, 0.9)
+    with pytest.raises(ValueError, match=r"at most 4% of the files may be broken, but 3 of 60 are broken \(5%\)"):
+        build("images", out=out, skip_broken=4, **request)
+    assert only_left(out.parent) == {"whole"}
+    dataset = build("images", out=out, skip_broken=5, **request)
+    assert dataset.manifest.broken == ("in/a/004.jpg", "in/b/007.jpg", "extra/a/001.jpg")
+    assert str(tmp_path) not in dataset.manifest.model_dump_json()
+    counts = dataset.manifest.counts
+    assert (counts.train + counts.select + counts.report, counts.unlabeled) == (38, 19)
+    assert datasets.summary(dataset)["broken"] == "3 left out, listed in the manifest"
+    assert open_dataset(out) == dataset
+    for wrong in (-1.0, 101.0, float("nan")):
+        with pytest.raises(ValueError, match="skip_broken must be 0 to 100 percent"):
+            build("images", out=out.with_name("other"), skip_broken=wrong, **request)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError("a bug")])

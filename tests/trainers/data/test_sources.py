@@ -9,6 +9,7 @@ import pickle
 import sys
 import tarfile
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,13 @@ def test_annotations_that_do_not_match_the_images_are_refused(tmp_path: Path, sc
         load("tiny-imagenet", tmp_path, scratch=scratch)
 
 
+def test_a_fifo_among_the_images_is_refused_and_not_waited_for(tmp_path: Path, scratch: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    os.mkfifo(tmp_path / "train" / "n01" / "images" / "n01_9.JPEG")
+    with pytest.raises(ValueError, match=r"n01_9\.JPEG: an image must be a regular file"):
+        load("tiny-imagenet", tmp_path, scratch=scratch)
+
+
 # ---- images
 
 
@@ -260,6 +268,14 @@ def pack(folder: Path, path: Path, prefix: str = "") -> Path:
     with tarfile.open(path, "w") as tar:
         for file in sorted(folder.rglob("*")):
             tar.add(file, arcname=prefix + str(file.relative_to(folder)), recursive=False)
+    return path
+
+
+def zipped(folder: Path, path: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, prefix + str(file.relative_to(folder)))
     return path
 
 
@@ -292,6 +308,72 @@ def test_train_and_test_folders_are_recognized_in_folders_and_tars(
         assert names_and_counts(load("images", tar, scratch=scratch)) == expected
 
 
+@pytest.mark.parametrize(
+    "prefix", ["/", "/home/me/", "../../", "./../x/", "a/../b/./", "x//y/", "photos/", "deep/er/photos/"]
+)
+@pytest.mark.parametrize("parts", [("Training", "Testing"), ("seg_train/seg_train", "seg_test/seg_test"), None])
+def test_archives_are_understood_as_folders_are_whatever_is_around_their_paths(
+    tmp_path: Path, scratch: Path, prefix: str, parts: tuple[str, str] | None
+) -> None:
+    for name in parts or ("",):
+        write_classes(tmp_path / "in" / name, "a", "b")
+    expected = (("a", "b"), [2, 2], [2, 2] if parts else None)
+    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == expected
+    tar = pack(tmp_path / "in", tmp_path / "in.tar", prefix)
+    assert names_and_counts(load("images", tar, scratch=scratch)) == expected
+    packed = zipped(tmp_path / "in", tmp_path / "in.zip", prefix)
+    assert names_and_counts(load("images", packed, scratch=scratch)) == expected
+
+
+def test_one_of_several_sources_is_the_part_that_its_name_says(tmp_path: Path, scratch: Path) -> None:
+    for name, count in (("photos", 3), ("TRAIN_a", 2), ("Holdout", 1)):
+        write_classes(tmp_path / name, "a", "b", count=count)
+    held_out = pack(tmp_path / "Holdout", tmp_path / "holdout.v2.tar")
+    for other in (tmp_path / "Holdout", held_out):
+        found = load("images", tmp_path / "TRAIN_a", tmp_path / "photos", other, scratch=scratch)
+        assert names_and_counts(found) == (("a", "b"), [5, 5], [1, 1])
+        pair = sources.load("images", [tmp_path / "TRAIN_a", other], scratch=scratch, layout="parts")
+        assert names_and_counts(pair) == (("a", "b"), [2, 2], [1, 1])
+    with pytest.raises(ValueError, match="only a test part was found"):
+        load("images", tmp_path / "Holdout", held_out, scratch=scratch)
+
+
+def test_a_source_inside_another_is_refused(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "train", "a", "b")
+    write_classes(tmp_path / "in" / "test", "a", "b")
+    for inner in (tmp_path / "in" / "test", tmp_path / "in"):
+        with pytest.raises(ValueError, match="no source may lie in another"):
+            load("images", tmp_path / "in", inner, scratch=scratch)
+
+
+@pytest.mark.parametrize("folder", ["a", "photos/a", "train/a"])
+def test_a_single_class_is_refused_unless_it_is_asked_for(tmp_path: Path, scratch: Path, folder: str) -> None:
+    write_classes(tmp_path / "in", folder)
+    with pytest.raises(
+        ValueError, match=r"two classes or more, but all 2 images .* are in one, '(a|photos)'.*--layout"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    found = sources.load("images", [tmp_path / "in"], scratch=scratch, layout="classes")
+    assert found.class_names == (folder.split("/")[0],)
+    assert any("there is one class only" in note for note in found.notes)
+
+
+def test_the_unlabeled_images_of_a_test_part_are_pointed_at(tmp_path: Path, scratch: Path) -> None:
+    write_classes(tmp_path / "in" / "Training", "a")
+    write_classes(tmp_path / "in" / "Testing", "a")
+    (note,) = sources.load_unlabeled(tmp_path / "in", scratch=scratch).notes
+    assert note == "unlabeled images from Testing/, a test part by its name, join pretraining"
+
+
+def test_a_layout_is_one_of_the_kinds_own(tmp_path: Path, scratch: Path) -> None:
+    with pytest.raises(
+        ValueError, match="layout of images must be auto or parts or classes, but is 'part'; choose one"
+    ):
+        sources.load("images", [tmp_path], scratch=scratch, layout="part")
+    with pytest.raises(ValueError, match=r"layout of digits must be auto, but is 'parts'; .* images \(not auto: parts"):
+        sources.load("digits", [], scratch=scratch, layout="parts")
+
+
 def test_parts_may_come_as_several_sources(tmp_path: Path, scratch: Path) -> None:
     write_classes(tmp_path / "in" / "train", "a", "b")
     write_classes(tmp_path / "in" / "val", "a", "b", count=1)
@@ -307,9 +389,13 @@ def test_parts_may_come_as_several_sources(tmp_path: Path, scratch: Path) -> Non
         load("images", tars[1], scratch=scratch)
 
 
-def test_classes_may_be_called_train_and_test(tmp_path: Path, scratch: Path) -> None:
+def test_classes_may_be_called_train_and_test_where_that_is_said(tmp_path: Path, scratch: Path) -> None:
     write_classes(tmp_path / "in", "train", "test", "car")
-    assert names_and_counts(load("images", tmp_path / "in", scratch=scratch)) == (
+    with pytest.raises(
+        ValueError, match=r"in: its folders must be parts .* or classes, .*--layout parts or --layout cl"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    assert names_and_counts(sources.load("images", [tmp_path / "in"], scratch=scratch, layout="classes")) == (
         ("car", "test", "train"),
         [2, 2, 2],
         None,
@@ -340,6 +426,23 @@ def test_a_test_class_without_training_images_and_an_image_beside_the_classes_ar
     save_png(tmp_path / "flat" / "lost.png", noise(1)[0])
     with pytest.raises(ValueError, match=r"lost\.png: every image must lie in the folder of its class"):
         load("images", tmp_path / "flat", scratch=scratch)
+
+
+def test_images_without_any_folder_are_refused_as_a_whole_and_a_webdataset_shard_by_its_name(
+    tmp_path: Path, scratch: Path
+) -> None:
+    for number in range(3):
+        save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
+    with pytest.raises(
+        ValueError, match=r"in: every image must lie in the folder of its class, but all 3 lie right in"
+    ):
+        load("images", tmp_path / "in", scratch=scratch)
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.cls").write_text("1")
+    with pytest.raises(
+        ValueError, match=r"x\.tar: .* but this is a WebDataset shard, with labels in files beside 3 im"
+    ):
+        load("images", pack(tmp_path / "in", tmp_path / "x.tar"), scratch=scratch)
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path, scratch: Path) -> None:
@@ -507,6 +610,7 @@ def test_a_file_that_is_no_image_is_named_from_its_header(tmp_path: Path, scratc
 def test_a_broken_image_in_a_tar_is_named_with_its_tar(tmp_path: Path, scratch: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "x.jpg").write_bytes(b"oops")
+    save_png(tmp_path / "in" / "b" / "y.png", noise(1)[0])
     tar = pack(tmp_path / "in", tmp_path / "in.tar")
     with pytest.raises(ValueError, match=r"in\.tar: a/x\.jpg: broken image"):
         load("images", tar, scratch=scratch).train.images.shape(0)
@@ -543,6 +647,117 @@ def test_wrong_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[st
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"x\.npz: .*{fault}"):
         load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+@pytest.mark.parametrize("name", ["Test", "mnist-test", "eval", "dev_1", "report", "holdout"])
+def test_an_npz_that_is_named_as_a_test_part_is_kept_apart(tmp_path: Path, scratch: Path, name: str) -> None:
+    for file, count in ((name, 2), ("mnist-train", 4)):
+        np.savez(tmp_path / f"{file}.npz", images=noise(count), labels=np.arange(count) % 2)
+    assert names_and_counts(load("npz", tmp_path, scratch=scratch)) == (("0", "1"), [2, 2], [1, 1])
+
+
+def test_of_a_folder_only_whole_npz_files_are_read(tmp_path: Path, scratch: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=noise(4), labels=np.arange(4))
+    (tmp_path / "train.npz").rename(tmp_path / "Train.NPZ")
+    (tmp_path / "._Train.npz").write_bytes(b"left by a Mac")
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert len(load("npz", tmp_path, scratch=scratch).train.labels) == 4
+    with pytest.raises(
+        ValueError, match=r"pipe\.npz: the source of npz must be \.npz files, but this is no regular file"
+    ):
+        load("npz", tmp_path / "pipe.npz", scratch=scratch)
+
+
+MEDMNIST = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
+
+
+def test_arrays_by_other_names_are_asked_for_with_the_options_that_fit_and_read_by_them(
+    tmp_path: Path, scratch: Path
+) -> None:
+    arrays = [
+        noise(6),
+        np.arange(6)[:, None] % 2,
+        noise(4),
+        np.zeros((4, 1), int),
+        noise(2, seed=1),
+        np.array([[0], [1]]),
+    ]
+    np.savez(tmp_path / "x.npz", **dict(zip(MEDMNIST, arrays, strict=True)))  # type: ignore[arg-type]
+    options = {
+        "images": "train_images",
+        "labels": "train_labels",
+        "test_images": "test_images",
+        "test_labels": "test_labels",
+    }
+    with pytest.raises(ValueError, match=r"x\.npz: must hold the arrays images, labels, but lacks") as asked:
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    assert str(asked.value).endswith(f"such as {' '.join(f'--array {name}={key}' for name, key in options.items())}")
+    found = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, arrays=options)
+    assert names_and_counts(found) == (("0", "1"), [3, 3], [1, 1])
+    assert found.test is not None
+    assert np.array_equal(pixels(found.test.images), noise(2, seed=1))
+    assert found.notes == ("arrays that are not read: val_images, val_labels",)
+
+
+@pytest.mark.parametrize(
+    ("held", "options"),
+    [
+        (("x", "y"), "--array images=x --array labels=y"),
+        (("data", "targets", "X_test"), "--array images=data --array labels=targets"),
+        (("x_train", "y_train", "x_test", "y_test"),
+         "--array images=x_train --array labels=y_train --array test_images=x_test --array test_labels=y_test"),
+        (("a", "b"), "--array images=KEY --array labels=KEY"),
+    ],
+)  # fmt: skip
+def test_what_is_suggested_for_arrays_fits_their_names(
+    tmp_path: Path, scratch: Path, held: tuple[str, ...], options: str
+) -> None:
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(held, np.zeros(3)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"such as {options}$"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({"picture": "x"}, "--array must name one of images, labels, test_images, test_labels, but names picture"),
+        ({"test_images": "x"}, "--array must name test_images and test_labels, or neither, but names one"),
+        ({"images": "x"}, r"must hold the arrays x, labels, but lacks x"),
+    ],
+)
+def test_wrong_names_for_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[str, str], fault: str) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(3), labels=np.arange(3))
+    with pytest.raises(ValueError, match=fault):
+        sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, arrays=arrays)
+    with pytest.raises(ValueError, match="--array is for the kind npz, but the kind is digits"):
+        sources.load("digits", [], scratch=scratch, arrays=arrays)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_axis_that_may_or_may_not_hold_the_channels_is_asked_for(
+    tmp_path: Path, scratch: Path, side: int, channels: int
+) -> None:
+    images = noise(4)[:, :, :side, :channels]  # images of width 1 or 3
+    np.savez(tmp_path / "x.npz", images=images.transpose(0, 3, 1, 2), labels=np.arange(4))
+    with pytest.raises(
+        ValueError, match=r"which axis holds the channels.*--layout channels-first or --layout channels-l"
+    ):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    with pytest.raises(ValueError, match="it must be clear which axis holds the channels"):
+        sources.load_unlabeled(tmp_path / "x.npz", scratch=scratch)
+    first = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-first").train.images
+    assert np.array_equal(pixels(first), np.broadcast_to(images, (4, 8, side, 3)))
+    last = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-last").train.images
+    assert last.uniform == (channels, 8)
+
+
+def test_channels_that_are_plainly_first_are_read_where_that_is_said(tmp_path: Path, scratch: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(4).transpose(0, 3, 1, 2), labels=np.arange(4))
+    with pytest.raises(ValueError, match=r"put the channels last, or say --layout channels-first"):
+        load("npz", tmp_path / "x.npz", scratch=scratch)
+    found = sources.load("npz", [tmp_path / "x.npz"], scratch=scratch, layout="channels-first")
+    assert np.array_equal(pixels(found.train.images), noise(4))
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])

@@ -7,48 +7,65 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from trainers.data.sources import cifar, digits, images, npz, stl10, tiny_imagenet
-from trainers.data.sources.base import Images, Source, existing
+from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Source, existing, shown
+from trainers.data.sources.layout import LAYOUTS
 
 _NETWORK_TIMEOUT_S = 30.0
 
 
+class Asked(NamedTuple):
+    """What a user says of a source that cannot always be told from it: one of its kind's `layouts`, and by which key a
+    .npz file holds what.
+    """
+
+    layout: Any = "auto"
+    arrays: Mapping[str, str] = MappingProxyType({})
+
+
 class Kind(NamedTuple):
-    """`layout` says in one line what `load` expects; `load` gets the paths and a scratch folder that is removed
-    afterwards.
+    """`layout` says in one line what `load` expects; `load` gets the paths, a scratch folder that is removed
+    afterwards, and what was asked for.
     """
 
     layout: str
-    load: Callable[[Sequence[Path], Path], Source]
+    load: Callable[[Sequence[Path], Path, Asked], Source]
     download: str | None = None
     """The name of torchvision's class, where it can fetch this kind."""
+    layouts: tuple[str, ...] = ("auto",)
+    """How such a source may lie, where that cannot always be told from it."""
 
 
-def _digits(sources: Sequence[Path], scratch: Path) -> Source:
+def _digits(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     if sources:
         raise ValueError(f"digits is built in and takes no --source, but got {sources[0]}; leave it out")
     return digits.load()
 
 
-def _cifar(classes: int, sources: Sequence[Path], scratch: Path) -> Source:
+def _cifar(classes: int, sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return cifar.load(sources, classes)
 
 
-def _stl10(sources: Sequence[Path], scratch: Path) -> Source:
+def _stl10(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return stl10.load(sources)
 
 
-def _tiny_imagenet(sources: Sequence[Path], scratch: Path) -> Source:
+def _tiny_imagenet(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
     return tiny_imagenet.load(sources)
 
 
-def _npz(sources: Sequence[Path], scratch: Path) -> Source:
-    return npz.load(sources)
+def _npz(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
+    return npz.load(sources, channels=asked.layout, arrays=asked.arrays)
+
+
+def _images(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
+    return images.load(sources, scratch, asked.layout)
 
 
 KINDS: dict[str, Kind] = {
@@ -62,26 +79,46 @@ KINDS: dict[str, Kind] = {
     "stl10": Kind("a folder with train_X.bin, train_y.bin, test_X.bin, test_y.bin", _stl10, "STL10"),
     "tiny-imagenet": Kind("the original folder tiny-imagenet-200", _tiny_imagenet),
     "images": Kind(
-        "a folder or tar with one sub-folder per class, or train/ and val/ with such sub-folders", images.load
+        "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders",
+        _images,
+        layouts=LAYOUTS,
     ),
-    "npz": Kind(".npz files with `images` and `labels`; files named test… are the test part", _npz),
+    "npz": Kind(".npz files with `images` and `labels`; files named test… are the test part", _npz, layouts=CHANNELS),
 }
 
 
-def load(kind: str, sources: Sequence[Path], *, scratch: Path, download: bool = False) -> Source:
+def load(
+    kind: str,
+    sources: Sequence[Path],
+    *,
+    scratch: Path,
+    download: bool = False,
+    layout: str = "auto",
+    arrays: Mapping[str, str] = MappingProxyType({}),
+) -> Source:
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
-    `scratch`.
+    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`: by which key a .npz file holds what.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of data must be one of {', '.join(KINDS)}, but is {kind!r}; choose one")
+    known = KINDS[kind].layouts
+    if layout not in known:
+        able = [f"{name} (not auto: {', '.join(one.layouts[1:])})" for name, one in KINDS.items() if one.layouts[1:]]
+        raise ValueError(
+            f"the layout of {kind} must be {' or '.join(known)}, but is {layout!r}; choose one"
+            + ("" if known[1:] else f"; others have {'; '.join(able)}")
+        )
+    if arrays and kind != "npz":
+        raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
+    _refuse_overlap(sources)
     if download:
         sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch)
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
 
 
-def load_unlabeled(path: Path, *, scratch: Path) -> Images:
-    """Images without labels: a folder of images, a tar, an .npz with `images`, STL-10's unlabeled_X.bin or the
-    folder it is in.
+def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", key: str = "images") -> Images:
+    """Images without labels: a folder of images, a tar or zip, an .npz with `images`, STL-10's unlabeled_X.bin or the
+    folder it is in. `channels`, `key`: of an .npz, which axis they are on, and what its images are called.
     """
     existing(path, "the unlabelled images")
     if path.is_dir():
@@ -92,8 +129,38 @@ def load_unlabeled(path: Path, *, scratch: Path) -> Images:
     if path.suffix == ".bin":
         return stl10.load_images(path)
     if path.suffix == ".npz":
-        return npz.load_images(path)
+        return npz.load_images(path, channels, key)
     return images.load_images(path, scratch)
+
+
+def outline(source: Source, unlabeled: Images | None) -> tuple[Branch, ...]:
+    """What was understood, as a small tree with counts: each source, the test part, the unlabeled images."""
+    lines = source.outline or (
+        Branch(
+            source.description,
+            tuple(
+                Branch(f"{name}: {len(part.labels):,} images, {len(source.class_names):,} classes")
+                for name, part in (("train", source.train), ("test", source.test))
+                if part is not None
+            ),
+        ),
+    )
+    if unlabeled is not None:
+        lines = (*lines, *(unlabeled.outline or (Branch(f"unlabeled: {len(unlabeled):,} images"),)))
+    origin = "carved from train, as there is no test part" if source.test is None else "the test part"
+    return (*lines, Branch(f"report, the split that is read once: {origin}"))
+
+
+def _refuse_overlap(sources: Sequence[Path]) -> None:
+    """An image that is read twice would be in two splits."""
+    real = [path.resolve() for path in sources]
+    for number, one in enumerate(real):
+        for other in real[number + 1 :]:
+            if one.is_relative_to(other) or other.is_relative_to(one):
+                inner, outer = sorted((one, other), key=lambda path: -len(path.parts))
+                raise ValueError(
+                    f"{shown(inner)}: no source may lie in another, but this one is in {shown(outer)}; name each once"
+                )
 
 
 def _download(kind: str, folder: Path) -> Path:

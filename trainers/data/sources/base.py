@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -33,6 +33,7 @@ IMAGE_SUFFIXES = frozenset(
         ".tiff",
     ]  # what Pillow reads everywhere
 )
+WHITE = 65535  # the value of 16-bit grey that is white
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 # What Pillow's decoders raise on bytes that are not what they claim to be.
@@ -42,14 +43,27 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
+class BrokenImageError(ValueError):
+    """An image that cannot be read. `name` is its file, `reason` says why, `broken` that its bytes are at fault."""
+
+    def __init__(self, name: str, reason: str, *, broken: bool = True) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(
+            f"{name}: broken image, every file must decode completely ({reason}); replace or remove the file"
+            if broken
+            else f"{name}: the image cannot be read ({reason}); check that it exists and who may read it"
+        )
+
+
 class Shape(NamedTuple):
     """Known from an image's header alone. `jpeg`: the size in bytes of its file, where that is a JPEG that can stay
-    as it is.
+    as it is. `wide`: grey values of more than 8 bits.
     """
 
     height: int
     width: int
     jpeg: int | None
+    wide: bool = False
 
 
 class Raster(NamedTuple):
@@ -61,11 +75,22 @@ class Raster(NamedTuple):
     jpeg: bytes | None
 
 
+class Branch(NamedTuple):
+    """A line of the tree that says what a source was understood as, and the lines below it."""
+
+    text: str
+    below: tuple[Branch, ...] = ()
+
+
 class Images(ABC):
     """A sequence of images that can be read in any order, from any thread."""
 
     uniform: tuple[int, int] | None = None
     """(height, width) where all images are known to share one size."""
+    outline: tuple[Branch, ...] = ()
+    """Where they were found, as a tree with counts."""
+    notes: tuple[str, ...] = ()
+    """What is out of the ordinary in them, one sentence each."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -76,11 +101,17 @@ class Images(ABC):
 
     @abstractmethod
     def shape(self, index: int) -> Shape:
-        """Read the header. Raises ValueError, naming the file, where it is not an image."""
+        """Read the header. Raises BrokenImageError, naming the file, where it is not an image."""
 
     @abstractmethod
-    def read(self, index: int) -> Raster:
-        """Decode. Raises ValueError, naming the file, where the image is broken."""
+    def read(self, index: int, white: int = WHITE) -> Raster:
+        """Decode. `white`: the value of wide grey that becomes white. Raises BrokenImageError, naming the file, where
+        the image is broken.
+        """
+
+    def brightest(self, index: int) -> int:
+        """The largest value of an image whose grey is wide. Raises as `read` does."""
+        return WHITE
 
 
 class ArrayImages(Images):
@@ -100,7 +131,7 @@ class ArrayImages(Images):
     def shape(self, index: int) -> Shape:
         return Shape(int(self._pixels.shape[1]), int(self._pixels.shape[2]), None)
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         return Raster(Image.fromarray(np.ascontiguousarray(self._pixels[index])), None)
 
 
@@ -141,13 +172,13 @@ class FileImages(Images):
                 # Pillow turns a TIFF upright by itself, and gives its upright size from the start.
                 if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:
                     width, height = height, width
-                keeps = _is_plain_jpeg(image)
+                keeps, wide = _is_plain_jpeg(image), image.mode.startswith("I")
             size = blob.path.stat().st_size if blob.size is None else blob.size
-            return Shape(height, width, size if keeps else None)
+            return Shape(height, width, size if keeps else None, wide)
         except _DECODE_ERRORS as error:
             raise _broken(blob.name, error) from error
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         blob = self._blobs[index]
         try:
             data = blob.read()
@@ -155,7 +186,15 @@ class FileImages(Images):
                 image.load()
                 # Without its end mark a JPEG is incomplete even where all pixels could be decoded.
                 keeps = _is_plain_jpeg(image) and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-                return Raster(upright_rgb(image), data if keeps else None)
+                return Raster(upright_rgb(image, white), data if keeps else None)
+        except _DECODE_ERRORS as error:
+            raise _broken(blob.name, error) from error
+
+    def brightest(self, index: int) -> int:
+        blob = self._blobs[index]
+        try:
+            with Image.open(io.BytesIO(blob.read())) as image:
+                return int(np.asarray(image).max())
         except _DECODE_ERRORS as error:
             raise _broken(blob.name, error) from error
 
@@ -184,9 +223,38 @@ class ChainedImages(Images):
         part, inner = self._locate(index)
         return part.shape(inner)
 
-    def read(self, index: int) -> Raster:
+    def read(self, index: int, white: int = WHITE) -> Raster:
         part, inner = self._locate(index)
-        return part.read(inner)
+        return part.read(inner, white)
+
+    def brightest(self, index: int) -> int:
+        part, inner = self._locate(index)
+        return part.brightest(inner)
+
+
+class SelectedImages(Images):
+    """Some of a sequence's images: those at `indices`."""
+
+    def __init__(self, images: Images, indices: Sequence[int]) -> None:
+        self._images = images
+        self._indices = tuple(indices)
+        self.uniform = images.uniform
+        self.outline, self.notes = images.outline, images.notes
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._images.name(self._indices[index])
+
+    def shape(self, index: int) -> Shape:
+        return self._images.shape(self._indices[index])
+
+    def read(self, index: int, white: int = WHITE) -> Raster:
+        return self._images.read(self._indices[index], white)
+
+    def brightest(self, index: int) -> int:
+        return self._images.brightest(self._indices[index])
 
 
 class Part(NamedTuple):
@@ -208,28 +276,59 @@ class Source:
     test: Part | None
     skipped: int = 0
     """Files in the source that are no images, or that lie beside the recognized folders."""
+    outline: tuple[Branch, ...] = ()
+    """How its folders were understood, where that had to be told from their names."""
+    notes: tuple[str, ...] = ()
+    """What is out of the ordinary in it, one sentence each."""
 
 
-def as_pixels(array: NDArray[np.generic], origin: str) -> NDArray[np.uint8]:
-    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated."""
+def shown(text: object) -> str:
+    """A name or path as text that can be printed and stored: bytes that are no UTF-8 become escapes, as in caf\\xe9."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+Channels = Literal["auto", "channels-first", "channels-last"]
+"""Which axis of an array [n, …] holds the channels; `auto`: told from the shape, refused where that leaves a doubt."""
+CHANNELS: tuple[Channels, ...] = get_args(Channels)
+
+
+def as_pixels(
+    array: NDArray[np.generic], origin: str, channels: Channels = "channels-last", *, asked_by: str = ""
+) -> NDArray[np.uint8]:
+    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated.
+
+    `asked_by`: the option by which a user says which axis holds the channels, for messages.
+    """
     if array.dtype != np.uint8:
         raise ValueError(
             f"{origin}: images must be uint8 (0 to 255), but are {array.dtype}; convert them before saving"
         )
     if array.ndim == 3:
         array = array[..., None]
+    elif array.ndim == 4:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if channels == "auto" and first and last:
+            ways = f"{asked_by} channels-first or {asked_by} channels-last" if asked_by else "an array without doubt"
+            raise ValueError(
+                f"{origin}: it must be clear which axis holds the channels, but in the shape {list(array.shape)} it "
+                f"may be the second or the last; say which with {ways}"
+            )
+        if channels == "channels-first" and first:
+            array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
         raise ValueError(
             f"{origin}: images must have the shape [n, height, width, 3] or [n, height, width], but have "
             f"{list(array.shape)}; "
-            "put the channels last"
+            f"put the channels last{f', or say {asked_by} channels-first' if asked_by else ''}"
         )
     pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
 
 
 def as_labels(array: NDArray[np.generic], count: int, origin: str, *, classes: int | None = None) -> NDArray[np.int64]:
-    """Check labels against the number of images and classes, as int64 [n]."""
+    """Check labels ([n], or [n, 1]) against the number of images and classes, as int64 [n]."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise ValueError(f"{origin}: labels must be integers of shape [n], but are {array.dtype} {list(array.shape)}")
     if len(array) != count:
@@ -272,12 +371,12 @@ def target_size(height: int, width: int, max_side: int | None) -> tuple[int, int
     return max(1, round(height * max_side / longer)), max(1, round(width * max_side / longer))
 
 
-def _broken(name: str, error: BaseException) -> ValueError:
+def _broken(name: str, error: BaseException) -> BrokenImageError:
     if isinstance(error, FileNotFoundError | PermissionError):
-        return ValueError(
-            f"{name}: the image cannot be read ({error.strerror}); check that it exists and who may read it"
-        )
-    return ValueError(f"{name}: broken image, every file must decode completely ({error}); replace or remove the file")
+        return BrokenImageError(name, str(error.strerror), broken=False)
+    if isinstance(error, UnidentifiedImageError):
+        return BrokenImageError(name, "it begins as no image does")  # Pillow's own words name a stream in memory
+    return BrokenImageError(name, str(error).replace("\n", " "))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -296,9 +395,9 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     )
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB on a white ground where the image is transparent; 16-bit grey is scaled to 8 bits. ValueError: pixels are
-    no integers.
+def upright_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
+    """RGB on a white ground where the image is transparent; wide grey is scaled so that `white` becomes 255, and what
+    is above it, too. ValueError: pixels are no integers.
     """
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
@@ -310,7 +409,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(
                 f"grey values must be 0 to 65535, but range from {wide.min()} to {wide.max()}; save it with 8 bits"
             )
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        scaled = np.minimum((wide * 510 + white) // (2 * white), 255)  # rounded to the nearest
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

@@ -71,4 +71,8 @@ def _lines(path: Path) -> list[str]:
 def _images(folder: Path) -> Iterator[Path]:
     for path in sorted(existing(folder, "a folder of the original tiny-imagenet").iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            if path.exists() and not path.is_file():
+                raise ValueError(
+                    f"{path}: an image must be a regular file, but this is none; copy the original folder again"
+                )
             yield path
