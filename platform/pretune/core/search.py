@@ -20,18 +20,19 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
-    distribution_to_json,
 )
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from pretune.core import study as studies
-from pretune.core.errors import RequestError
+from pretune.core.errors import RequestError, exit_place
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
+from pretune.core.parameters import Names, SpaceTrial, ToldTrial, exhausted, size
 from trainers.config import TrialConfig
-from trainers.usercode import ChangedError
+from trainers.usercode import ChangedError, line_of, place_of
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -58,8 +59,10 @@ class Proposer(Protocol):
     give the same answers, in whichever process.
     """
 
-    def check(self) -> None:
-        """Looks at what it will propose before anything is started. RequestError where that cannot be run."""
+    def check(self) -> list[TrialConfig]:
+        """Looks at what it will propose before anything is started, and returns it, or draws of it. RequestError where
+        that cannot be run.
+        """
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
         """The next proposal after `trials`, or None where there is no other. RequestError where it cannot go on."""
@@ -81,8 +84,8 @@ class Search:
         # the histories when missing: Optuna pickles it, and a journal must never have to be unpickled.
         self._notes: dict[int, dict[str, Any]] = {}
 
-    def check(self) -> None:
-        """Looks at the space with random draws.
+    def check(self) -> list[TrialConfig]:
+        """Looks at the space with random draws, and returns what they gave.
 
         Raises:
             RequestError: the space raises on every draw, does not return a TrialConfig, or does not suit the sampler.
@@ -91,10 +94,16 @@ class Search:
         study = studies.empty(self.experiment, rng)
         draws: list[dict[str, BaseDistribution]] = []
         refusals: list[str] = []
+        found: list[TrialConfig] = []
+        names = Names()
         for _ in range(PROBES):
-            trial = study.ask()
+            trial = SpaceTrial(study.ask(), names)
             config, refusal = self._config(trial)
-            (refusals.append(refusal) if config is None else draws.append(trial.distributions))
+            if config is None:
+                refusals.append(refusal)
+            else:
+                found.append(config)
+                draws.append(trial.distributions)
             study.tell(trial, state=TrialState.FAIL)
         if not draws:
             raise RequestError(
@@ -110,47 +119,51 @@ class Search:
                 _refuse_categorical_or_conditional(draws)
             case "tpe" | "random":
                 pass
+        return found
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
-        """The next proposal after `trials`, or None where the grid has no more points.
+        """The next proposal after `trials`, or None where a finite space has no more points.
 
         Raises:
             RequestError: the space raises something else than `optuna.TrialPruned` or ValueError, does not return a
                 TrialConfig, or has a parameter that the sampler cannot take (named).
         """
-        trial = self._ask_optuna(trials)
+        trial = SpaceTrial(self._ask_optuna(trials), studies.names(trials))
         config, refusal = self._config(trial)
-        params = trial.params
-        distributions = trial.distributions
         if self.experiment.sampler == "cmaes" and config is not None:
             known = [studies.distributions(other) for other in trials if other.config is not None][:1]
-            _refuse_categorical_or_conditional([*known, distributions])
-        duplicate_of = next((other.number for other in trials if other.params == params), None)
-        if duplicate_of is not None and self.experiment.sampler == "grid":
-            # Brute force repeats a point only when no point is left that was neither tried nor is being tried.
+            _refuse_categorical_or_conditional([*known, trial.distributions])
+        duplicate_of = next((other.number for other in trials if other.params == trial.told), None)
+        # Brute force repeats a point only when no point is left that was neither tried nor is being tried.
+        if duplicate_of is not None and (self.experiment.sampler == "grid" or self._exhausted(trial, trials)):
             return None
         return Proposal(
             number=len(trials),
-            params=params,
-            distributions={name: distribution_to_json(value) for name, value in distributions.items()},
+            params=trial.told,
+            distributions=trial.drawn_from,
             config=config,
             refusal=refusal,
             duplicate_of=duplicate_of,
         )
 
+    def _exhausted(self, repeated: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
+        """Whether the sampler repeats a trial because nothing else is left."""
+        if any(size(distribution) is None for distribution in repeated.distributions.values()):
+            return False
+        return exhausted((trial.params, studies.distributions(trial)) for trial in trials)
+
     def refusal(self, params: dict[str, Any]) -> str:
-        # It has all that a space may ask of a trial, but is not Optuna's class of a running one.
-        _, refusal = self._config(cast(optuna.Trial, optuna.trial.FixedTrial(params)))
+        _, refusal = self._config(ToldTrial(params))
         return refusal or f"space {self.experiment.space!r} refused {params}"
 
     def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
         return studies.of(self.experiment, trials, notes=self._notes)
 
-    def _config(self, trial: optuna.Trial) -> tuple[TrialConfig | None, str]:
+    def _config(self, trial: SpaceTrial | ToldTrial) -> tuple[TrialConfig | None, str]:
         """The space's config for `trial`, or None and why it was refused."""
         name = self.experiment.space
         try:
-            config = self.space(trial, self.experiment.base)
+            config = called(self.space, trial, self.experiment.base)
             if not isinstance(config, TrialConfig):
                 raise RequestError(
                     f"space {name!r} must return a trainers.config.TrialConfig, but returned {type(config).__name__}; "
@@ -163,12 +176,22 @@ class Search:
         except ChangedError as error:  # no fault of the parameters: each proposal from now on would be refused
             raise RequestError(str(error)) from error
         except (optuna.TrialPruned, ValueError) as error:
+            if _changes_a_frozen_one(error):
+                raise RequestError(
+                    f"space {name!r} must leave configs as they are, but changes one{_place(error, self.space)}; make "
+                    f"a changed copy, with `with_changes(base, …)` or `model_copy(update=…)`"
+                ) from error
             why = in_words(error) or type(error).__name__
             return None, f"space {name!r} refuses {trial.params}: {why}"
+        except SystemExit as error:
+            raise RequestError(
+                f"space {name!r} ends the whole program for {trial.params}, in {exit_place(error)}; let it return a "
+                f"config (to refuse parameters, raise ValueError or optuna.TrialPruned)"
+            ) from error
         except Exception as error:
             raise RequestError(
-                f"space {name!r} raised {type(error).__name__} for {trial.params}: {error}; correct it (to refuse "
-                f"parameters, raise ValueError or optuna.TrialPruned)"
+                f"space {name!r} raised {type(error).__name__}{_place(error, self.space)} for {trial.params}: {error}; "
+                f"correct it (to refuse parameters, raise ValueError or optuna.TrialPruned)"
             ) from error
         return config, ""
 
@@ -217,6 +240,12 @@ class Search:
                     return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
 
 
+def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
+    """What `space` returns, given a copy of `base` of its own: whatever it does to it, other trials begin alike."""
+    # A told trial has all that a space may ask of a trial, but is not Optuna's class of a running one.
+    return space(cast(optuna.Trial, trial), base.model_copy(deep=True))
+
+
 def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
     """`config`, checked for the workers of this sweep, with the hashes of one's own parts in it. ValueError as of
     `TrialConfig.check_own`.
@@ -240,6 +269,20 @@ class _Grid(BruteForceSampler):
 def _seed(seed: int, number: int) -> int:
     """A seed for one ask: neighbors in either argument give unrelated ones, and (1, 0) is not (0, 1)."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _changes_a_frozen_one(error: Exception) -> bool:
+    """Whether `error` is pydantic's, of somebody who sets a field of a config."""
+    return isinstance(error, ValidationError) and any("frozen" in problem["type"] for problem in error.errors())
+
+
+def _place(error: BaseException, space: Space) -> str:
+    """` in line 12 of /home/me/mine.py (`base.epochs = 3`)`; empty where the space's own file did not raise it."""
+    try:
+        place = place_of(error, space)
+    except TypeError:  # made by a call (functools.partial): it has no file
+        return ""
+    return f" in {place.removesuffix(', ')} (`{line_of(error, space)}`)" if place else ""
 
 
 def _refuse_continuous(name: str, distribution: BaseDistribution) -> None:

@@ -27,8 +27,7 @@ BASE = toys.BASE.model_copy(update={"epochs": 9})
 
 
 def grid(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    trial.suggest_int("width", 1, 4)
-    rate = trial.suggest_categorical("rate", [0.001, 0.01, 0.1])
+    rate = trial.suggest_int("width", 1, 4) * trial.suggest_categorical("rate", [0.001, 0.01, 0.1])
     return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
 
 

@@ -155,7 +155,9 @@ def test_sweeps_are_listed_newest_first_and_one_that_never_started_is_left_out(t
         os.utime(tmp_path / name / FILE, (position, position))
     (tmp_path / "never" / FILE).write_bytes(b"")
     (tmp_path / "other").mkdir()
-    assert [sweep.name for sweep in results.sweeps(tmp_path)] == ["new", "old"]
-    assert results.sweeps(tmp_path / "missing") == []
+    found, unreadable = results.sweeps(tmp_path)
+    assert [sweep.name for sweep in found] == ["new", "old"]
+    assert unreadable == []
+    assert results.sweeps(tmp_path / "missing") == ([], [])
     with pytest.raises(RequestError, match="was never started"):
         results.read(tmp_path / "never")
