@@ -82,9 +82,9 @@ class Conductor:
                 self._overdue = None
         self._overdue_number = last.number if last is not None else -1
         unfinished = [trial.number for trial in self.history.trials if not trial.ended]
-        self._held = [number for number in unfinished if self._twin(number) is not None]
-        """Trials whose config another one has that runs, or waits to run: they get its result."""
-        self._waiting = deque(number for number in unfinished if number not in self._held)
+        self.held = [number for number in unfinished if self._twin(number) is not None]
+        """Trials whose config another one has that runs, or waits to: they are not handed out, they get its result."""
+        self._waiting = deque(number for number in unfinished if number not in self.held)
 
     def settle(self) -> None:
         """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote, and
@@ -142,7 +142,7 @@ class Conductor:
             if proposal.config is not None:
                 self._refused = 0
                 if self._twin(proposal.number) is not None:
-                    self._held.append(proposal.number)
+                    self.held.append(proposal.number)
                     self._release()
                     continue
                 return self._hand_out(self.history.trials[proposal.number])
@@ -265,15 +265,15 @@ class Conductor:
 
     def _release(self) -> None:
         """Ends each held trial whose twin has ended, with that one's result; one whose twin failed runs itself."""
-        for number in list(self._held):
+        for number in list(self.held):
             found = self._twin(number)
             if found is None:
-                self._held.remove(number)
+                self.held.remove(number)
                 self._waiting.append(number)
                 continue
             twin = self.history.trials[found]
             if twin.ended and twin.state in _RESULTS:
-                self._held.remove(number)
+                self.held.remove(number)
                 reason = f"same config as trial {found}, not run again{': ' + twin.reason if twin.reason else ''}"
                 self._write(
                     Ended(

@@ -62,8 +62,8 @@ def check(metric: str, configs: Iterable[TrialConfig], *, spelled: str = "--metr
     why = "is not told of each trial" if is_metric(metric) else "is no metric"
     terms = ", ".join(name for name, term in missing.objective.items() if term.weight > 0.0)
     raise RequestError(
-        f"{spelled} {metric!r} {why}: one whose objective has {terms} never reports it{_nearest(metric, known)}; such a "
-        f"trial reports {', '.join(known)}"
+        f"{spelled} {metric!r} {why}: one whose objective has {terms} never reports it{_nearest(metric, known)}; such "
+        f"a trial reports {', '.join(known)}"
     )
 
 

@@ -155,7 +155,7 @@ def exhausted(trials: Iterable[tuple[Mapping[str, Any], Mapping[str, BaseDistrib
 def _place(distribution: BaseDistribution, value: Any) -> Flat:
     """A value among those of its distribution, whatever its last digit is."""
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        return round((value - distribution.low) / distribution.step)
+        return int(round((value - distribution.low) / distribution.step))
     return flat(value)
 
 
@@ -239,7 +239,7 @@ class SpaceTrial(optuna.Trial):
         self._keep(name, drawn_from, value, value)
         return value
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:  # type: ignore[override]
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         choices = tuple(choices)
         told = labels(choices)
         flats = [flat(label) for label in told]
@@ -269,7 +269,7 @@ class SpaceTrial(optuna.Trial):
 class ToldTrial(FixedTrial):
     """A trial whose parameters the journal has told, for asking a space again about them."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:  # type: ignore[override]
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         choices = tuple(choices)
         flats = [flat(label) for label in labels(choices)]
         if name not in self._params or flat(self._params[name]) not in flats:
