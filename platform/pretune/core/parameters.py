@@ -155,7 +155,8 @@ def exhausted(trials: Iterable[tuple[Mapping[str, Any], Mapping[str, BaseDistrib
 def _place(distribution: BaseDistribution, value: Any) -> Flat:
     """A value among those of its distribution, whatever its last digit is."""
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        return int(round((value - distribution.low) / distribution.step))
+        steps: float = (value - distribution.low) / distribution.step
+        return round(steps)
     return flat(value)
 
 

@@ -42,6 +42,14 @@ PROBES = 64
 """
 
 
+REPEATS_IN_A_ROW = 3
+"""So many repeated trials one after another mean that the sampler has settled: what it left out comes next, so that a
+finite space comes to its end.
+"""
+MOST_VALUES = 10_000
+"""A whole number with more values than that is looked at as if it had no end."""
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What is to be tried. Where the parameters give no config that can run `config` is None, `refusal` says why."""
@@ -130,6 +138,8 @@ class Search:
         """
         trial = SpaceTrial(self._ask_optuna(trials), studies.names(trials))
         config, refusal = self._config(trial)
+        if self._is_stuck(trial, trials) and (untried := self._untried(trials)) is not None:
+            trial, config, refusal = untried
         if self.experiment.sampler == "cmaes" and config is not None:
             known = [studies.distributions(other) for other in trials if other.config is not None][:1]
             _refuse_categorical_or_conditional([*known, trial.distributions])
@@ -151,6 +161,28 @@ class Search:
         if any(size(distribution) is None for distribution in repeated.distributions.values()):
             return False
         return exhausted((trial.params, studies.distributions(trial)) for trial in trials)
+
+    def _is_stuck(self, trial: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
+        """Whether a sampler that does not look for untried points repeats one point of a finite space after another."""
+        before = trials[-REPEATS_IN_A_ROW:]
+        return (
+            self.experiment.sampler in ("tpe", "random")
+            and len(before) == REPEATS_IN_A_ROW
+            and all(other.duplicate_of is not None for other in before)
+            and any(other.params == trial.told for other in trials)
+            and all(_is_small(one) for asked in trials for one in studies.distributions(asked).values())
+            and not self._exhausted(trial, trials)
+        )
+
+    def _untried(self, trials: Sequence[TrialHistory]) -> tuple[SpaceTrial, TrialConfig | None, str] | None:
+        """A point that was not tried, with what the space makes of it; None where an untried branch has no end."""
+        study = studies.of(self.experiment, trials, sampler=self._exhaustive(len(trials)))
+        trial = SpaceTrial(study.ask(), studies.names(trials))
+        try:
+            config, refusal = self._config(trial)
+        except RequestError:
+            return None
+        return None if any(other.params == trial.told for other in trials) else (trial, config, refusal)
 
     def refusal(self, params: dict[str, Any]) -> str:
         _, refusal = self._config(ToldTrial(params))
@@ -234,10 +266,14 @@ class Search:
                 case "random":
                     return RandomSampler(seed=seed)
                 case "grid":
-                    return _Grid(seed=seed)
+                    return self._exhaustive(number)
                 case "cmaes":
                     # Stopped trials count with their last value: else a generation of trials that all stop never ends.
                     return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+
+    def _exhaustive(self, number: int) -> BaseSampler:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            return _Grid(seed=_seed(self.experiment.seed, number))
 
 
 def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
@@ -257,13 +293,19 @@ def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
 
 
 class _Grid(BruteForceSampler):
-    """Refuses a continuous parameter by name; Optuna's own ValueError would look like a refusal by the space."""
+    """Refuses by name what it cannot count through; Optuna's own ValueErrors would look like refusals by the space."""
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         _refuse_continuous(param_name, param_distribution)
-        return super().sample_independent(study, trial, param_name, param_distribution)
+        try:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        except ValueError as error:
+            raise RequestError(
+                f"sampler 'grid' needs a space that asks for the same parameters, from the same values, wherever those "
+                f"before have the same values, but {param_name!r} does not ({error}); make it a function of the trial"
+            ) from error
 
 
 def _seed(seed: int, number: int) -> int:
@@ -283,6 +325,11 @@ def _place(error: BaseException, space: Space) -> str:
     except TypeError:  # made by a call (functools.partial): it has no file
         return ""
     return f" in {place.removesuffix(', ')} (`{line_of(error, space)}`)" if place else ""
+
+
+def _is_small(distribution: BaseDistribution) -> bool:
+    count = size(distribution)
+    return count is not None and count <= MOST_VALUES
 
 
 def _refuse_continuous(name: str, distribution: BaseDistribution) -> None:

@@ -114,7 +114,7 @@ def test_every_choice_that_optuna_accepts_is_tried_told_and_tried_the_same_after
     assert not [trial for trial in trials if trial.state == "INFEASIBLE"]
     assert first.exhausted
     lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
-    for cut in range(1, len(lines), 3):
+    for cut in range(1, len(lines), 5):
         folder = tmp_path / f"cut-{cut}"
         folder.mkdir()
         (folder / FILE).write_bytes(b"".join(lines[:cut]))
@@ -165,7 +165,7 @@ def test_a_copy_of_a_list_is_given_so_that_a_space_cannot_change_the_choices_of_
     assert lists == [[1], [2]]
 
 
-# ---- one name, several kinds -------------------------------------------------------------------------------------------
+# ---- one name, several kinds -----------------------------------------------------------------------------------------
 
 
 def choices_depend(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
@@ -245,7 +245,7 @@ def test_a_name_that_is_asked_for_again_keeps_its_value(tmp_path: Path) -> None:
     assert {trial.state for trial in conductor.history.trials} <= {"COMPLETE", "PRUNED"}
 
 
-# ---- what older versions wrote -----------------------------------------------------------------------------------------
+# ---- what older versions wrote ---------------------------------------------------------------------------------------
 
 
 def test_a_journal_with_tuples_as_an_older_version_left_it_is_gone_on_with(tmp_path: Path) -> None:
