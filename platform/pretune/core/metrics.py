@@ -31,7 +31,7 @@ _FIXED = (
     "optim/gradient_norm",
 )
 MEASURES: dict[str, tuple[str, ...]] = {
-    "mismatch": ("balanced_accuracy", "mismatch_rate", "loss_floor"),
+    "mismatch_detection": ("balanced_accuracy", "mismatch_rate", "loss_floor"),
     "dino": ("information",),
 }
 """What shipped terms tell beyond their value, by kind."""
@@ -75,8 +75,9 @@ def _is_told(metric: str, config: TrialConfig) -> bool:
 
 
 def _nearest(metric: str, known: Sequence[str]) -> str:
-    """`; did you mean 'probe/linear'?`, by the whole name or by what stands behind its slash."""
+    """`; did you mean 'probe/linear'?`, by the whole name, by how it begins, or by what stands behind its slash."""
     close = difflib.get_close_matches(metric, known, n=1, cutoff=0.6)
+    close = close or [name for name in known if metric and name.startswith(metric)]
     endings = {name.rpartition("/")[2]: name for name in reversed(known)}
     close = close or [endings[one] for one in difflib.get_close_matches(metric.rpartition("/")[2], endings, n=1)]
     return f"; did you mean {close[0]!r}?" if close else ""

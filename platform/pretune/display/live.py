@@ -175,7 +175,7 @@ class Progress:
         others = {
             "infeasible": states.count("INFEASIBLE"),
             "failed": states.count("FAIL"),
-            "not run again": reused,
+            "reused": reused,
         }
         parts = [
             f"{len(self.ended)} of {self.asked} done",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 DEEPEST = 50
@@ -34,21 +33,20 @@ def parsed(text: str) -> Any:
 
 def check_depth(value: Any) -> None:
     """ValueError where objects and lists lie too deep within each other."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return
-    raise ValueError(_TOO_DEEP)
+    level = _within([value])
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+    if level:
+        raise ValueError(_TOO_DEEP)
 
 
 _TOO_DEEP = f"objects and lists may lie at most {DEEPEST} deep within each other; take some away"
 
 
-def _inside(value: Any) -> Sequence[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list | tuple) else ()
+def _within(value: Any) -> list[Any]:
+    """The objects and lists that lie directly in one."""
+    items = value.values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, dict | list)]
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
