@@ -15,7 +15,7 @@ from pretune import sweep
 from pretune.core import results, retention
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import FILE, Attempt, Ended, Record, read
+from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
 from pretune.core.search import Space
 from pretune.display import tables
 from tests import toys
@@ -402,9 +402,8 @@ def alone(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
 
 def test_a_config_that_was_run_is_not_run_again_its_result_is_told_and_the_sweep_says_so(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(trials=20), repeating)
-    started: list[int] = []
-    conductor.started = started.append  # type: ignore[method-assign]
     Executor(conductor, slots=1, seed=0).run()
+    started = [record.number for record in conductor._journal.records if isinstance(record, Started)]
     trials = conductor.history.trials
     assert len(trials) == 20
     configs = [trials[number].config for number in started]

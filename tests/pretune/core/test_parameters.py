@@ -154,10 +154,10 @@ def test_choices_that_json_knows_are_written_as_optuna_writes_them(choices: list
 
 
 def test_a_copy_of_a_list_is_given_so_that_a_space_cannot_change_the_choices_of_later_trials() -> None:
-    lists = [[1], [2]]
+    lists: list[Any] = [[1], [2]]
 
     def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-        chosen = trial.suggest_categorical("choice", lists)
+        chosen: Any = trial.suggest_categorical("choice", lists)
         chosen.append(0)
         return with_rate(base, 0.1 * chosen[0])
 
@@ -235,8 +235,9 @@ def test_a_name_that_one_trial_draws_from_two_lists_is_refused_by_name_before_an
 
 def test_a_name_that_is_asked_for_again_keeps_its_value(tmp_path: Path) -> None:
     def space(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-        first = trial.suggest_categorical("rate", [(0.1,), (0.2,)])
-        assert trial.suggest_categorical("rate", [(0.1,), (0.2,)]) == first
+        choices: list[Any] = [(0.1,), (0.2,)]
+        first: Any = trial.suggest_categorical("rate", choices)
+        assert trial.suggest_categorical("rate", choices) == first
         assert trial.params == {"rate": first}
         return with_rate(base, first[0])
 
