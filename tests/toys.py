@@ -142,7 +142,8 @@ def follow(conductor: Conductor, rest: Sequence[Record]) -> None:
     """Lets the trials report in the order of `rest`; everything else the conductor must decide by itself."""
     handouts: dict[int, Handout] = {}
     conductor.settle()
-    waiting = [trial.number for trial in conductor.history.trials if not trial.ended]
+    held = set(conductor.held)
+    waiting = [trial.number for trial in conductor.history.trials if not trial.ended and trial.number not in held]
     for _ in waiting:
         handout = conductor.next()
         assert handout is not None

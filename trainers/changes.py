@@ -1,9 +1,10 @@
 """A changed copy of a config, by dotted path: what `--set`, `--factor` and search spaces are made of.
 
 Paths are as everywhere: `optimizer.learning_rate`; `views.0.hue` for one view, `views.*.hue` for all;
-`objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` drops the inherited keys that it does not
-know, and all but the weight where one of the two is a part of one's own, whose keys only its code knows. A path through
-something absent (`model.teacher.momentum` without a teacher) creates it.
+`objective.<name>.weight`. `objective.<name>.kind` adds a term. A new `kind` leaves out the inherited keys that it does
+not know or whose value it refuses, and all but the weight where one of the two is a part of one's own, whose keys only
+its code knows; `left_out` names them. A path through something absent (`model.teacher.momentum` without a teacher)
+creates it.
 """
 
 from __future__ import annotations
@@ -27,27 +28,50 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
     Values are what JSON can say; a whole object replaces a whole object. ValueError where a path leads nowhere or has
     an old name, pydantic's ValidationError (one too) where the result is not a valid config.
     """
+    changed, _ = _changed(config, changes)
+    return changed
+
+
+def left_out(config: TrialConfig, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By the path of each new `kind` in `changes`, the paths of inherited keys that `with_changes` leaves out for it.
+
+    Errors as of `with_changes`.
+    """
+    _, dropped = _changed(config, changes)
+    found: dict[str, list[str]] = {}
+    for keys in dropped:
+        kind = next(path for path in changes if _matches(path, (*keys[:-1], "kind")))
+        found.setdefault(kind, []).append(".".join(keys))
+    return found
+
+
+def _changed(config: TrialConfig, changes: Mapping[str, Any]) -> tuple[TrialConfig, list[Keys]]:
+    """The changed copy, and the inherited keys that new kinds have no room for."""
     values = config.model_dump(mode="json")
     _refuse_old_names(changes, values)
     chosen: set[Keys] = set()
     rekinded: list[Keys] = []
+    dropped: list[Keys] = []
     for path, value in changes.items():
         for keys in _expand(values, tuple(path.split(".")), path):
             holder = _holder(values, keys, path)
             if keys[-1] == "kind" and isinstance(holder, dict) and holder.get("kind") != value:
                 rekinded.append(keys[:-1])
                 if is_reference(value) or is_reference(holder.get("kind")):
-                    for inherited in holder.keys() - {"weight"}:
+                    for inherited in [key for key in holder if key not in ("kind", "weight")]:
                         if (*keys[:-1], inherited) not in chosen:
                             del holder[inherited]
+                            dropped.append((*keys[:-1], inherited))
             _put(holder, keys[-1], value, path)
             chosen.add(keys)
-    try:
-        return TrialConfig.model_validate(values)
-    except ValidationError as error:
-        if not _drop_foreign_keys(values, error, rekinded, chosen):
-            raise
-    return TrialConfig.model_validate(values)
+    while True:
+        try:
+            return TrialConfig.model_validate(values), dropped
+        except ValidationError as error:
+            foreign = _drop_foreign_keys(values, error, rekinded, chosen)
+            if not foreign:
+                raise
+            dropped += foreign
 
 
 def with_fields(config: Settings, **fields: Any) -> Settings:
@@ -125,17 +149,36 @@ def _position(items: list[Any], key: str, path: str) -> int:
     return int(key)
 
 
-def _drop_foreign_keys(values: Any, error: ValidationError, rekinded: Sequence[Keys], chosen: set[Keys]) -> bool:
-    """Remove keys that a changed `kind` does not know and that were inherited; True if that changed anything."""
-    dropped = False
+def _drop_foreign_keys(values: Any, error: ValidationError, rekinded: Sequence[Keys], chosen: set[Keys]) -> list[Keys]:
+    """Takes out keys that were inherited and that a changed `kind` does not know or whose value it refuses; returns
+    them.
+    """
+    dropped: list[Keys] = []
     for problem in error.errors(include_url=False):
-        if problem["type"] != "extra_forbidden":
-            continue
+        location = _without_tags(values, problem["loc"])
         for holder in rekinded:
-            keys = (*holder, str(problem["loc"][-1]))
+            keys = location[: len(holder) + 1]
             place = _get(values, holder)
-            same = tuple(str(part) for part in problem["loc"][: len(holder)]) == holder
-            if same and keys not in chosen and isinstance(place, dict) and keys[-1] in place:
+            inherited = len(keys) > len(holder) and not any(one[: len(keys)] == keys for one in chosen)
+            if inherited and keys[:-1] == holder and isinstance(place, dict) and keys[-1] in place:
                 del place[keys[-1]]
-                dropped = True
+                dropped.append(keys)
     return dropped
+
+
+def _without_tags(values: Any, location: Sequence[str | int]) -> Keys:
+    """Where in `values` pydantic's `location` is: that also names which member of a union was chosen, at any depth."""
+    keys: list[str] = []
+    for position, step in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(values, dict) and not last and (values.get("kind") == step or step not in values):
+            continue
+        keys.append(str(step))
+        values = _get(values, (str(step),))
+    return tuple(keys)
+
+
+def _matches(path: str, keys: Keys) -> bool:
+    """Whether `path`, in which a `*` is any key, is that of `keys`."""
+    steps = path.split(".")
+    return len(steps) == len(keys) and all(step in ("*", key) for step, key in zip(steps, keys, strict=True))

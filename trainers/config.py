@@ -75,6 +75,10 @@ TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """A term's name is a step of a dotted path and the end of a metric's name: lower case, no dots, no slashes."""
 
 
+MOST_EPOCHS = 1_000_000
+"""Beyond this it is a slip of the hand: published runs have a thousand."""
+
+
 class TrialConfig(Config):
     """One pretraining run. `batch_size` is global: W workers divide it. `seed` keys every random draw of the run."""
 
@@ -86,12 +90,14 @@ class TrialConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     probe: ProbeConfig = ProbeConfig()
     sentinel: SentinelConfig | None = SentinelConfig()
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(256, ge=2)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast, on a GPU only")
     deterministic: bool = Field(False, description="on a GPU: deterministic kernels, at some cost; a CPU run always is")
-    threads: int = Field(1, ge=1, description="torch and loader threads of each worker; float sums depend on it")
+    threads: int = Field(
+        1, ge=1, le=4096, description="torch and loader threads of each worker; float sums depend on it"
+    )
     checkpoint_every: int = Field(1, ge=1, description="epochs")
     checkpoint_every_steps: int | None = Field(None, ge=1, description="optimizer steps; within epochs as well")
 

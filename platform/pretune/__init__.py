@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretune.core.choices import LOCAL_ROOT, Budget, SamplerName
+from pretune.core.choices import LOCAL_ROOT, Budget, Direction, SamplerName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +66,7 @@ def run(
     stopping: bool = True,
     grace: float | None = None,
     metric: str | None = None,
+    direction: Direction | None = None,
     address: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
@@ -94,7 +95,8 @@ def run(
         set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
         stopping: end weak trials early.
         grace: the first rung, in units of `budget`.
-        metric: what is maximized, "probe/linear" if None.
+        metric: what is searched for, "probe/linear" if None.
+        direction: "maximize" or "minimize"; what the metric suggests if None: losses are minimized.
         address: a running Ray cluster, such as "auto"; a local one if None.
         quiet: show nothing while it runs.
 
@@ -117,7 +119,7 @@ def run(
     with checking_a_request():
         try:
             assignments = [f"{path}={json.dumps(value)}" for path, value in (set or {}).items()]
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise RequestError(f"set must hold what JSON can say, but {error}; give numbers, text or lists") from error
         found_space, found_recipe = lookup.space_and_recipe(space, recipe)
         base = request.configure(
@@ -141,8 +143,12 @@ def run(
             gpus_per_worker=gpus_per_worker,
             storage=str(storage),
             metric=metric,
+            direction=direction,
         )
+        left_out = request.left_out(found_recipe, assignments)
         varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
+    for line in left_out:
+        warnings.warn(f"set: {line}", stacklevel=2)
     for path in varied:
         warnings.warn(f"the space sets {path} itself; set[{path!r}] only changes what it starts from", stacklevel=2)
 

@@ -26,7 +26,7 @@ from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
 from trainers import storage
-from trainers.config import TrialConfig
+from trainers.config import MOST_EPOCHS, TrialConfig
 from trainers.usercode import packages_of
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def longer(history: History, epochs: int) -> list[Extended]:
     """
     assert history.opened is not None
     experiment = history.opened.experiment
+    if epochs > MOST_EPOCHS:
+        raise RequestError(f"--epochs must be at most {MOST_EPOCHS}, but is {epochs}; lower it")
     if experiment.sampler == "cmaes":
         raise RequestError(
             "--epochs must not be given for sampler 'cmaes', which computes its state from the ends of trials; train "
@@ -138,7 +140,7 @@ def longer(history: History, epochs: int) -> list[Extended]:
     found: list[Extended] = []
     lengths: list[int] = []
     for trial in history.trials:
-        if trial.state != "COMPLETE":
+        if trial.state != "COMPLETE" or trial.result_of is not None:  # what was not run has no checkpoint either
             continue
         config = TrialConfig.model_validate(trial.config)
         lengths.append(config.epochs)

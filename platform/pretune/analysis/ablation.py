@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
-from pretune.request import overrides
+from pretune.request import json_text, overrides
 from pretune.request.request import with_own_parts
 from pretune.request.usercode import checked, with_absolute_kinds
 from trainers.changes import value_at, with_changes
@@ -47,6 +47,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
             )
         if path in factors:
             raise RequestError(f"--factor {path} is given twice; list all its values behind one '='")
+        overrides.check_path(path, spelled="--factor")
         if path == SEED:
             raise RequestError("--factor seed is no factor: each level is run with the same seeds; use --seeds N")
         values = _values(listed, path)
@@ -160,8 +161,8 @@ def collect(result: SweepResult) -> Ablation:
 def _values(listed: str, path: str) -> list[Any]:
     """`0,0.1` or `rbf,energy` or `[8,16],[32]`: a JSON list's items where it is one, else split at the commas."""
     try:
-        return [with_absolute_kinds(path, item, Path.cwd()) for item in json.loads(f"[{listed}]")]
-    except json.JSONDecodeError:
+        return [with_absolute_kinds(path, item, Path.cwd()) for item in json_text.parsed(f"[{listed}]")]
+    except json_text.NoJSONError:
         return [overrides.value(text.strip(), path) for text in listed.split(",")]
 
 

@@ -46,14 +46,18 @@ class Comparison(BaseModel):
         return f"best is {abs(errors):.1f} standard errors {'above' if errors >= 0.0 else 'below'}"
 
 
+METRICS = ("probe/linear", "probe/knn")
+"""What is measured here as it was in the search."""
+
+
 def compare(result: SweepResult) -> Comparison | None:
     """The comparison for the best trial, computed in this process or read back where it was before.
 
-    None where no trial is complete, the sweep's metric is not a probe accuracy, or the code of its own backbone is not
-    what it was.
+    None where no trial is complete, the sweep's metric is not one of the probes that each epoch has, or the code of its
+    own backbone is not what it was.
     """
     best = result.best_trial
-    if best is None or best.config is None or best.value is None or not result.metric.startswith("probe/"):
+    if best is None or best.config is None or best.value is None or result.metric not in METRICS:
         return None
     known = read(result)
     if known is not None:

@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 
 from pretune.cli import completion
-from pretune.cli.exits import checking
+from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
     Address,
     CpusPerWorker,
     Data,
+    Direction,
     Epochs,
     GpusPerWorker,
     Metric,
@@ -53,6 +54,7 @@ def ablate_command(
     name: Name = None,
     settings: Settings = None,
     metric: Metric = None,
+    direction: Direction = None,
     address: Address = None,
 ) -> None:
     """Change one factor at a time, or all on a grid, and compare under equal seeds."""
@@ -61,12 +63,14 @@ def ablate_command(
         from pretune import sweep
         from pretune.analysis import ablation
         from pretune.core.points import unvaried
-        from pretune.request import lookup, request
+        from pretune.request import lookup, overrides, request
 
         found = request.recipe_or_best(recipe, storage)
         base = request.configure(
             found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
         )
+        for line in request.left_out(found, settings or ()):
+            note(console, f"--set {line}")
         points = ablation.points(base, ablation.parse(factors or ()), grid=grid, seeds=seeds)
         experiment = request.checked(
             lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", unvaried, None, None),
@@ -84,7 +88,10 @@ def ablate_command(
             storage=storage,
             stopping_enabled=False,
             metric=metric,
+            direction=direction,
         )
+        for line in dict.fromkeys(line for point in points for line in overrides.left_out_by(base, point)):
+            note(console, f"--factor {line}")
 
     def run(listener: Any) -> Any:
         return sweep.run(experiment, space=unvaried, listener=listener, address=address)

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from pretune.cli import completion
-from pretune.core.choices import LOCAL_ROOT
+from pretune.core import choices
 
 RUNS = Path("runs")
-STORAGE = LOCAL_ROOT
+STORAGE = choices.LOCAL_ROOT
 
 Recipe = Annotated[
     str,
@@ -57,7 +57,11 @@ CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, hel
 Name = Annotated[
     str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
 ]
-Metric = Annotated[str | None, typer.Option("--metric", help="what is maximized; default: probe/linear")]
+Metric = Annotated[str | None, typer.Option("--metric", help="what is searched for; default: probe/linear")]
+Direction = Annotated[
+    choices.Direction | None,
+    typer.Option("--direction", help="which way of --metric is better; default: minimize for losses, else maximize"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")

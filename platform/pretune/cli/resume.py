@@ -32,6 +32,7 @@ def resume_command(
     with checking():
         from pretune import sweep as sweeps
         from pretune.core import journal, points, results
+        from pretune.core.experiment import MOST_TRIALS
         from pretune.core.history import History
         from pretune.request import request
 
@@ -50,8 +51,15 @@ def resume_command(
             raise RequestError(
                 f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
             )
-        if target == result.asked and result.closed in ("finished", "exhausted") and not extensions:
-            longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
+        if target > MOST_TRIALS:
+            raise RequestError(f"--trials must be at most {MOST_TRIALS}, but is {trials}; lower it")
+        longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
+        if result.closed == "exhausted" and not extensions and not accept_changes:
+            raise RequestError(
+                f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
+                f"a new sweep, {longer}look at it with `pretune show {sweep}`"
+            )
+        if target == result.asked and result.closed == "finished" and not extensions:
             more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"

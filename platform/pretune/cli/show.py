@@ -39,13 +39,16 @@ def show_command(
                 raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
             if is_uri(storage):
                 raise RequestError(f"show lists the sweeps of a folder, not of {storage}; name one: pretune show URI")
-            found = results.sweeps(Path(storage))
+            found, unreadable = results.sweeps(Path(storage))
             if as_json:
-                print_json([_sweep_json(result) for result in found])
-            elif found:
+                print_json([*map(_sweep_json, found), *map(_unreadable_json, unreadable)])
+                return
+            if found:
                 console.print(tables.sweeps(found))
-            else:
+            elif not unreadable:
                 console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False)
+            for one in unreadable:
+                note(console, f"sweep {one.name} cannot be shown: {one.problem}")
             return
         result = request.read_sweep(sweep, storage)
         kind = kinds.of(result.experiment)
@@ -75,9 +78,14 @@ def _sweep_json(result: Any) -> dict[str, Any]:
         "space": result.space,
         "recipe": result.experiment.recipe,
         "metric": result.metric,
+        **({} if result.experiment.maximize else {"direction": "minimize"}),
         "trials": len(result.trials),
         "asked": result.asked,
         "best": result.best,
         "value": None if best is None else best.value,
         "state": tables.status(result),
     }
+
+
+def _unreadable_json(found: Any) -> dict[str, Any]:
+    return {"name": found.name, "folder": str(found.folder), "state": "unreadable", "problem": found.problem}

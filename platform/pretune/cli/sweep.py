@@ -14,6 +14,7 @@ from pretune.cli.options import (
     Address,
     CpusPerWorker,
     Data,
+    Direction,
     Epochs,
     GpusPerWorker,
     Metric,
@@ -59,6 +60,7 @@ def sweep_command(
     stopping: Annotated[bool, typer.Option("--stopping/--no-stopping", help="end weak trials early")] = True,
     grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
     metric: Metric = None,
+    direction: Direction = None,
     address: Address = None,
 ) -> None:
     """Try settings of a recipe and show what works best."""
@@ -94,7 +96,10 @@ def sweep_command(
             stopping_enabled=stopping,
             stopping_grace=grace,
             metric=metric,
+            direction=direction,
         )
+        for line in request.left_out(found_recipe, settings or ()):
+            note(console, f"--set {line}")
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):
             note(console, f"the space sets {path} itself; --set {path} only changes what it starts from")
 

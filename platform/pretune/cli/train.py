@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail, refuse
+from pretune.cli.exits import checking, fail, note, refuse
 from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
@@ -48,6 +48,8 @@ def train_command(
         config = request.configure(
             found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or (), workers=workers
         )
+        for line in request.left_out(found, settings or ()):
+            note(console, f"--set {line}")
     if verify_resume:
         _verify_resume(console, config, data, workers, resume=resume, out=out)
     with checking():

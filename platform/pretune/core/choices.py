@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Budget = Literal["epochs", "views", "seconds"]
+Direction = Literal["maximize", "minimize"]
 SamplerName = Literal["tpe", "random", "grid", "cmaes"]
 LOCAL_ROOT = "./sweeps"
 """Where sweeps lie if nothing else is said, and the working copies of those in a bucket."""

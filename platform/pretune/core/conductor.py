@@ -6,18 +6,19 @@ driver that is killed between any two records leaves a journal from which the ne
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pretune.core import study
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
-from pretune.core.history import History, TrialHistory
+from pretune.core.history import History, State, TrialHistory
 from pretune.core.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.core.search import Proposer
+from pretune.core.search import Proposal, Proposer
 from pretune.core.stopping import Stop, SuccessiveHalving
 from trainers.config import TrialConfig
 
@@ -28,6 +29,9 @@ _ENDS: dict[RowOutcome, End] = {
     "out_of_memory": "INFEASIBLE",
     "failed": "FAIL",
 }
+
+_RESULTS: dict[State, End] = {"COMPLETE": "COMPLETE", "PRUNED": "PRUNED", "INFEASIBLE": "INFEASIBLE"}
+"""What an equal config is not tried again after."""
 
 REFUSALS_IN_A_ROW = 50
 """So many refused proposals one after another mean that the space has no room left for the sampler."""
@@ -65,6 +69,8 @@ class Conductor:
         self._live: set[int] = set()
         self._told: dict[int, int] = {}
         self._last_epochs: dict[int, int] = {}
+        self._alike: dict[str, list[int]] = {}
+        """Trials by config, in their order, but for those that have been made longer."""
         self._refused = 0
         self._failed = 0
         last: Epoch | None = None
@@ -75,10 +81,15 @@ class Conductor:
             elif isinstance(record, Ended):
                 self._overdue = None
         self._overdue_number = last.number if last is not None else -1
-        self._waiting = deque(trial.number for trial in self.history.trials if not trial.ended)
+        unfinished = [trial.number for trial in self.history.trials if not trial.ended]
+        self.held = [number for number in unfinished if self._twin(number) is not None]
+        """Trials whose config another one has that runs, or waits to: they are not handed out, they get its result."""
+        self._waiting = deque(number for number in unfinished if number not in self.held)
 
     def settle(self) -> None:
-        """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote."""
+        """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote, and
+        the ends that follow from other trials'.
+        """
         if self._overdue is not None:
             self._waiting.remove(self._overdue_number)
             self._end(self._overdue_number, "PRUNED", reason=self._overdue.reason, rung=self._overdue.rung)
@@ -87,6 +98,7 @@ class Conductor:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
                 self._end(trial.number, "INFEASIBLE", reason=self._proposer.refusal(trial.params))
+        self._release()
 
     @property
     def live(self) -> int:
@@ -124,11 +136,15 @@ class Conductor:
                     params=proposal.params,
                     distributions=proposal.distributions,
                     config=config,
-                    duplicate_of=proposal.duplicate_of,
+                    duplicate_of=self._duplicate_of(proposal, config),
                 )
             )
             if proposal.config is not None:
                 self._refused = 0
+                if self._twin(proposal.number) is not None:
+                    self.held.append(proposal.number)
+                    self._release()
+                    continue
                 return self._hand_out(self.history.trials[proposal.number])
             self._end(proposal.number, "INFEASIBLE", reason=proposal.refusal)
             self._refused += 1
@@ -230,6 +246,46 @@ class Conductor:
             attempt=trial.attempts,
         )
 
+    def _duplicate_of(self, proposal: Proposal, config: dict[str, Any] | None) -> int | None:
+        """The first trial of an equal config, else of equal parameters."""
+        alike = [] if config is None else self._alike.get(_key(config), [])
+        return alike[0] if alike else proposal.duplicate_of
+
+    def _twin(self, number: int) -> int | None:
+        """The trial of an equal config whose result this one gets; None where it is to run itself: it has begun, there
+        is no such trial, or that one failed, which says nothing of its config.
+        """
+        trial = self.history.trials[number]
+        if trial.config is None or trial.attempts or trial.epochs:
+            return None
+        for other in self._alike.get(_key(trial.config), ()):
+            if other < number and self.history.trials[other].state != "FAIL":
+                return other
+        return None
+
+    def _release(self) -> None:
+        """Ends each held trial whose twin has ended, with that one's result; one whose twin failed runs itself."""
+        for number in list(self.held):
+            found = self._twin(number)
+            if found is None:
+                self.held.remove(number)
+                self._waiting.append(number)
+                continue
+            twin = self.history.trials[found]
+            if twin.ended and twin.state in _RESULTS:
+                self.held.remove(number)
+                reason = f"same config as trial {found}, not run again{': ' + twin.reason if twin.reason else ''}"
+                self._write(
+                    Ended(
+                        number=number,
+                        state=_RESULTS[twin.state],
+                        value=twin.value,
+                        reason=reason,
+                        rung=twin.rung,
+                        result_of=found,
+                    )
+                )
+
     def _take_in(self, row: Row) -> Stop | None:
         trial = self.history.trials[row.number]
         self._note_failures(trial, row)
@@ -255,6 +311,7 @@ class Conductor:
         self._write(Ended(number=number, state=state, value=value, reason=reason, rung=rung))
         self._live.discard(number)
         self._told.pop(number, None)
+        self._release()
         self._failed = self._failed + 1 if state == "FAIL" else 0
         if self._failed == FAILED_IN_A_ROW:
             raise SweepFailedError(
@@ -272,6 +329,12 @@ class Conductor:
 
     def _apply(self, record: Record) -> Stop | None:
         self.history.apply(record)
+        if isinstance(record, Asked) and record.config is not None:
+            self._alike.setdefault(_key(record.config), []).append(record.number)
+        elif isinstance(record, Extended):  # its epochs are those of another schedule than its config says
+            for numbers in self._alike.values():
+                if record.number in numbers:
+                    numbers.remove(record.number)
         if not isinstance(record, Epoch) or self._stopping is None:
             return None
         if self.history.trials[record.number].extended:  # it was asked for by number of epochs: no rung ends it
@@ -287,3 +350,8 @@ def folder_name(trial: TrialHistory) -> str:
     """The name of a trial's folder below `trials`; another one once it trains longer, so that its first end is kept."""
     longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
     return f"{trial.number:04d}{longer}"
+
+
+def _key(config: dict[str, Any]) -> str:
+    """Equal for equal configs: seed, data and the hashes of one's own parts are in them."""
+    return json.dumps(config, sort_keys=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -12,7 +15,9 @@ class RequestError(ValueError):
 
 @contextmanager
 def checking_a_request() -> Iterator[None]:
-    """What is wrong with a request, a ValueError or a file that cannot be used, leaves as a RequestError."""
+    """What is wrong with a request, a ValueError, a file that cannot be used, or code of one's own that ends the whole
+    program, leaves as a RequestError.
+    """
     try:
         yield
     except RequestError:
@@ -23,6 +28,29 @@ def checking_a_request() -> Iterator[None]:
         raise RequestError(
             f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); check path and permissions"
         ) from error
+    except RecursionError as error:
+        raise RequestError(f"something in the request is nested too deeply ({error}); take some of it away") from error
+    except SystemExit as error:  # nothing of ours raises it while a request is checked
+        raise RequestError(
+            f"{exit_place(error)} ends the whole program, so that nothing could be checked or run; code of one's own "
+            "must return: take that line out"
+        ) from error
+
+
+def exit_place(error: SystemExit) -> str:
+    """`line 3 of /home/me/mine.py (`sys.exit(0)`)`: the last line on the way to `error` that is not Python's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    library = Path(sysconfig.get_path("stdlib"))
+    own = [frame for frame in frames if not frame.filename.startswith("<") and not _is_below(frame.filename, library)]
+    if not own:
+        return "something"
+    return f"line {own[-1].lineno} of {own[-1].filename} (`{own[-1].line}`)"
+
+
+def _is_below(filename: str, library: Path) -> bool:
+    """Whether a file is Python's own; what is installed beside it is not."""
+    path = Path(filename)
+    return path.is_relative_to(library) and "site-packages" not in path.parts
 
 
 class SweepFailedError(RuntimeError):

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pretune.core.choices import LOCAL_ROOT, Budget, SamplerName
+from pretune.core.choices import LOCAL_ROOT, Budget, Direction, SamplerName
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
+
+MOST_TRIALS = 1_000_000
+"""Beyond this it is a slip of the hand."""
 
 
 class StoppingConfig(Config):
@@ -42,7 +45,7 @@ class Experiment(Config):
     recipe: str = ""
     base: TrialConfig
     data: str = Field("", description="the data set as it was typed; workers open what `base.data` says")
-    trials: int = Field(16, ge=1)
+    trials: int = Field(16, ge=1, le=MOST_TRIALS)
     budget: Budget = "epochs"
     slots: int | None = Field(None, ge=1)
     workers_per_trial: int = Field(1, ge=1)
@@ -89,6 +92,11 @@ class Experiment(Config):
     def remote(self) -> str | None:
         """With a storage URI, where the journal's segments, the checkpoints and the best config go."""
         return storages.join(self.storage, self.name) if storages.is_uri(self.storage) else None
+
+    @property
+    def direction(self) -> Direction:
+        """Which way of the metric is better."""
+        return "maximize" if self.maximize else "minimize"
 
     @property
     def random_trials(self) -> int:

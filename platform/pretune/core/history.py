@@ -17,7 +17,8 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
     order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
-    retention may have removed older ones. `extended`: it was made longer after its end.
+    retention may have removed older ones. `extended`: it was made longer after its end. `result_of`: the trial of an
+    equal config whose result and epochs this one has; it was not run again.
     """
 
     number: int
@@ -36,6 +37,7 @@ class TrialHistory:
     value: float | None = None
     reason: str = ""
     rung: int | None = None
+    result_of: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -126,6 +128,9 @@ class History:
             case Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
                 trial.rung = record.rung
+                if record.result_of is not None:
+                    trial.result_of = record.result_of
+                    trial.epochs = dict(self._earlier(record.result_of, trial.number, position).epochs)
                 trial.ended_at = position if trial.ended_at is None else trial.ended_at
             case Extended():
                 # What came after the checkpoint is told anew, under another schedule.
@@ -134,3 +139,10 @@ class History:
                 trial.checkpoints = {kept: record.checkpoint}
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
+
+    def _earlier(self, number: int, than: int, position: int) -> TrialHistory:
+        if not 0 <= number < than:
+            raise ValueError(
+                f"record {position + 1}: trial {than} has the result of trial {number}, which is not earlier"
+            )
+        return self.trials[number]

@@ -3,7 +3,8 @@
 One JSON object per line: `{"crc32":"xxxxxxxx","record":{...}}`. The checksum covers the record's bytes and the
 checksum of the line before, so a line that is changed, missing or out of place is noticed. Each line is flushed to
 the disk (fsync) before `append` returns. A crash can only tear the last line: reading drops it, opening for append
-cuts it off.
+cuts it off. A last line that is there as a whole and does not fit its checksum is no torn one: the disk, or somebody,
+changed what may have been acted upon.
 
 Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
 `attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); and of drivers `resumed`
@@ -78,8 +79,9 @@ class Opened(_Record):
 class Asked(_Record):
     """The sampler's proposal. Trial numbers count from 0 without gaps.
 
-    `distributions` are Optuna's, as its own JSON. `config` is None where the space refused the parameters; an `Ended`
-    follows. `duplicate_of` is the first trial with equal parameters, if any.
+    `distributions` are Optuna's, as its own JSON; of a choice `params` have its label (`core.parameters`). `config` is
+    None where the space refused the parameters; an `Ended` follows. `duplicate_of` is the first trial with equal
+    parameters or an equal config, if any.
     """
 
     kind: Literal["asked"] = "asked"
@@ -119,7 +121,9 @@ class Attempt(_Record):
 
 
 class Ended(_Record):
-    """A trial is over. `value` is what Optuna is told for COMPLETE; `rung` is where a PRUNED trial was stopped."""
+    """A trial is over. `value` is what Optuna is told for COMPLETE; `rung` is where a PRUNED trial was stopped.
+    `result_of` is the trial of an equal config whose result this is, with its epochs: it was not run again.
+    """
 
     kind: Literal["ended"] = "ended"
     number: int
@@ -127,6 +131,7 @@ class Ended(_Record):
     value: float | None = None
     reason: str = ""
     rung: int | None = None
+    result_of: int | None = None
 
 
 class Extended(_Record):
@@ -153,7 +158,7 @@ class Resumed(_Record):
 
 
 class Closed(_Record):
-    """A driver left the sweep in order. `exhausted`: the grid has no more points."""
+    """A driver left the sweep in order. `exhausted`: a finite space has no more points."""
 
     kind: Literal["closed"] = "closed"
     reason: Literal["finished", "exhausted", "interrupted", "failed"]
@@ -433,7 +438,7 @@ def _lines(path: Path) -> tuple[list[bytes], int, int]:
     for position, line in enumerate(lines):
         body = _body(line, checksum)
         if body is None:
-            if position == len(lines) - 1:
+            if position == len(lines) - 1 and _is_torn(line, checksum):
                 break
             raise RequestError(
                 f"{path}: line {position + 1} of {len(lines)} is corrupt (its checksum does not fit, or that of a "
@@ -529,7 +534,19 @@ def _body(line: bytes, previous: int) -> bytes | None:
     return body if line[len(_PREFIX) : len(_PREFIX) + 8] == f"{zlib.crc32(body, previous):08x}".encode() else None
 
 
-def _check_first(path: Path, first: dict[str, Any]) -> None:
+def _is_torn(line: bytes, previous: int) -> bool:
+    """Whether a last line that is no good was never written whole: its end is missing, or blocks of it are still zeros.
+
+    A whole line of which a single bit was flipped is not torn, be it the line feed's, or one that makes a space zero.
+    """
+    if not line.endswith(b"\n"):
+        return _body(line[:-1] + b"\n", previous) is None
+    return line.startswith(b"\0") or b"\0\0" in line
+
+
+def _check_first(path: Path, first: Any) -> None:
+    if not isinstance(first, dict):
+        raise RequestError(f"{path} must begin with a record, but begins with {first!r}; restore the file from a copy")
     format = first.get("format")
     if first.get("kind") != "opened" or not isinstance(format, int) or format < 1:
         raise RequestError(

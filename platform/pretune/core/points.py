@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.distributions import CategoricalDistribution
 
 from pretune.core import study
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
+from pretune.core.parameters import flat, written
 from pretune.core.search import Proposal, Proposer, Search, Space, completed
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
@@ -38,11 +39,14 @@ class FixedPoints:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def check(self) -> None:
+    def check(self) -> list[TrialConfig]:
+        found: list[TrialConfig] = []
         for point in self.experiment.points:
             config, refusal = self._config(point)
             if config is None:
                 raise RequestError(refusal)
+            found.append(config)
+        return found
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
         number = len(trials)
@@ -53,7 +57,7 @@ class FixedPoints:
         return Proposal(
             number=number,
             params=point,
-            distributions={path: distribution_to_json(CategoricalDistribution(self._levels(path))) for path in point},
+            distributions={path: _among(self._levels(path)) for path in point},
             config=config,
             refusal=refusal,
         )
@@ -80,3 +84,8 @@ class FixedPoints:
             if path in point and point[path] not in levels:
                 levels.append(point[path])
         return levels
+
+
+def _among(levels: Sequence[Any]) -> str:
+    """The distribution of a factor's levels, as the journal has it."""
+    return written(CategoricalDistribution([flat(level) for level in levels]), levels)

@@ -43,6 +43,8 @@ class TrialResult:
     duplicate_of: int | None
     extended: bool = False
     """Made longer after its end, with `pretune resume --epochs`."""
+    result_of: int | None = None
+    """The trial of an equal config whose result this is; it was not run again."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class SweepResult:
             "name": self.name,
             "space": self.space,
             "metric": self.metric,
+            **({} if self.experiment.maximize else {"direction": "minimize"}),
             "best": self.best,
             "trials": [
                 {
@@ -104,6 +107,7 @@ class SweepResult:
                     "value": trial.value,
                     "params": trial.params,
                     "reason": trial.reason,
+                    **({} if trial.result_of is None else {"result_of": trial.result_of}),
                 }
                 for trial in self.trials
             ],
@@ -139,7 +143,7 @@ class SweepResult:
             trial.state,
             str(trial.epochs),
             "" if shown is None else f"{shown:.4f}",
-            *(_text(trial.params.get(name)) for name in names),
+            *(_text(trial.params[name]) if name in trial.params else "" for name in names),
             trial.reason,
         ]
 
@@ -179,10 +183,38 @@ def check_understood(result: SweepResult) -> None:
         raise RequestError(f"sweep {result.name!r}: {refusal}")
 
 
-def sweeps(storage: Path) -> list[SweepResult]:
-    """All sweeps under `storage` that were started, newest first."""
-    files = sorted(storage.glob(f"*/{journal.FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [read(path.parent) for path in files if path.stat().st_size]
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder of a sweep whose journal cannot be read, and why."""
+
+    folder: Path
+    problem: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def sweeps(storage: Path) -> tuple[list[SweepResult], list[Unreadable]]:
+    """All sweeps under `storage` that were started, newest first; and those that cannot be read, which hide no other
+    one.
+    """
+    found: list[tuple[float, SweepResult]] = []
+    unreadable: list[Unreadable] = []
+    for path in sorted(storage.glob(f"*/{journal.FILE}")):
+        try:
+            about = path.stat()
+            if about.st_size:
+                found.append((about.st_mtime, read(path.parent)))
+        except Exception as error:  # whatever a broken file makes of us
+            unreadable.append(Unreadable(path.parent, _problem(error)))
+    return [result for _, result in sorted(found, key=lambda one: one[0], reverse=True)], unreadable
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be read ({error.strerror or error})"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def best_of(trials: Sequence[TrialResult], *, maximize: bool) -> int | None:
@@ -231,10 +263,9 @@ def _result(trial: TrialHistory, metric: str) -> TrialResult:
         failures=trial.failures,
         duplicate_of=trial.duplicate_of,
         extended=trial.extended,
+        result_of=trial.result_of,
     )
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

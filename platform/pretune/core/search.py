@@ -20,18 +20,19 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
-    distribution_to_json,
 )
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from pretune.core import study as studies
-from pretune.core.errors import RequestError
+from pretune.core.errors import RequestError, exit_place
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
+from pretune.core.parameters import Names, SpaceTrial, ToldTrial, exhausted, size
 from trainers.config import TrialConfig
-from trainers.usercode import ChangedError
+from trainers.usercode import ChangedError, line_of, place_of
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -39,6 +40,14 @@ PROBES = 64
 """Random draws that look at a space before anything starts. A branch taken once in ten draws is then missed once in
 850 times.
 """
+
+
+REPEATS_IN_A_ROW = 3
+"""So many repeated trials one after another mean that the sampler has settled: what it left out comes next, so that a
+finite space comes to its end.
+"""
+MOST_VALUES = 10_000
+"""A whole number with more values than that is looked at as if it had no end."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,10 @@ class Proposer(Protocol):
     give the same answers, in whichever process.
     """
 
-    def check(self) -> None:
-        """Looks at what it will propose before anything is started. RequestError where that cannot be run."""
+    def check(self) -> list[TrialConfig]:
+        """Looks at what it will propose before anything is started, and returns it, or draws of it. RequestError where
+        that cannot be run.
+        """
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
         """The next proposal after `trials`, or None where there is no other. RequestError where it cannot go on."""
@@ -81,8 +92,8 @@ class Search:
         # the histories when missing: Optuna pickles it, and a journal must never have to be unpickled.
         self._notes: dict[int, dict[str, Any]] = {}
 
-    def check(self) -> None:
-        """Looks at the space with random draws.
+    def check(self) -> list[TrialConfig]:
+        """Looks at the space with random draws, and returns what they gave.
 
         Raises:
             RequestError: the space raises on every draw, does not return a TrialConfig, or does not suit the sampler.
@@ -91,10 +102,16 @@ class Search:
         study = studies.empty(self.experiment, rng)
         draws: list[dict[str, BaseDistribution]] = []
         refusals: list[str] = []
+        found: list[TrialConfig] = []
+        names = Names()
         for _ in range(PROBES):
-            trial = study.ask()
+            trial = SpaceTrial(study.ask(), names)
             config, refusal = self._config(trial)
-            (refusals.append(refusal) if config is None else draws.append(trial.distributions))
+            if config is None:
+                refusals.append(refusal)
+            else:
+                found.append(config)
+                draws.append(trial.distributions)
             study.tell(trial, state=TrialState.FAIL)
         if not draws:
             raise RequestError(
@@ -110,47 +127,75 @@ class Search:
                 _refuse_categorical_or_conditional(draws)
             case "tpe" | "random":
                 pass
+        return found
 
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
-        """The next proposal after `trials`, or None where the grid has no more points.
+        """The next proposal after `trials`, or None where a finite space has no more points.
 
         Raises:
             RequestError: the space raises something else than `optuna.TrialPruned` or ValueError, does not return a
                 TrialConfig, or has a parameter that the sampler cannot take (named).
         """
-        trial = self._ask_optuna(trials)
+        trial = SpaceTrial(self._ask_optuna(trials), studies.names(trials))
         config, refusal = self._config(trial)
-        params = trial.params
-        distributions = trial.distributions
+        if self._is_stuck(trial, trials) and (untried := self._untried(trials)) is not None:
+            trial, config, refusal = untried
         if self.experiment.sampler == "cmaes" and config is not None:
             known = [studies.distributions(other) for other in trials if other.config is not None][:1]
-            _refuse_categorical_or_conditional([*known, distributions])
-        duplicate_of = next((other.number for other in trials if other.params == params), None)
-        if duplicate_of is not None and self.experiment.sampler == "grid":
-            # Brute force repeats a point only when no point is left that was neither tried nor is being tried.
+            _refuse_categorical_or_conditional([*known, trial.distributions])
+        duplicate_of = next((other.number for other in trials if other.params == trial.told), None)
+        # Brute force repeats a point only when no point is left that was neither tried nor is being tried.
+        if duplicate_of is not None and (self.experiment.sampler == "grid" or self._exhausted(trial, trials)):
             return None
         return Proposal(
             number=len(trials),
-            params=params,
-            distributions={name: distribution_to_json(value) for name, value in distributions.items()},
+            params=trial.told,
+            distributions=trial.drawn_from,
             config=config,
             refusal=refusal,
             duplicate_of=duplicate_of,
         )
 
+    def _exhausted(self, repeated: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
+        """Whether the sampler repeats a trial because nothing else is left."""
+        if any(size(distribution) is None for distribution in repeated.distributions.values()):
+            return False
+        return exhausted((trial.params, studies.distributions(trial)) for trial in trials)
+
+    def _is_stuck(self, trial: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
+        """Whether a sampler that does not look for untried points repeats one point of a finite space after another."""
+        before = trials[-REPEATS_IN_A_ROW:]
+        return (
+            self.experiment.sampler in ("tpe", "random")
+            and len(before) == REPEATS_IN_A_ROW
+            and all(other.duplicate_of is not None for other in before)
+            and any(other.params == trial.told for other in trials)
+            and all(_is_small(one) for asked in trials for one in studies.distributions(asked).values())
+            and not self._exhausted(trial, trials)
+        )
+
+    def _untried(self, trials: Sequence[TrialHistory]) -> tuple[SpaceTrial, TrialConfig | None, str] | None:
+        """A point that was not tried, with what the space makes of it; None where an untried branch has no end."""
+        study = studies.of(self.experiment, trials, sampler=self._exhaustive(len(trials)))
+        trial = SpaceTrial(study.ask(), studies.names(trials))
+        try:
+            config, refusal = self._config(trial)
+        except RequestError:
+            return None
+        return None if any(other.params == trial.told for other in trials) else (trial, config, refusal)
+
     def refusal(self, params: dict[str, Any]) -> str:
-        # It has all that a space may ask of a trial, but is not Optuna's class of a running one.
-        _, refusal = self._config(cast(optuna.Trial, optuna.trial.FixedTrial(params)))
+        _, refusal = self._config(ToldTrial(params))
         return refusal or f"space {self.experiment.space!r} refused {params}"
 
     def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
         return studies.of(self.experiment, trials, notes=self._notes)
 
-    def _config(self, trial: optuna.Trial) -> tuple[TrialConfig | None, str]:
+    def _config(self, trial: SpaceTrial | ToldTrial) -> tuple[TrialConfig | None, str]:
         """The space's config for `trial`, or None and why it was refused."""
         name = self.experiment.space
         try:
-            config = self.space(trial, self.experiment.base)
+            config = called(self.space, trial, self.experiment.base)
             if not isinstance(config, TrialConfig):
                 raise RequestError(
                     f"space {name!r} must return a trainers.config.TrialConfig, but returned {type(config).__name__}; "
@@ -163,12 +208,22 @@ class Search:
         except ChangedError as error:  # no fault of the parameters: each proposal from now on would be refused
             raise RequestError(str(error)) from error
         except (optuna.TrialPruned, ValueError) as error:
+            if _changes_a_frozen_one(error):
+                raise RequestError(
+                    f"space {name!r} must leave configs as they are, but changes one{_place(error, self.space)}; make "
+                    f"a changed copy, with `with_changes(base, …)` or `model_copy(update=…)`"
+                ) from error
             why = in_words(error) or type(error).__name__
             return None, f"space {name!r} refuses {trial.params}: {why}"
+        except SystemExit as error:
+            raise RequestError(
+                f"space {name!r} ends the whole program for {trial.params}, in {exit_place(error)}; let it return a "
+                f"config (to refuse parameters, raise ValueError or optuna.TrialPruned)"
+            ) from error
         except Exception as error:
             raise RequestError(
-                f"space {name!r} raised {type(error).__name__} for {trial.params}: {error}; correct it (to refuse "
-                f"parameters, raise ValueError or optuna.TrialPruned)"
+                f"space {name!r} raised {type(error).__name__}{_place(error, self.space)} for {trial.params}: {error}; "
+                f"correct it (to refuse parameters, raise ValueError or optuna.TrialPruned)"
             ) from error
         return config, ""
 
@@ -211,10 +266,20 @@ class Search:
                 case "random":
                     return RandomSampler(seed=seed)
                 case "grid":
-                    return _Grid(seed=seed)
+                    return self._exhaustive(number)
                 case "cmaes":
                     # Stopped trials count with their last value: else a generation of trials that all stop never ends.
                     return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+
+    def _exhaustive(self, number: int) -> BaseSampler:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            return _Grid(seed=_seed(self.experiment.seed, number))
+
+
+def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
+    """What `space` returns, given a copy of `base` of its own: whatever it does to it, other trials begin alike."""
+    # A told trial has all that a space may ask of a trial, but is not Optuna's class of a running one.
+    return space(cast(optuna.Trial, trial), base.model_copy(deep=True))
 
 
 def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
@@ -228,18 +293,43 @@ def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
 
 
 class _Grid(BruteForceSampler):
-    """Refuses a continuous parameter by name; Optuna's own ValueError would look like a refusal by the space."""
+    """Refuses by name what it cannot count through; Optuna's own ValueErrors would look like refusals by the space."""
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         _refuse_continuous(param_name, param_distribution)
-        return super().sample_independent(study, trial, param_name, param_distribution)
+        try:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        except ValueError as error:
+            raise RequestError(
+                f"sampler 'grid' needs a space that asks for the same parameters, from the same values, wherever those "
+                f"before have the same values, but {param_name!r} does not ({error}); make it a function of the trial"
+            ) from error
 
 
 def _seed(seed: int, number: int) -> int:
     """A seed for one ask: neighbors in either argument give unrelated ones, and (1, 0) is not (0, 1)."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _changes_a_frozen_one(error: Exception) -> bool:
+    """Whether `error` is pydantic's, of somebody who sets a field of a config."""
+    return isinstance(error, ValidationError) and any("frozen" in problem["type"] for problem in error.errors())
+
+
+def _place(error: BaseException, space: Space) -> str:
+    """` in line 12 of /home/me/mine.py (`base.epochs = 3`)`; empty where the space's own file did not raise it."""
+    try:
+        place = place_of(error, space)
+    except TypeError:  # made by a call (functools.partial): it has no file
+        return ""
+    return f" in {place.removesuffix(', ')} (`{line_of(error, space)}`)" if place else ""
+
+
+def _is_small(distribution: BaseDistribution) -> bool:
+    count = size(distribution)
+    return count is not None and count <= MOST_VALUES
 
 
 def _refuse_continuous(name: str, distribution: BaseDistribution) -> None:

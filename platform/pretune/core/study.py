@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
+from pretune.core.parameters import Names, flat, parsed
 from trainers.files import opened_whole
 
 _STATES: dict[State, TrialState] = {
@@ -56,8 +57,9 @@ def of(
     """A study of `trials` as they were just before record `at` (None: as they are).
 
     `notes` are a sampler's own on each trial, by its number; `sampler` is what asks of this study, if anything does.
+    Parameters have the names that `names` of these trials gives them.
     """
-    study = empty(experiment, sampler)
+    study, called = empty(experiment, sampler), Names()
     study.add_trials(
         [
             _frozen(
@@ -65,11 +67,21 @@ def of(
                 trial,
                 running=at is not None and not _ended_before(trial, at),
                 notes=notes.get(trial.number),
+                called=called,
             )
             for trial in trials
         ]
     )
     return study
+
+
+def names(trials: Sequence[TrialHistory]) -> Names:
+    """What Optuna calls the parameters of a sweep after `trials`."""
+    called = Names()
+    for trial in trials:
+        for name, distribution in distributions(trial).items():
+            called.of(name, distribution)
+    return called
 
 
 def write(study: optuna.Study, name: str, path: Path) -> None:
@@ -82,10 +94,14 @@ def write(study: optuna.Study, name: str, path: Path) -> None:
 
 def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:
     """What the trial's parameters were drawn from, by name."""
-    return {name: json_to_distribution(text) for name, text in trial.distributions.items()}
+    return {name: parsed(text) for name, text in trial.distributions.items()}
 
 
-def _frozen(experiment: Experiment, trial: TrialHistory, *, running: bool, notes: dict[str, Any] | None) -> FrozenTrial:
+def _frozen(
+    experiment: Experiment, trial: TrialHistory, *, running: bool, notes: dict[str, Any] | None, called: Names
+) -> FrozenTrial:
+    drawn = distributions(trial)
+    alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
     state = TrialState.RUNNING if running else _STATES[trial.state]
     infeasible = trial.state == "INFEASIBLE" and not running
     values: dict[int, float] = {}
@@ -96,8 +112,8 @@ def _frozen(experiment: Experiment, trial: TrialHistory, *, running: bool, notes
     return create_trial(
         state=state,
         value=trial.value if state == TrialState.COMPLETE else None,
-        params=trial.params,
-        distributions=distributions(trial),
+        params={alias.get(name, name): flat(value) for name, value in trial.params.items()},
+        distributions={alias[name]: distribution for name, distribution in drawn.items()},
         intermediate_values=values,
         constraints={"feasible": 1.0} if infeasible else None,
         system_attrs=dict(notes or {}),  # a copy: Optuna writes constraints into it

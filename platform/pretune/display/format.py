@@ -25,6 +25,8 @@ def number(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(number(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}={number(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 
@@ -59,12 +61,12 @@ def size(count: float) -> str:
 
 
 def parameters(params: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
-    """Sampled numbers on one line, `kernel=rbf bandwidth=0.31`; what was not sampled (conditional) is not shown.
+    """Sampled numbers on one line, `kernel=rbf bandwidth=0.31`; a choice of None is `–`.
 
     `names` are what the parameters are called in the line; by default the shortest endings that tell them apart.
     """
     short = short_names(params) if names is None else names
-    return " ".join(f"{short[name]}={number(value)}" for name, value in params.items() if value is not None)
+    return " ".join(f"{short[name]}={number(value)}" for name, value in params.items())
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:

@@ -22,8 +22,6 @@ from pretune.core.history import History, TrialHistory
 from pretune.core.journal import Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
 from pretune.display import format
 
-ENDED_EARLY = ("PRUNED", "INFEASIBLE")
-
 
 class Progress:
     """The running total of a sweep: what its records say so far, and what they let one expect. Times are in seconds.
@@ -171,11 +169,20 @@ class Progress:
         return (waiting * expected + left) * (self._clock() - self._first_epoch) / self._epochs_since
 
     def counts(self) -> str:
-        """`4 of 12 done, 2 running, 1 stopped early`."""
-        stopped = sum(trial.state in ENDED_EARLY for trial in self.history.trials)
-        failed = sum(trial.state == "FAIL" for trial in self.history.trials)
-        parts = [f"{len(self.ended)} of {self.asked} done", f"{len(self.running)} running", f"{stopped} stopped early"]
-        return ", ".join(parts + ([f"{failed} failed"] if failed else []))
+        """`4 of 12 done, 2 running, 1 stopped early`, and what else there is."""
+        states = [trial.state for trial in self.history.trials]
+        reused = sum(trial.result_of is not None for trial in self.history.trials)
+        others = {
+            "infeasible": states.count("INFEASIBLE"),
+            "failed": states.count("FAIL"),
+            "reused": reused,
+        }
+        parts = [
+            f"{len(self.ended)} of {self.asked} done",
+            f"{len(self.running)} running",
+            f"{states.count('PRUNED')} stopped early",
+        ]
+        return ", ".join(parts + [f"{count} {what}" for what, count in others.items() if count])
 
     def event(self, record: Record) -> tuple[str, bool] | None:
         """The record in one line, and whether the line must not be left out; None for what is not worth a line."""

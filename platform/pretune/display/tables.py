@@ -95,6 +95,8 @@ def summary(result: SweepResult) -> Text:
     counts += [f"{stopped} stopped early"] if stopped else []
     counts += [f"{infeasible} infeasible"] if infeasible else []
     counts += [f"{failed} failed"] if failed else []
+    reused = sum(trial.result_of is not None for trial in result.trials)
+    counts += [f"{reused} not run again"] if reused else []
     recipe = f" from {asked.recipe}" if asked.recipe else ""
     text = Text.assemble(
         (f"{result.name}", "bold"), f"  {result.space}{recipe} on {asked.data or asked.base.data.path}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pretune.core.choices import Budget
 from pretune.core.errors import RequestError
 from pretune.core.messages import did_you_mean
-from pretune.request import overrides, usercode
+from pretune.request import json_text, overrides, usercode
 from search_spaces import RECIPES, SPACES
 from trainers.config import TrialConfig
 from trainers.upgrade import upgrade_config
@@ -140,13 +139,15 @@ def _check_signature(function: Callable[..., Any], text: str) -> None:
 
 def _from_json(path: Path) -> TrialConfig:
     try:
-        values = json.loads(path.read_text())
+        values = json_text.parsed(path.read_text())
     except FileNotFoundError as error:
         raise RequestError(
             f"recipe {path}: there is no such file; give a config's .json, such as a sweep's best.json"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json_text.NoJSONError, UnicodeDecodeError) as error:
         raise RequestError(f"recipe {path} must be JSON, but is not ({error}); give a config's .json") from error
+    except ValueError as error:
+        raise RequestError(f"recipe {path}: {error}") from error
     if not isinstance(values, dict):
         raise RequestError(
             f"recipe {path} must be an object of settings, but is {type(values).__name__}; give a config's .json"

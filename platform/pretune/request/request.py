@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pretune.core import journal, journal_remote, lease, results
+from pretune.core import journal, journal_remote, lease, metrics, results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, StoppingConfig, local_root
 from pretune.core.messages import describe, did_you_mean
@@ -67,6 +67,11 @@ def configure(
     config = overrides.apply(recipe.config, changes)
     config.check_workers(workers)
     return with_own_parts(config)
+
+
+def left_out(recipe: lookup.Recipe, assignments: Sequence[str]) -> list[str]:
+    """In words, the recipe's settings that its `--set` leaves out, as a new `kind` does not have them."""
+    return overrides.left_out_by(recipe.config, overrides.parse(assignments))
 
 
 def with_own_parts(config: TrialConfig) -> TrialConfig:
@@ -189,10 +194,13 @@ def checked(
     things first, and `base` is bound to its data.
 
     `data` is as for `with_data`; `local` is a cluster of this machine alone; `options` are as for `experiment`, except
-    that the seed is the base's and the budget, if not given, is the one the space is made for.
+    that the seed is the base's, the budget, if not given, is the one the space is made for, and `direction` says
+    whether the metric is maximized, if not given as the metric suggests.
     """
     from pretune.core import points
 
+    metric = options.get("metric") or metrics.DEFAULT
+    direction = options.pop("direction", None) or metrics.direction(metric)
     asked = experiment(
         space,
         recipe,
@@ -203,13 +211,14 @@ def checked(
             "data": base.data.path if data is None else data,
             "seed": base.seed,
             "budget": options.get("budget") or space.budget,
+            "maximize": direction == "maximize",
         },
     )
     if local:
         check_local_slots(asked.slots, asked.workers_per_trial, asked.cpus_per_worker)
     check_folder_is_new(asked)
     check_storage(asked)
-    points.proposer(asked, space.function).check()
+    metrics.check(asked.metric, points.proposer(asked, space.function).check())
     bound, dataset = with_data(base, data)
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
@@ -254,16 +263,20 @@ def varied_by_the_space(space: Space, base: TrialConfig, assignments: Sequence[s
     """The `--set` paths whose value the space itself replaces, seen in a few random draws."""
     import optuna
 
+    from pretune.core.parameters import Names, SpaceTrial
+    from pretune.core.search import called
+
     paths = list(overrides.parse(assignments))
     if not paths:
         return []
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     varied: dict[str, None] = {}
+    names = Names()
     for _ in range(draws):
-        trial = study.ask()
+        trial = SpaceTrial(study.ask(), names)
         # A draw that the space refuses says nothing here; `checked` has looked at refusals.
         with suppress(ValueError, optuna.TrialPruned):
-            config = space(trial, base)
+            config = called(space, trial, base)
             varied.update({path: None for path in paths if value_at(config, path) != value_at(base, path)})
     return [path for path in paths if path in varied]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pretune.core.errors import RequestError
+from pretune.core.errors import RequestError, exit_place
 from pretune.core.messages import describe, did_you_mean, in_words
 from trainers import usercode
 from trainers.config import TrialConfig
@@ -41,13 +41,19 @@ Result = TypeVar("Result")
 def load(text: str, *, what: str, folder: Path) -> Callable[..., Any]:
     """The function that `text` names; a relative file lies in `folder`, which also goes on the import path.
 
-    RequestError where file, module or function is missing, and with the user's own traceback where importing it fails.
+    RequestError where file, module or function is missing, with the user's own traceback where importing it fails, and
+    with the line where importing it ends the whole program.
     """
     usercode.put_on_path(folder)
     try:
         function = usercode.load(absolute(text, folder)).thing
     except ValueError as error:
         raise RequestError(f"{what} {text!r}: {error}") from error
+    except SystemExit as error:
+        raise RequestError(
+            f"{what} {text!r} ends the whole program when it is loaded, in {exit_place(error)}; take that line out, or "
+            "put it below: if __name__ == '__main__':"
+        ) from error
     if not callable(function):
         raise RequestError(f"{what} {text!r} must be a function, but is {function!r}; name a function")
     return function  # type: ignore[no-any-return]
@@ -137,5 +143,7 @@ def call(function: Callable[..., Result], *arguments: Any, what: str) -> Result:
         raise RequestError(f"{what}: {describe(error, TrialConfig)}") from error
     except ValueError as error:
         raise RequestError(f"{what}: {error}") from error
+    except SystemExit as error:
+        raise RequestError(f"{what} ends the whole program, in {exit_place(error)}; let it return") from error
     except Exception as error:
         raise RequestError(f"{what} failed:\n{usercode.own_traceback(error, ours={__file__})}") from error

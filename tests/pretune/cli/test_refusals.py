@@ -35,6 +35,39 @@ DIGITS_TRAIN = 997
         ("sweep kernels --sampler grid", "--sampler tpe"),
         ("sweep kernels --sampler cmaes", "is categorical"),
         ("sweep kernels --grace 1000", "stopping.grace must be at most"),
+        ("sweep kernels --metric probe/linaer", "did you mean 'probe/linear'?"),
+        ("sweep kernels --metric linear", "did you mean 'probe/linear'?"),
+        ("sweep kernels --metric loss/mdm", "did you mean 'loss/mmd'?"),
+        ("sweep kernels --metric loss/brownian", "one whose objective has alignment, mmd never reports it"),
+        ("sweep kernels --metric report/linear", "is not told of each trial"),
+        ("sweep kernels --metric time/first_step_s", "is not told of each trial"),
+        ("sweep regularizers --metric loss/mmd", "never reports it"),
+        ("ablate sfrik_tiny --factor epochs=1 --metric probe/kmm", "did you mean 'probe/knn'?"),
+        ("ablate sfrik_tiny --factor objective.mmd.weight=0,1 --metric loss/mmd", "never reports it"),
+        ("sweep kernels --epochs 99999999999", "'epochs' is 99999999999, but must be at most 1000000"),
+        ("sweep kernels --trials 99999999999", "'trials' is 99999999999, but must be at most 1000000"),
+        ("sweep kernels --seed 99999999999", "'seed' is 99999999999, but must be less than 2147483648"),
+        ("train sfrik_tiny --epochs 99999999999", "'epochs' is 99999999999, but must be at most 1000000"),
+        ("train sfrik_tiny --set epochs=1e99", "'epochs' is 1e+99, but"),
+        ("train sfrik_tiny --set threads=99999999999", "must be at most 4096"),
+        (f"train sfrik_tiny --set epochs={'9' * 5000}", "--set epochs: "),
+        ("resume known --epochs 99999999999", "--epochs must be at most 1000000"),
+        ("resume known --trials 99999999999", "--trials must be at most 1000000"),
+        ("train twice.json", "an object must have each key once, but one has 'epochs' with 2 and 3"),
+        ("train deep.json", "may lie at most 50 deep"),
+        ('train sfrik_tiny --set model={"depth":1,"depth":2}', "one has 'depth' with 1 and 2"),
+        (f"train sfrik_tiny --set views={'[' * 100000}", "may lie at most 50 deep"),
+        (f"train sfrik_tiny --set views={'[' * 60}{']' * 60}", "may lie at most 50 deep"),
+        (f"train sfrik_tiny --set {'a.' * 5000}b=1", "must have at most 50 steps, but has 5001"),
+        (f"ablate sfrik_tiny --factor {'a.' * 5000}b=1", "must have at most 50 steps, but has 5001"),
+        (f"ablate sfrik_tiny --factor views={'[' * 100000}", "may lie at most 50 deep"),
+        ("sweep exits.py:space --recipe sfrik_tiny", "exits.py (`sys.exit(0)`)"),
+        ("train exits.py:recipe", "ends the whole program when it is loaded, in line 2 of"),
+        ("train exits_later.py:recipe", "ends the whole program, in line 3 of"),
+        ("train sfrik_tiny --set objective.x.kind=exits.py:Term", "line 2 of"),
+        ("sweep exits_later.py:space --recipe sfrik_tiny", "ends the whole program for {}, in line 5 of"),
+        ("sweep mine.py:sets --recipe sfrik_tiny", "must leave configs as they are, but changes one in line 12 of"),
+        ("sweep mine.py:twice --recipe sfrik_tiny", "'rate' is asked for twice"),
         ("sweep kernels --name a/b", "--name must be a folder name"),
         ("sweep kernels --name known", "choose another --name"),
         ("sweep kernels --storage ftp://host/x", "begins with s3://, gs://, file://"),
@@ -90,7 +123,16 @@ def test_a_wrong_request_is_refused_with_code_2_and_a_remedy(here: Path, argumen
         "def raises(trial, base):\n    raise ValueError('no luck today')\n"
         "def nameless(trial, base):\n    return base\n"
         "def old():\n    from trainers.config import ViewConfig\n    return ViewConfig(flip=0.0)\n"
+        "def sets(trial, base):\n    base.epochs = 3\n    return base\n"
+        "def twice(trial, base):\n    trial.suggest_categorical('rate', [1])\n"
+        "    return base if trial.suggest_categorical('rate', [2]) else base\n"
     )
+    (here / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    (here / "exits_later.py").write_text(
+        "import sys\ndef recipe():\n    exit()\ndef space(trial, base):\n    sys.exit(3)\n"
+    )
+    (here / "twice.json").write_text('{"epochs": 2, "objective": {"alignment": {}}, "epochs": 3}')
+    (here / "deep.json").write_text('{"views": ' + "[" * 5000 + "]" * 5000 + "}")
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     result = pretune(*arguments.split())
     assert result.exit_code == 2, result.output

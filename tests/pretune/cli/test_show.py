@@ -91,3 +91,26 @@ def test_a_sweep_in_a_bucket_is_shown_where_its_folder_never_was(here: Path, buc
     missing = pretune("show", "nothing", "--storage", bucket)
     assert missing.exit_code == 2
     assert "it has no journal" in missing.stderr
+
+
+def test_a_broken_journal_hides_no_other_sweep(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    broken = synthetic_sweep(here / "sweeps" / "broken") / "journal.jsonl"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-20] + bytes([content[-20] ^ 4]) + content[-19:])
+    listed = pretune("show")
+    assert listed.exit_code == 0
+    assert "known" in listed.stdout
+    assert "note: sweep broken cannot be shown: " in listed.stdout
+    assert "is corrupt" in listed.stdout
+    by_name = {entry["name"]: entry for entry in json.loads(pretune("show", "--json").stdout)}
+    assert by_name["known"]["best"] == 0
+    assert by_name["broken"]["state"] == "unreadable"
+    assert "line 15 of 15 is corrupt" in by_name["broken"]["problem"]
+    assert pretune("show", "broken").exit_code == 2
+    assert pretune("show", "known").exit_code == 0
+
+
+def test_infeasible_and_early_stopped_are_counted_apart(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    assert "3 of 3 trials, 1 stopped early, 1 infeasible; finished" in " ".join(pretune("show", "known").stdout.split())

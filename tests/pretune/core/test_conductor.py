@@ -12,11 +12,12 @@ import optuna
 import pytest
 
 from pretune import sweep
-from pretune.core import retention
+from pretune.core import results, retention
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import FILE, Attempt, Ended, Record, read
+from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
 from pretune.core.search import Space
+from pretune.display import tables
 from tests import toys
 from tests.toys import Executor, again, begin, branching, decisions, follow, row, space
 from trainers import storage
@@ -27,8 +28,14 @@ BASE = toys.BASE.model_copy(update={"epochs": 9})
 
 
 def grid(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-    trial.suggest_int("width", 1, 4)
-    rate = trial.suggest_categorical("rate", [0.001, 0.01, 0.1])
+    rate = trial.suggest_int("width", 1, 4) * trial.suggest_categorical("rate", [0.001, 0.01, 0.1])
+    return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
+
+
+def repeating(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    """Seven configs under endlessly many parameters."""
+    trial.suggest_float("of no use", 0.0, 1.0)
+    rate = 10.0 ** trial.suggest_int("exponent", -5, 1)
     return base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})})
 
 
@@ -45,7 +52,14 @@ def experiment(**changes: Any) -> Experiment:
 
 @pytest.mark.parametrize(
     ("sampler", "how", "every"),
-    [("tpe", branching, 3), ("random", space, 9), ("grid", grid, 9), ("cmaes", space, 9)],
+    [
+        ("tpe", branching, 3),
+        ("random", space, 9),
+        ("grid", grid, 9),
+        ("cmaes", space, 9),
+        ("tpe", repeating, 2),
+        ("random", repeating, 4),
+    ],
 )
 def test_killed_after_any_record_the_next_driver_asks_and_stops_the_same(
     tmp_path: Path, sampler: str, how: Space, every: int
@@ -375,3 +389,128 @@ def test_without_stopping_every_trial_runs_to_its_end(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(stopping=StoppingConfig(enabled=False)), space)
     Executor(conductor, slots=2, seed=0).run()
     assert {trial.state for trial in conductor.history.trials} <= {"COMPLETE", "INFEASIBLE"}
+
+
+# ---- a config that was run already -----------------------------------------------------------------------------------
+
+
+def alone(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    """One config, whatever is drawn."""
+    trial.suggest_float("of no use", 0.0, 1.0)
+    return base
+
+
+def test_a_config_that_was_run_is_not_run_again_its_result_is_told_and_the_sweep_says_so(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(trials=20), repeating)
+    Executor(conductor, slots=1, seed=0).run()
+    started = [record.number for record in conductor._journal.records if isinstance(record, Started)]
+    trials = conductor.history.trials
+    assert len(trials) == 20
+    configs = [trials[number].config for number in started]
+    assert all(configs.count(config) == 1 for config in configs), "each config was run once"
+    assert len(started) < 20
+    for trial in trials:
+        if trial.number in started:
+            assert trial.result_of is None
+            continue
+        assert trial.result_of in started
+        twin = trials[trial.result_of]
+        assert twin.config == trial.config
+        assert (trial.state, trial.value, trial.epochs, trial.rung) == (twin.state, twin.value, twin.epochs, twin.rung)
+        assert trial.reason.startswith(f"same config as trial {twin.number}, not run again")
+    told = conductor._proposer.study(trials).trials
+    assert [one.value for one in told] == [trial.value for trial in trials], "Optuna is told of each of them"
+    conductor._journal.close()
+    shown = results.read(tmp_path)
+    assert shown.best in started, "of two equal values the one that was run is the best"
+    assert f"{20 - len(started)} not run again" in str(tables.summary(shown))
+
+
+def test_what_runs_right_now_is_waited_for_by_trials_of_an_equal_config(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, experiment(trials=3), alone)
+    handout = conductor.next()
+    assert handout is not None
+    assert conductor.next() is None, "two more were asked for, and are held"
+    assert len(conductor.history.trials) == 3
+    assert conductor.held == [1, 2]
+    assert not conductor.finished
+    conductor.started(0)
+    conductor.ended(row(handout, 1, outcome="complete"))
+    assert conductor.finished
+    assert [trial.state for trial in conductor.history.trials] == ["COMPLETE"] * 3
+    assert [trial.result_of for trial in conductor.history.trials] == [None, 0, 0]
+
+
+def test_a_config_that_failed_is_tried_again_and_one_that_diverged_is_not(tmp_path: Path) -> None:
+    for outcome, state, again_wanted in (("failed", "FAIL", True), ("diverged", "INFEASIBLE", False)):
+        conductor = begin(tmp_path / state, experiment(trials=3, max_failures=0), alone)
+        handout = conductor.next()
+        assert handout is not None
+        assert conductor.next() is None
+        conductor.started(0)
+        conductor.ended(row(handout, 1, outcome=outcome, reason="why"))
+        assert conductor.history.trials[0].state == state
+        second = conductor.next()
+        assert (second is not None) == again_wanted
+        if second is not None:
+            assert second.number == 1
+            assert conductor.held == [2], "the third waits for the second"
+            conductor.started(1)
+            conductor.ended(row(second, 1, outcome="complete"))
+        ends = [trial.state for trial in conductor.history.trials]
+        assert ends == (["FAIL", "COMPLETE", "COMPLETE"] if again_wanted else ["INFEASIBLE"] * 3)
+
+
+def test_another_seed_is_another_config(tmp_path: Path) -> None:
+    def seeds(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return base.model_copy(update={"seed": trial.suggest_int("seed", 0, 4)})
+
+    conductor = begin(tmp_path, experiment(trials=5, sampler="grid"), seeds)
+    Executor(conductor, slots=1, seed=0).run()
+    assert [trial.result_of for trial in conductor.history.trials] == [None] * 5
+
+
+def test_a_trial_that_was_not_run_is_not_trained_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "exists", lambda path: True)
+    conductor = begin(tmp_path, experiment(trials=3), alone)
+    Executor(conductor, slots=1, seed=0).run()
+    assert [one.number for one in sweep.longer(conductor.history, 20)] == [0]
+    for extension in sweep.longer(conductor.history, 20):
+        conductor.extend(extension)
+    Executor(conductor, slots=1, seed=0).run()
+    assert [trial.result_of for trial in conductor.history.trials] == [None, 0, 0]
+    assert conductor.history.trials[0].last_epoch == 20
+    assert conductor.history.trials[1].last_epoch == BASE.epochs
+
+
+# ---- the other direction ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_is_minimized_by_sampler_rungs_and_result_alike(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"metric": "loss/total", "maximize": False, "trials": 24}
+
+    class Lossy(Executor):
+        def step(self, number: int, handout: Any, epoch: int) -> bool:
+            config = TrialConfig.model_validate(handout.config)
+            loss = {"loss/total": 2.0 - toys.score(config, min(epoch, config.epochs))}
+            if epoch > config.epochs:
+                self.conductor.ended(row(handout, epoch - 1, outcome="complete", metrics=loss))
+                return False
+            self.running[number] = (handout, epoch)
+            return self.conductor.reported(row(handout, epoch, metrics=loss))
+
+    conductor = begin(tmp_path, experiment(**changes), space)
+    Lossy(conductor, slots=1, seed=0).run()
+    conductor._journal.close()
+    found = results.read(tmp_path)
+    best = found.best_trial
+    assert best is not None
+    assert best.value == min(trial.value for trial in found.trials if trial.value is not None)
+    assert found.ranked()[0].id == best.id
+    stopped = [trial.last_metrics["loss/total"] for trial in found.trials if trial.state == "PRUNED"]
+    assert stopped
+    assert min(stopped) > best.value
+    assert found.to_json()["direction"] == "minimize"
+    study = conductor._proposer.study(conductor.history.trials)
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert study.best_trial.number == best.id

@@ -92,10 +92,10 @@ def test_a_last_line_of_zeros_as_file_systems_leave_them_is_dropped(tmp_path: Pa
     assert len(read(tmp_path)) == len(RECORDS)
 
 
-def test_a_changed_byte_in_any_earlier_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+def test_a_changed_byte_in_any_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = write(tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
-    for position in range(len(lines) - 1):
+    for position in range(len(lines)):
         middle = len(lines[position]) // 2
         changed = lines[position][:middle] + b"#" + lines[position][middle + 1 :]
         path.write_bytes(b"".join([*lines[:position], changed, *lines[position + 1 :]]))
@@ -103,6 +103,32 @@ def test_a_changed_byte_in_any_earlier_line_is_an_error_that_names_the_line(tmp_
             read(tmp_path)
         with pytest.raises(RequestError, match="is corrupt"):
             Journal(tmp_path, new=False)
+
+
+def test_a_flipped_bit_anywhere_in_the_last_line_is_told_from_a_torn_line(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    content = path.read_bytes()
+    start = content.rindex(b"\n", 0, -1) + 1
+    for position in range(start, len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(RequestError, match=f"line {len(RECORDS)} of .* is corrupt"):
+                read(tmp_path)
+    with pytest.raises(RequestError, match="is corrupt"):
+        Journal(tmp_path, new=False)
+    assert path.read_bytes() == changed, "and nothing is cut off"
+
+
+@pytest.mark.parametrize("block", [16, 100])
+def test_a_last_line_of_which_a_block_is_still_zeros_is_dropped(tmp_path: Path, block: int) -> None:
+    path = write(tmp_path)
+    content = path.read_bytes()
+    start = content.rindex(b"\n", 0, -1) + 1
+    for begins in (start, start + 2):
+        path.write_bytes(content[:begins] + b"\0" * block + content[begins + block :])
+        assert len(read(tmp_path)) == len(RECORDS) - 1
 
 
 def test_a_missing_line_and_two_swapped_lines_are_noticed(tmp_path: Path) -> None:
@@ -159,6 +185,13 @@ def test_a_full_disk_leaves_no_half_line_behind(tmp_path: Path, monkeypatch: pyt
         assert len(read(tmp_path)) == 1
         journal.append(RECORDS[1])
     assert [record.kind for record in read(tmp_path)] == ["opened", "asked"]
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"{}\n[]\n", b"[1, 2]\n", b"\xff\xfe\n"])
+def test_what_was_never_a_journal_is_an_error_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(RequestError, match=r"line 1 of .* is corrupt"):
+        read(tmp_path)
 
 
 def test_a_sweep_that_never_began_leaves_no_journal_behind(tmp_path: Path) -> None:

@@ -155,7 +155,34 @@ def test_sweeps_are_listed_newest_first_and_one_that_never_started_is_left_out(t
         os.utime(tmp_path / name / FILE, (position, position))
     (tmp_path / "never" / FILE).write_bytes(b"")
     (tmp_path / "other").mkdir()
-    assert [sweep.name for sweep in results.sweeps(tmp_path)] == ["new", "old"]
-    assert results.sweeps(tmp_path / "missing") == []
+    found, unreadable = results.sweeps(tmp_path)
+    assert [sweep.name for sweep in found] == ["new", "old"]
+    assert unreadable == []
+    assert results.sweeps(tmp_path / "missing") == ([], [])
     with pytest.raises(RequestError, match="was never started"):
         results.read(tmp_path / "never")
+
+
+def test_a_journal_that_cannot_be_read_hides_no_other_sweep(tmp_path: Path) -> None:
+    for name in ("flipped", "good", "contradicts", "folder", "text", "torn"):
+        write(tmp_path / name, *STORY).close()
+    content = (tmp_path / "flipped" / FILE).read_bytes()
+    middle = len(content) // 2
+    (tmp_path / "flipped" / FILE).write_bytes(content[:middle] + b"#" + content[middle + 1 :])
+    with Journal(tmp_path / "contradicts", new=False) as journal:
+        journal.append(Started(number=99, attempt=0, epoch=0))
+    (tmp_path / "folder" / FILE).unlink()
+    (tmp_path / "folder" / FILE).mkdir()
+    (tmp_path / "text" / FILE).write_text("hello\n")
+    (tmp_path / "torn" / FILE).write_text('{"crc32')
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / FILE).symlink_to("journal.jsonl")
+    found, unreadable = results.sweeps(tmp_path)
+    assert [sweep.name for sweep in found] == ["good"]
+    problems = {one.name: one.problem for one in unreadable}
+    assert set(problems) == {"flipped", "contradicts", "folder", "text", "torn"} | ({"link"} & set(problems))
+    assert "is corrupt" in problems["flipped"]
+    assert "is corrupt" in problems["text"]
+    assert "trial 99, which was never asked" in problems["contradicts"]
+    assert "cannot be read" in problems["folder"]
+    assert "was never started" in problems["torn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.search import Search, Space
+from pretune.request import lookup
 from tests.parts import own_parts
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
@@ -75,7 +77,7 @@ def complete(trial: TrialHistory) -> None:
     finish(trial, "COMPLETE", [1.0 - abs(math.log10(trial.params["rate"]) + 1.0) / 3.0])
 
 
-# ---- ends ----------------------------------------------------------------------------------------------------------
+# ---- ends --------------------------------------------------------------------------------------------------------
 
 
 def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_tpe_finds_a_better_region_than_random_draws() -> None:
     assert mean(found) > mean(drawn) + 0.1
 
 
-# ---- purity --------------------------------------------------------------------------------------------------------
+# ---- purity ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "cmaes"])
@@ -181,7 +183,7 @@ def test_trials_that_run_are_taken_into_account_so_that_slots_do_not_try_the_sam
     assert second.params != first.params
 
 
-# ---- proposals -----------------------------------------------------------------------------------------------------
+# ---- proposals ---------------------------------------------------------------------------------------------------
 
 
 def test_a_proposal_is_a_valid_config_and_its_parameters() -> None:
@@ -194,14 +196,15 @@ def test_a_proposal_is_a_valid_config_and_its_parameters() -> None:
 
 
 def test_a_repeated_suggestion_is_allowed_and_noted() -> None:
-    def two(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
-        return with_rate(base, trial.suggest_categorical("rate", [0.1, 0.2]))
+    def few(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_rate(base, trial.suggest_categorical("rate", [0.1, 0.2, 0.3, 0.4]))
 
-    trials = ask_all(search(two), 5, complete)
-    assert [trial.duplicate_of for trial in trials].count(None) == 2
-    repeated = trials[-1]
-    assert repeated.duplicate_of is not None
-    assert trials[repeated.duplicate_of].params == repeated.params
+    trials = ask_all(search(few, sampler="random", seed=1), 4, complete)
+    repeated = [trial for trial in trials if trial.duplicate_of is not None]
+    assert repeated
+    for trial in repeated:
+        assert trials[trial.duplicate_of or 0].params == trial.params
+    assert len({trial.params["rate"] for trial in trials}) == 4 - len(repeated)
 
 
 def test_a_space_may_refuse_parameters_and_is_named_with_the_reason() -> None:
@@ -253,7 +256,128 @@ def test_a_broken_space_is_named_before_anything_starts() -> None:
         search(forgetful).check()
 
 
-# ---- what a sampler can take ---------------------------------------------------------------------------------------
+# ---- what a space may do to what it is given -------------------------------------------------------------------------
+
+
+def multiplies_in_place(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    vars(base.objective["alignment"])["weight"] *= 10.0
+    return with_rate(base, trial.suggest_float("rate", 1e-3, 1.0, log=True))
+
+
+def adds_in_place(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    objective: Any = base.objective
+    objective[f"term_{len(objective)}"] = Alignment(weight=0.5)
+    return with_rate(base, trial.suggest_float("rate", 1e-3, 1.0, log=True))
+
+
+def changes_a_shallow_copy(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    copy = base.model_copy()
+    vars(copy.optimizer)["learning_rate"] *= 1.0 + trial.suggest_float("rate", 0.1, 1.0)
+    return copy
+
+
+@pytest.mark.parametrize("space", [multiplies_in_place, adds_in_place, changes_a_shallow_copy])
+def test_a_space_that_changes_its_base_in_place_changes_no_other_trial(space: Space) -> None:
+    base = BASE.model_copy(deep=True)
+    made = search(space, base=base)
+    before = made.experiment.base.model_dump_json()
+    made.check()
+    trials = ask_all(made, 5, lambda trial: finish(trial, "COMPLETE", [0.5]))
+    assert made.experiment.base.model_dump_json() == base.model_dump_json() == before
+    configs = [TrialConfig.model_validate(trial.config) for trial in trials]
+    assert {len(config.objective) for config in configs} == {2 if space is adds_in_place else 1}
+    if space is multiplies_in_place:
+        assert {config.objective["alignment"].weight for config in configs} == {
+            10.0 * BASE.objective["alignment"].weight
+        }
+
+
+def test_a_space_that_sets_a_field_is_an_error_that_names_the_line_and_no_refusal() -> None:
+    def sets(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        if trial.suggest_float("rate", 0.0, 1.0) > 0.5:
+            base.optimizer.learning_rate = 0.1  # type: ignore[misc]
+        return base
+
+    with pytest.raises(RequestError) as error:
+        search(sets).check()
+    assert "must leave configs as they are" in str(error.value)
+    assert f"of {__file__} (`base.optimizer.learning_rate = 0.1" in str(error.value)
+
+
+def test_an_error_within_a_space_names_its_line() -> None:
+    def divides(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        return with_rate(base, 1 / trial.suggest_int("zero", 0, 0))
+
+    with pytest.raises(
+        RequestError, match=r"raised ZeroDivisionError in line \d+ of .*test_search.py \(`return with_rate"
+    ):
+        search(divides).check()
+
+
+@pytest.mark.parametrize(
+    "how", ["sys.exit(0)", "raise SystemExit", "exit()", "argparse.ArgumentParser().parse_args(['x'])"]
+)
+def test_a_space_that_ends_the_program_is_an_error_that_names_the_line(tmp_path: Path, how: str) -> None:
+    (tmp_path / "mine.py").write_text(f"import argparse, sys\ndef space(trial, base):\n    {how}\n")
+    found = lookup.space(f"{tmp_path}/mine.py:space")
+    with pytest.raises(RequestError, match=r"ends the whole program .* line 3 of .*/mine.py"):
+        search(found.function).check()
+
+
+# ---- a finite space --------------------------------------------------------------------------------------------------
+
+
+def nothing(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    return base
+
+
+def one_choice(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    return with_rate(base, trial.suggest_categorical("rate", [0.1]))
+
+
+def one_float(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    return with_rate(base, trial.suggest_float("rate", 0.1, 0.1, log=True))
+
+
+def in_steps(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    return with_rate(base, trial.suggest_float("rate", 0.1, 0.7, step=0.2))
+
+
+def dependent_range(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+    high = trial.suggest_int("high", 1, 3)
+    return with_rate(base, 0.1 * high + 0.01 * trial.suggest_int("low", 1, high))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize(
+    ("space", "points"),
+    [(nothing, 1), (one_choice, 1), (one_float, 1), (in_steps, 4), (dependent_range, 6), (finite, 12)],
+)
+def test_a_finite_space_ends_when_each_point_was_tried(space: Space, points: int, sampler: str) -> None:
+    made = search(space, sampler=sampler, trials=500)
+    made.check()
+    trials: list[TrialHistory] = []
+    while (proposal := made.ask(trials)) is not None:
+        config = None if proposal.config is None else proposal.config.model_dump(mode="json")
+        number = proposal.number
+        trials.append(
+            TrialHistory(number, proposal.params, proposal.distributions, config, proposal.duplicate_of, 2 * number)
+        )
+        finish(trials[-1], "COMPLETE", [0.5 + 0.001 * number])
+        assert number < 400, "a finite space must end"
+    assert len({json.dumps(trial.params) for trial in trials}) == points
+
+
+def test_a_space_with_one_continuous_parameter_never_ends() -> None:
+    def half(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
+        if trial.suggest_categorical("how", ["fixed", "free"]) == "free":
+            return with_rate(base, trial.suggest_float("rate", 0.1, 1.0))
+        return with_rate(base, trial.suggest_categorical("fixed rate", [0.1]))
+
+    assert len(ask_all(search(half, sampler="random"), 30, lambda trial: finish(trial, "COMPLETE", [0.5]))) == 30
+
+
+# ---- what a sampler can take -------------------------------------------------------------------------------------
 
 
 def test_the_grid_visits_each_point_once_and_ends() -> None:
@@ -335,7 +459,7 @@ def test_cma_es_learns_nothing_from_the_last_value_of_a_trial_that_went_on_to_di
     assert all(not trial.intermediate_values for trial in told if trial.constraints)
 
 
-# ---- parts of one's own ----------------------------------------------------------------------------------------------
+# ---- parts of one's own --------------------------------------------------------------------------------------------
 
 
 def test_a_proposals_own_parts_get_their_files_hashes() -> None:

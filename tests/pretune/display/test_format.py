@@ -46,7 +46,7 @@ def test_rates(per_second: float | None, text: str) -> None:
         ({"objective.mmd.weight": 1.0, "objective.alignment.weight": 2.5}, "mmd.weight=1 alignment.weight=2.5"),
         ({"a.kernel.coefficients.0": 0.5, "a.kernel.coefficients.2": 3.0}, "coefficients.0=0.5 coefficients.2=3"),
         ({"a.width": 1, "b.width": 2}, "a.width=1 b.width=2"),
-        ({"norm": True, "teacher": None, "widths": [8, 8]}, "norm=yes widths=[8, 8]"),
+        ({"norm": True, "teacher": None, "widths": [8, 8]}, "norm=yes teacher=– widths=[8, 8]"),
     ],
 )
 def test_settings_are_called_by_what_tells_them_apart(params: dict[str, Any], line: str) -> None:

@@ -198,3 +198,20 @@ def test_the_live_view_draws_while_records_arrive_and_leaves_nothing_behind() ->
         live._live.refresh()
         assert "0.600 ± 0.012" in buffer.getvalue()
     assert buffer.getvalue().rstrip().endswith("\x1b[2K") or "\x1b[2K" in buffer.getvalue()[-200:]
+
+
+def test_infeasible_failed_and_reused_trials_are_counted_apart_from_those_stopped_early() -> None:
+    records = [
+        *trial(0, [0.5], end="PRUNED"),
+        *trial(1, [], end="INFEASIBLE"),
+        *trial(2, [0.4, 0.6], end="COMPLETE"),
+        Asked(number=3, params={}, distributions={}, config={}),
+        Ended(number=3, state="COMPLETE", value=0.6, reason="same config as trial 2, not run again", result_of=2),
+        *trial(4, [], end="FAIL"),
+    ]
+    progress = fed([Opened(experiment=experiment()), *records])
+    counts = progress.counts()
+    assert "5 of 6 done, 0 running, 1 stopped early, 1 infeasible, 1 failed, 1 reused" in counts
+    told = progress.event(Ended(number=3, state="COMPLETE", reason="same config as trial 2, not run again"))
+    assert told is not None
+    assert "not run again" in told[0]

@@ -101,3 +101,57 @@ def test_every_complaint_is_listed_once() -> None:
         "'views.1.size' is 3, but must be at least 4; change it",
         "'epochs' is 0, but must be at least 1; change it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropped"),
+    [
+        ("rbf", ["coefficients"]),
+        ("imq", ["coefficients"]),
+        ("energy", ["coefficients"]),
+        ("truncated", []),
+        ("linear", ["coefficients"]),
+    ],
+)
+def test_a_new_kind_at_any_depth_drops_the_keys_of_the_old_one_and_says_so(kind: str, dropped: list[str]) -> None:
+    given = overrides.parse([f"objective.mmd.kernel.kind={kind}"])
+    assert value_at(overrides.apply(BASE, given), "objective.mmd.kernel.kind") == kind
+    told = overrides.left_out_by(BASE, given)
+    expected = [f"objective.mmd.kernel.{key}" for key in dropped]
+    assert told == (
+        [f"objective.mmd.kernel.kind={kind} leaves out {', '.join(expected)}, which the kind before it had"]
+        if dropped
+        else []
+    )
+
+
+def test_a_new_kind_keeps_what_was_typed_for_it_in_any_order() -> None:
+    for assignments in (
+        ["objective.mmd.kernel.kind=rbf", "objective.mmd.kernel.gamma=4"],
+        ["objective.mmd.kernel.gamma=4", "objective.mmd.kernel.kind=rbf"],
+    ):
+        assert value_at(changed(*assignments), "objective.mmd.kernel") == {"kind": "rbf", "gamma": 4.0}
+    with pytest.raises(RequestError, match=r"unknown key: 'objective.mmd.kernel.coefficients'"):
+        changed("objective.mmd.kernel.kind=rbf", "objective.mmd.kernel.coefficients=[1]")
+
+
+def test_a_new_kind_takes_its_own_default_where_it_refuses_the_inherited_value() -> None:
+    imq = changed("objective.mmd.kernel.kind=imq", "objective.mmd.kernel.exponent=3.5")
+    given = overrides.parse(["objective.mmd.kernel.kind=energy"])
+    energy = overrides.apply(imq, given)
+    assert value_at(energy, "objective.mmd.kernel.kind") == "energy"
+    assert overrides.left_out_by(imq, given) == [
+        "objective.mmd.kernel.kind=energy leaves out objective.mmd.kernel.exponent, objective.mmd.kernel.offset, "
+        "which the kind before it had"
+    ]
+
+
+def test_what_is_said_twice_or_without_end_within_a_value_is_refused() -> None:
+    with pytest.raises(RequestError, match="--set model: an object must have each key once, but one has 'depth'"):
+        overrides.parse(['model={"depth": 1, "depth": 2}'])
+    with pytest.raises(RequestError, match="may lie at most 50 deep"):
+        overrides.parse([f"views={'[' * 51}{']' * 51}"])
+    assert overrides.parse([f"views={'[' * 50}{']' * 50}"])
+    with pytest.raises(RequestError, match="must have at most 50 steps, but has 51"):
+        overrides.parse([f"{'a.' * 50}b=1"])
+    assert overrides.parse([f"{'a.' * 49}b=1"])

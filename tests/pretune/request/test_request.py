@@ -53,6 +53,35 @@ def ablation(digits: Path, *points: dict[str, Any]) -> Experiment:
     )
 
 
+@pytest.mark.parametrize(
+    ("metric", "direction", "maximize"),
+    [
+        (None, None, True),
+        ("probe/knn", None, True),
+        ("loss/total", None, False),
+        ("loss/mmd", None, False),
+        ("loss/total", "maximize", True),
+        ("probe/linear", "minimize", False),
+    ],
+)
+def test_a_loss_is_minimized_unless_the_direction_is_given(
+    digits: Path, metric: str | None, direction: str | None, maximize: bool
+) -> None:
+    assert search(digits, metric=metric, direction=direction).maximize == maximize
+
+
+def test_looking_at_what_the_space_varies_changes_nothing_in_the_base(digits: Path) -> None:
+    def in_place(trial: Any, base: Any) -> Any:
+        vars(base.objective["alignment"])["weight"] *= trial.suggest_categorical("factor", [2.0, (3.0,)[0]])
+        return base
+
+    base = search(digits).base
+    before = base.model_dump_json()
+    varied = request.varied_by_the_space(in_place, base, ["objective.alignment.weight=0.1"])
+    assert varied == ["objective.alignment.weight"]
+    assert base.model_dump_json() == before
+
+
 def test_what_is_ready_to_run_names_its_data_by_their_bytes(digits: Path) -> None:
     asked = search(digits, trials=5, metric=None, storage="here")
     assert asked.base.data.path == str(digits.resolve())

@@ -1,0 +1,83 @@
+"""What may be searched for: the numbers that each trial's last epoch has, by name, and which way is better.
+
+Their names are those of `trainers.report.METRICS`, with the names of a config's own terms in them. What is told once,
+of a run's first epoch or of a group's start, is no trial's worth and can not be searched for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from pretune.core.choices import Direction
+from pretune.core.errors import RequestError
+from trainers.config import TrialConfig
+from trainers.report import is_metric
+from trainers.terms import OwnTerm
+
+DEFAULT = "probe/linear"
+_RANKS = ("effective_rank", "rank", "stable_rank", "std", "whitening")
+_FIXED = (
+    *(f"probe/{probe}" for probe in ("linear", "knn", "full_linear", "full_knn")),
+    "loss/total",
+    *(f"health/features/{measure}" for measure in _RANKS),
+    *(f"health/embedding/{measure}" for measure in (*_RANKS, "cosine")),
+    "budget/views",
+    "budget/seconds",
+    "time/images_per_s",
+    "time/epoch_s",
+    "time/probe_s",
+    "optim/learning_rate",
+    "optim/gradient_norm",
+)
+MEASURES: dict[str, tuple[str, ...]] = {
+    "mismatch_detection": ("balanced_accuracy", "mismatch_rate", "loss_floor"),
+    "dino": ("information",),
+}
+"""What shipped terms tell beyond their value, by kind."""
+_SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/")
+
+
+def direction(metric: str) -> Direction:
+    """Which way is better where nobody says: losses and what is spent are minimized."""
+    return "minimize" if metric.startswith(_SMALLER_IS_BETTER) else "maximize"
+
+
+def names(config: TrialConfig) -> list[str]:
+    """The metrics of a trial of `config`. Terms of weight 0 are absent; of what one's own term tells beyond its value
+    only its code knows.
+    """
+    terms = {name: term for name, term in config.objective.items() if term.weight > 0.0}
+    losses = [f"loss/{name}" for name in terms]
+    told = [f"health/{name}/{measure}" for name, term in terms.items() for measure in MEASURES.get(term.kind, ())]
+    return [*_FIXED, *losses, *told]
+
+
+def check(metric: str, configs: Iterable[TrialConfig], *, spelled: str = "--metric") -> None:
+    """RequestError where a trial of one of `configs` would never tell `metric`; the nearest name is in it."""
+    missing = next((config for config in configs if not _is_told(metric, config)), None)
+    if missing is None:
+        return
+    known = names(missing)
+    why = "is not told of each trial" if is_metric(metric) else "is no metric"
+    terms = ", ".join(name for name, term in missing.objective.items() if term.weight > 0.0)
+    raise RequestError(
+        f"{spelled} {metric!r} {why}: one whose objective has {terms} never reports it{_nearest(metric, known)}; such "
+        f"a trial reports {', '.join(known)}"
+    )
+
+
+def _is_told(metric: str, config: TrialConfig) -> bool:
+    if metric in names(config):
+        return True
+    own = [name for name, term in config.objective.items() if term.weight > 0.0 and isinstance(term, OwnTerm)]
+    return is_metric(metric) and any(metric.startswith(f"health/{name}/") for name in own)
+
+
+def _nearest(metric: str, known: Sequence[str]) -> str:
+    """`; did you mean 'probe/linear'?`, by the whole name, by how it begins, or by what stands behind its slash."""
+    close = difflib.get_close_matches(metric, known, n=1, cutoff=0.6)
+    close = close or [name for name in known if metric and name.startswith(metric)]
+    endings = {name.rpartition("/")[2]: name for name in reversed(known)}
+    close = close or [endings[one] for one in difflib.get_close_matches(metric.rpartition("/")[2], endings, n=1)]
+    return f"; did you mean {close[0]!r}?" if close else ""

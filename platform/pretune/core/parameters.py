@@ -1,0 +1,283 @@
+"""Parameters as a space asks for them, as the journal keeps them, and as Optuna is told of them.
+
+A space may choose among any values: tuples, lists, None, objects. The journal holds JSON, and Optuna's samplers and its
+dashboard numbers, text and None. So a choice travels as its **label**, what JSON can say of it (a tuple as a list, an
+object as its text), and to Optuna a label that is a list or an object is its JSON text. The space gets back the very
+value that it listed, found by the label's position, which is the same in each process.
+
+To Optuna one name has one kind of distribution and one list of choices for ever. A space whose choices depend on
+another parameter has several under one name: Optuna sees them as parameters of their own, `rate`, `rate #2`, in the
+order in which the trials of the sweep met them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.trial import FixedTrial
+from pydantic import BaseModel
+
+from pretune.core.errors import RequestError
+
+Flat = None | bool | int | float | str
+"""What Optuna takes as a choice everywhere."""
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def labels(choices: Sequence[Any]) -> list[Any]:
+    """What the journal says for each choice, in their order. Two that differ have labels that differ."""
+    found: list[Any] = []
+    for position, choice in enumerate(choices):
+        told = _label(choice)
+        if told is _NO_TEXT:
+            told = f"{type(choice).__name__} {position}"
+        alike = [earlier for earlier, other in enumerate(found) if flat(other) == flat(told)]
+        if any(not _same(choices[earlier], choice) for earlier in alike):
+            told = f"{flat(told)} (choice {position})"
+        found.append(told)
+    return found
+
+
+def flat(label: Any) -> Flat:
+    """A label as Optuna has it."""
+    if isinstance(label, float) and not math.isfinite(label):
+        return _NOT_FINITE.get(label, "NaN")
+    return json.dumps(label) if isinstance(label, list | tuple | dict) else label
+
+
+_NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
+_NO_TEXT = object()
+
+
+def _label(choice: Any) -> Any:
+    """JSON for one choice; `_NO_TEXT` where it has no text that another process would give it as well."""
+    if choice is None or type(choice) in (bool, int):
+        return choice
+    if type(choice) is float:
+        return choice if math.isfinite(choice) else flat(choice)
+    if isinstance(choice, Enum):
+        return _label(choice.value)
+    if isinstance(choice, str):
+        return str(choice).encode("utf-8", "backslashreplace").decode()
+    if isinstance(choice, PurePath):
+        return str(choice)
+    if isinstance(choice, BaseModel):
+        return choice.model_dump(mode="json")
+    if isinstance(choice, Mapping):
+        return {str(key): _inside(value) for key, value in choice.items()}
+    if isinstance(choice, list | tuple):
+        return [_inside(value) for value in choice]
+    if isinstance(choice, set | frozenset):  # whose order is another one in each process
+        return sorted((_inside(value) for value in choice), key=repr)
+    if hasattr(choice, "tolist"):  # NumPy's and torch's numbers and arrays
+        return _label(choice.tolist())
+    if isinstance(choice, int | float):  # a subclass: its value is what counts
+        return _label(int(choice) if isinstance(choice, int) else float(choice))
+    if hasattr(choice, "__qualname__"):
+        return str(choice.__qualname__)
+    text = repr(choice)
+    return _NO_TEXT if re.search("0x[0-9a-fA-F]{4,}", text) else text  # an address in memory
+
+
+def _inside(value: Any) -> Any:
+    """The label of a part of a choice."""
+    told = _label(value)
+    return type(value).__name__ if told is _NO_TEXT else told
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one value; what does not compare (arrays) is another one."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False
+
+
+# --- distributions ----------------------------------------------------------------------------------------------------
+
+
+def written(distribution: BaseDistribution, told: Sequence[Any] = ()) -> str:
+    """A distribution as the journal has it, Optuna's own JSON; `told` are the labels of one of choices."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return distribution_to_json(distribution)
+    return json.dumps({"name": type(distribution).__name__, "attributes": {"choices": list(told)}})
+
+
+@lru_cache(maxsize=4096)
+def parsed(text: str) -> BaseDistribution:
+    """What `written` wrote, with its choices as Optuna is told of them. Nobody may change it."""
+    values = json.loads(text)
+    if values.get("name") == CategoricalDistribution.__name__:
+        return CategoricalDistribution([flat(label) for label in values["attributes"]["choices"]])
+    return json_to_distribution(text)
+
+
+def size(distribution: BaseDistribution) -> int | None:
+    """How many values it has; None where there is no end of them."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(set(distribution.choices))
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.single():
+        return 1
+    if distribution.step is None:
+        return None
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def exhausted(trials: Iterable[tuple[Mapping[str, Any], Mapping[str, BaseDistribution]]]) -> bool:
+    """Whether `trials`, each with its parameters and what they were drawn from, in the order in which they were asked
+    for, are all that a space can give: each value of each parameter was met, on every branch.
+    """
+    paths = [[(drawn, _place(drawn, params[name])) for name, drawn in asked.items()] for params, asked in trials]
+    return bool(paths) and _all_met(paths, 0)
+
+
+def _place(distribution: BaseDistribution, value: Any) -> Flat:
+    """A value among those of its distribution, whatever its last digit is."""
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        steps: float = (value - distribution.low) / distribution.step
+        return round(steps)
+    return flat(value)
+
+
+def _all_met(paths: Sequence[Sequence[tuple[BaseDistribution, Flat]]], depth: int) -> bool:
+    """Whether below this node, which all `paths` share up to `depth`, every branch was taken."""
+    longer = [path for path in paths if len(path) > depth]
+    if not longer:
+        return True
+    branches: dict[Flat, list[Any]] = {}
+    for path in longer:
+        branches.setdefault(path[depth][1], []).append(path)
+    count = size(longer[0][depth][0])
+    return count == len(branches) and all(_all_met(branch, depth + 1) for branch in branches.values())
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+class Names:
+    """What Optuna calls the parameters of one sweep: by their names, numbered where one name has several kinds of
+    distribution or several lists of choices.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list[object]] = {}
+
+    def of(self, name: str, distribution: BaseDistribution) -> str:
+        """Optuna's name; a kind that was not met before is the next one."""
+        kinds = self._kinds.setdefault(name, [])
+        kind = _kind(distribution)
+        if kind not in kinds:
+            kinds.append(kind)
+        position = kinds.index(kind)
+        return name if position == 0 else f"{name} #{position + 1}"
+
+
+def _kind(distribution: BaseDistribution) -> object:
+    """What Optuna wants to stay as it is for one name."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    return type(distribution), getattr(distribution, "log", False)
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+class SpaceTrial(optuna.Trial):
+    """The running trial that a space asks: Optuna's own, except that any value may be a choice.
+
+    `told` and `drawn_from` are its parameters as the journal has them, in the order in which they were asked for.
+    """
+
+    def __init__(self, trial: optuna.Trial, names: Names) -> None:
+        vars(self).update(vars(trial))  # it has begun already: it stays the trial that its study knows
+        self._names = names
+        self._chosen: dict[str, Any] = {}
+        self.told: dict[str, Any] = {}
+        self.drawn_from: dict[str, str] = {}
+        self._drawn: dict[str, BaseDistribution] = {}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What was suggested so far, by the space's own names."""
+        return dict(self._chosen)
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return dict(self._drawn)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        drawn_from = FloatDistribution(low, high, log=log, step=step)
+        value = super().suggest_float(self._alias(name, drawn_from), low, high, step=step, log=log)
+        self._keep(name, drawn_from, value, value)
+        return value
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        drawn_from = IntDistribution(low, high, log=log, step=step)
+        value = super().suggest_int(self._alias(name, drawn_from), low, high, step=step, log=log)
+        self._keep(name, drawn_from, value, value)
+        return value
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        choices = tuple(choices)
+        told = labels(choices)
+        flats = [flat(label) for label in told]
+        drawn_from = CategoricalDistribution(flats)
+        position = flats.index(super().suggest_categorical(self._alias(name, drawn_from), flats))
+        value = _given(choices[position])
+        self._keep(name, drawn_from, value, told[position], told)
+        return value
+
+    def _alias(self, name: str, distribution: BaseDistribution) -> str:
+        first = self._drawn.get(name)
+        if first is not None and _kind(first) != _kind(distribution):
+            raise RequestError(
+                f"one trial must draw a parameter from one distribution, but {name!r} is asked for twice, from {first} "
+                f"and from {distribution}; give them two names"
+            )
+        return self._names.of(name, distribution)
+
+    def _keep(
+        self, name: str, distribution: BaseDistribution, value: Any, label: Any, told: Sequence[Any] = ()
+    ) -> None:
+        if name not in self.told:  # asked for again, it keeps its value, whatever its range is now
+            self._chosen[name], self.told[name] = value, label
+            self._drawn[name], self.drawn_from[name] = distribution, written(distribution, told)
+
+
+class ToldTrial(FixedTrial):
+    """A trial whose parameters the journal has told, for asking a space again about them."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        choices = tuple(choices)
+        flats = [flat(label) for label in labels(choices)]
+        if name not in self._params or flat(self._params[name]) not in flats:
+            raise ValueError(f"{name!r} is {self._params.get(name)!r}, which is none of {list(choices)}")
+        return _given(choices[flats.index(flat(self._params[name]))])
+
+
+def _given(choice: Any) -> Any:
+    """What a space gets: of a list or an object a copy, so that changing it changes no other trial's choices."""
+    return copy.deepcopy(choice) if type(choice) in (list, dict, set) else choice
