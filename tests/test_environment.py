@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -104,7 +105,7 @@ def test_a_working_python_is_found_behind_one_that_does_not_run(project: Project
 
 
 def test_this_python_is_usable_and_an_older_one_is_not(project: Project) -> None:
-    assert project.bash(f"usable {sys.executable}").returncode == 0
+    assert project.bash(f"usable {shlex.quote(sys.executable)}").returncode == 0
     assert project.bash(f"versions=(3.10); usable {sys.executable}").returncode != 0
 
 
@@ -115,7 +116,7 @@ def test_this_python_is_usable_and_an_older_one_is_not(project: Project) -> None
 )
 def test_a_python_without_ensurepip_or_headers_is_not_usable(project: Project, module: str, source: str) -> None:
     (project.folder / f"{module}.py").write_text(source)
-    assert project.bash(f"usable {sys.executable}", PYTHONPATH=str(project.folder)).returncode != 0
+    assert project.bash(f"usable {shlex.quote(sys.executable)}", PYTHONPATH=str(project.folder)).returncode != 0
 
 
 def test_what_is_there_is_left_as_it_is(project: Project) -> None:

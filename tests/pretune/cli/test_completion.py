@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_nothing_heavy_is_imported_to_complete(here: Path, typed: str) -> None:
 
 def test_bash_completes_with_the_script_that_is_shown(here: Path) -> None:
     command = here / "pretune"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pretune "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pretune "$@"\n')
     command.chmod(0o755)
     script = f"""
         export PATH={here}:$PATH
@@ -119,7 +120,7 @@ def test_completion_is_installed_for_the_shell_that_is_named(
 
 
 def test_completion_is_installed_for_the_shell_that_runs(here: Path) -> None:
-    command = f"{sys.executable} -m pretune --install-completion; exit $?"
+    command = f"{shlex.quote(sys.executable)} -m pretune --install-completion; exit $?"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("bash completion installed in"), done.stdout + done.stderr
 
