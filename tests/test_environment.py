@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -106,7 +106,7 @@ def test_a_working_python_is_found_behind_one_that_does_not_run(project: Project
 
 def test_this_python_is_usable_and_an_older_one_is_not(project: Project) -> None:
     assert project.bash(f"usable {shlex.quote(sys.executable)}").returncode == 0
-    assert project.bash(f"versions=(3.10); usable {sys.executable}").returncode != 0
+    assert project.bash(f"versions=(3.10); usable {shlex.quote(sys.executable)}").returncode != 0
 
 
 @pytest.mark.parametrize(
