@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Sequence[OwnImage] | NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
-        """Features [n, p] of image files, Pillow's images or arrays of bytes ([height, width, 3] or grey), of any size.
+        """Features [n, p] of image files, Pillow's images or arrays of bytes ([height, width, 3] or gray), of any size.
 
         Images are prepared as for the probe, and go through the network in its batches: the features are those that it
         judged, bit for bit on one type of CPU where torch has `config.threads` threads.

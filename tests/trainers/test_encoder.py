@@ -169,15 +169,15 @@ def test_an_encoder_can_be_trained_on_and_refuses_features_while_it_is(tmp_path:
 
 def test_files_pillow_images_and_arrays_of_one_image_are_one_image(tmp_path: Path, digits: Dataset) -> None:
     encoder = load_encoder(trained(tmp_path, digits).saved)
-    grey = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
+    gray = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
     rows = encoder.features(
         [
-            grey,
-            np.repeat(grey[..., None], 3, 2),
-            Image.fromarray(grey),
-            tmp_path / "grey.png",
-            str(tmp_path / "grey.png"),
+            gray,
+            np.repeat(gray[..., None], 3, 2),
+            Image.fromarray(gray),
+            tmp_path / "gray.png",
+            str(tmp_path / "gray.png"),
         ]
     )
     assert np.array_equal(rows, np.repeat(rows[:1], 5, 0))

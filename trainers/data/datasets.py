@@ -392,7 +392,7 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         max_side=request.max_side,
         reencoded=sum(part.encoded for part in written.values()),
         skipped=source.skipped,
-        grey_white=plan.white,
+        gray_white=plan.white,
         duplicates=duplicates,
         content={split: part.content for split, part in written.items()},
         files={
@@ -522,7 +522,7 @@ def _scan(request: _Request, splits: Sequence[_Rows], folder: Path, tally: _Tall
 
 
 def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
-    """What 16-bit grey is taken for white: all values that the bits in use can have. A camera of 12 bits would give an
+    """What 16-bit gray is taken for white: all values that the bits in use can have. A camera of 12 bits would give an
     almost black picture otherwise. Said where it is not all 16.
     """
     from trainers.data.sources.base import WHITE
@@ -537,7 +537,7 @@ def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
             return WHITE
     white = next(top for top in ranges if brightest <= top)
     if request.understood is not None:
-        said = f"{len(wide):,} images of 16-bit grey use {white.bit_length()} bits, up to {brightest:,}"
+        said = f"{len(wide):,} images of 16-bit gray use {white.bit_length()} bits, up to {brightest:,}"
         request.understood((), (f"{said}: 0 to {white:,} become black to white",))
     return white
 

@@ -85,8 +85,8 @@ class Manifest(_Stored):
     """Files of the source that were left out because they are no images."""
     broken: tuple[str, ...] = ()
     """Images that were left out because they do not decode, by their paths in the source; `--skip-broken`."""
-    grey_white: int = 65535
-    """The value of 16-bit grey that was taken for white: lower where all such images use fewer bits."""
+    gray_white: int = 65535
+    """The value of 16-bit gray that was taken for white: lower where all such images use fewer bits."""
     duplicates: Mapping[str, int]
     """`a/b`: images of `a` whose pixels occur in `b` too; `train/train`: images of `train` that repeat an earlier
     one.
@@ -239,7 +239,7 @@ def manifest_text(manifest: Manifest) -> str:
     """What manifest.json says. A key of a later version that says nothing is left out: the text, whose hash is the
     data set's name, is then what an older version wrote of the same source.
     """
-    silent = {key for key in ("broken", "grey_white") if getattr(manifest, key) == Manifest.model_fields[key].default}
+    silent = {key for key in ("broken", "gray_white") if getattr(manifest, key) == Manifest.model_fields[key].default}
     return manifest.model_dump_json(indent=1, exclude=silent) + "\n"
 
 

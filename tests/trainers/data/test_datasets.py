@@ -203,7 +203,7 @@ def test_max_side_brings_down_the_longer_side_and_keeps_the_shape(tmp_path: Path
 @pytest.mark.parametrize(
     ("top", "white"), [(200, 255), (900, 1023), (4000, 4095), (16383, 16383), (16384, 65535), (60000, 65535)]
 )
-def test_grey_of_fewer_than_16_bits_keeps_its_range_in_all_images_alike_and_that_is_said(
+def test_gray_of_fewer_than_16_bits_keeps_its_range_in_all_images_alike_and_that_is_said(
     tmp_path: Path, out: Path, top: int, white: int
 ) -> None:
     ramp = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
@@ -217,12 +217,12 @@ def test_grey_of_fewer_than_16_bits_keeps_its_range_in_all_images_alike_and_that
     rows = stored_rows(dataset.search_file) + stored_rows(dataset.report_file)
     expected = {np.round(values / white * 255).astype(np.uint8).tobytes() for values in (ramp, ramp // 2)}
     assert {row.payload[::3] for row in rows} == expected
-    assert dataset.manifest.grey_white == open_dataset(out).manifest.grey_white == white
+    assert dataset.manifest.gray_white == open_dataset(out).manifest.gray_white == white
     words = (
-        f"12 images of 16-bit grey use {white.bit_length()} bits, up to {top:,}: 0 to {white:,} become black to white"
+        f"12 images of 16-bit gray use {white.bit_length()} bits, up to {top:,}: 0 to {white:,} become black to white"
     )
     assert said == ([] if white == 65535 else [words])
-    assert ("grey_white" in json.loads((out / "manifest.json").read_text())) == (white != 65535)
+    assert ("gray_white" in json.loads((out / "manifest.json").read_text())) == (white != 65535)
 
 
 def test_unlabeled_images_of_other_sizes_are_cropped_to_fixed_size_pixels(npz: Path, tmp_path: Path, out: Path) -> None:

@@ -508,12 +508,12 @@ def read_one(path: Path) -> np.ndarray:
     return np.asarray(raster.image).astype(int)
 
 
-def test_grey_palette_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+def test_gray_palette_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     red = Image.new("RGB", (8, 8), RED)
     for number, (image, suffix, expected) in enumerate(
         [
-            (grey, "png", np.repeat(np.arange(64).reshape(8, 8, 1), 3, 2)),
+            (gray, "png", np.repeat(np.arange(64).reshape(8, 8, 1), 3, 2)),
             (red.convert("P"), "gif", np.broadcast_to(RED, (8, 8, 3))),
             (red.convert("CMYK"), "tiff", np.broadcast_to(RED, (8, 8, 3))),
             (red.convert("CMYK"), "jpg", np.broadcast_to(RED, (8, 8, 3))),
@@ -540,7 +540,7 @@ def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     assert np.array_equal(read_one(tmp_path / "p" / "x.png"), np.broadcast_to(WHITE, (8, 8, 3)))
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     wide = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
     found = read_one(save_png(tmp_path / "x.png", wide))
     assert np.abs(found[..., 0] - wide / 257).max() <= 0.5
@@ -577,7 +577,7 @@ def test_only_an_upright_complete_rgb_jpeg_keeps_its_bytes(tmp_path: Path, scrat
     image.save(tmp_path / "a_plain.jpg")
     image.save(tmp_path / "b_progressive.jpg", progressive=True, subsampling=0)
     image.save(tmp_path / "c_sideways.jpg", exif=exif)
-    image.convert("L").save(tmp_path / "d_grey.jpg")
+    image.convert("L").save(tmp_path / "d_gray.jpg")
     image.convert("CMYK").save(tmp_path / "e_cmyk.jpg")
     image.save(tmp_path / "f_other.png")
     (tmp_path / "g_without_end.jpg").write_bytes((tmp_path / "a_plain.jpg").read_bytes()[:-2] + b"\xff\xd9 and more")
@@ -619,16 +619,16 @@ def test_a_broken_image_in_a_tar_is_named_with_its_tar(tmp_path: Path, scratch: 
 # ---- npz
 
 
-def test_npz_takes_grey_arrays_and_class_names(tmp_path: Path, scratch: Path) -> None:
-    grey = noise(6)[..., 0]
+def test_npz_takes_gray_arrays_and_class_names(tmp_path: Path, scratch: Path) -> None:
+    gray = noise(6)[..., 0]
     np.savez(
-        tmp_path / "x.npz", images=grey, labels=np.array([0, 1] * 3, np.uint8), class_names=np.array(["no", "yes"])
+        tmp_path / "x.npz", images=gray, labels=np.array([0, 1] * 3, np.uint8), class_names=np.array(["no", "yes"])
     )
     source = load("npz", tmp_path / "x.npz", scratch=scratch)
     assert source.class_names == ("no", "yes")
     assert source.test is None
-    assert np.array_equal(pixels(source.train.images), np.repeat(grey[..., None], 3, 3))
-    assert np.array_equal(pixels(sources.load_unlabeled(tmp_path / "x.npz", scratch=scratch))[..., 1], grey)
+    assert np.array_equal(pixels(source.train.images), np.repeat(gray[..., None], 3, 3))
+    assert np.array_equal(pixels(sources.load_unlabeled(tmp_path / "x.npz", scratch=scratch))[..., 1], gray)
 
 
 @pytest.mark.parametrize(

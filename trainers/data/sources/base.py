@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = frozenset(
         ".tiff",
     ]  # what Pillow reads everywhere
 )
-WHITE = 65535  # the value of 16-bit grey that is white
+WHITE = 65535  # the value of 16-bit gray that is white
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 # What Pillow's decoders raise on bytes that are not what they claim to be.
@@ -57,7 +57,7 @@ class BrokenImageError(ValueError):
 
 class Shape(NamedTuple):
     """Known from an image's header alone. `jpeg`: the size in bytes of its file, where that is a JPEG that can stay
-    as it is. `wide`: grey values of more than 8 bits.
+    as it is. `wide`: gray values of more than 8 bits.
     """
 
     height: int
@@ -105,12 +105,12 @@ class Images(ABC):
 
     @abstractmethod
     def read(self, index: int, white: int = WHITE) -> Raster:
-        """Decode. `white`: the value of wide grey that becomes white. Raises BrokenImageError, naming the file, where
+        """Decode. `white`: the value of wide gray that becomes white. Raises BrokenImageError, naming the file, where
         the image is broken.
         """
 
     def brightest(self, index: int) -> int:
-        """The largest value of an image whose grey is wide. Raises as `read` does."""
+        """The largest value of an image whose gray is wide. Raises as `read` does."""
         return WHITE
 
 
@@ -295,7 +295,7 @@ CHANNELS: tuple[Channels, ...] = get_args(Channels)
 def as_pixels(
     array: NDArray[np.generic], origin: str, channels: Channels = "channels-last", *, asked_by: str = ""
 ) -> NDArray[np.uint8]:
-    """Check an array of images and give it the shape [n, h, w, 3]; grey ([n, h, w] or [n, h, w, 1]) is repeated.
+    """Check an array of images and give it the shape [n, h, w, 3]; gray ([n, h, w] or [n, h, w, 1]) is repeated.
 
     `asked_by`: the option by which a user says which axis holds the channels, for messages.
     """
@@ -396,7 +396,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def upright_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
-    """RGB on a white ground where the image is transparent; wide grey is scaled so that `white` becomes 255, and what
+    """RGB on a white ground where the image is transparent; wide gray is scaled so that `white` becomes 255, and what
     is above it, too. ValueError: pixels are no integers.
     """
     if _orientation(image) != 1:
@@ -407,7 +407,7 @@ def upright_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(
-                f"grey values must be 0 to 65535, but range from {wide.min()} to {wide.max()}; save it with 8 bits"
+                f"gray values must be 0 to 65535, but range from {wide.min()} to {wide.max()}; save it with 8 bits"
             )
         scaled = np.minimum((wide * 510 + white) // (2 * white), 255)  # rounded to the nearest
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")

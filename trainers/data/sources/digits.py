@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels in 10 classes, built in, no download."""
+"""scikit-learn's handwritten digits: 1,797 gray images of 8x8 pixels in 10 classes, built in, no download."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def load() -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    grey = np.round(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
-    enlarged = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for image in grey]
+    gray = np.round(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
+    enlarged = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for image in gray]
     images = ArrayImages(np.stack([np.asarray(image) for image in enlarged]), "scikit-learn's digits")
     labels = np.asarray(bunch.target).astype(np.int64)
     names = tuple(str(digit) for digit in range(10))

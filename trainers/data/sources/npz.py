@@ -1,4 +1,4 @@
-"""Arrays in .npz files: `images` (uint8, [n, h, w, 3] or grey [n, h, w]) and `labels` (integers, [n], from 0)."""
+"""Arrays in .npz files: `images` (uint8, [n, h, w, 3] or gray [n, h, w]) and `labels` (integers, [n], from 0)."""
 
 from __future__ import annotations
 
