@@ -118,7 +118,9 @@ def test_a_space_that_breaks_late_ends_the_sweep_with_its_own_error_and_frees_ev
         return space(trial, base)
 
     asked = experiment(tmp_path, trials=6, stopping={"enabled": False})
-    with pytest.raises(sweep.SweepFailedError, match=r"space 'mine' raised KeyError for {}: 'late'; correct it"):
+    with pytest.raises(
+        sweep.SweepFailedError, match=r"raised KeyError in line \d+ of .*test_sweep\.py .* for {}: 'late'; corr"
+    ):
         sweep.run(asked, space=late, trainable=plain)
     left = results.read(asked.folder)
     assert (left.closed, len(left.trials)) == ("failed", 2)
