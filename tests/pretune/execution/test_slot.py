@@ -100,6 +100,7 @@ def strike(action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "frozen":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(5.0)  # another thread may take the signal: this one must not get any further meanwhile
     elif action == "bug":
         raise KeyError("no such layer")
     elif action == "out_of_memory":
