@@ -91,7 +91,10 @@ class Encoder(nn.Module):
             )
         mean, std = self._statistics
         found = [np.zeros((0, self.width), dtype=torch.empty(0, dtype=self.mean.dtype).numpy().dtype)]
-        for pixels in rendered(images, size=self.size, mean=mean, deviation=std, batch_size=BATCH_SIZE):
+        resampling = self.config.views[0].resampling
+        for pixels in rendered(
+            images, size=self.size, mean=mean, deviation=std, resampling=resampling, batch_size=BATCH_SIZE
+        ):
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.mean.device, self.mean.dtype)
             found.append(self._encode(batch).cpu().numpy())
         return np.concatenate(found)

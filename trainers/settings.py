@@ -20,6 +20,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Resampling = Literal["bilinear", "bicubic"]
 
 
 class Config(BaseModel):
@@ -56,14 +57,20 @@ class ViewConfig(Config):
     """One augmented view of an image. Operations run in the order of the fields; strengths follow torchvision.
 
     `crop_scale` is the range of the crop's area as a share of the image, `crop_ratio` of its width over height.
+    `resampling` of the crop to the view's size is antialiased: `bilinear` as torchvision's on floats, its default, or
+    `bicubic` as Pillow's (`interpolation=3` of published code). Evaluation resizes images as the first view does.
     `brightness`, `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied
-    together with `jitter_probability`. `blur_sigma` is in pixels at the view's size. `solarize_threshold` is a share of
-    full scale. `operations` are of one's own, by name; they come last, in their order.
+    together with `jitter_probability`. `blur_sigma` is in pixels at the view's size; it is drawn for each blurred image,
+    or once for a view's whole global batch (`blur_sigma_per`), as SimCLR's authors do it. `solarize_threshold` is a
+    share of full scale. Erasing is torchvision's RandomErasing after normalization: a box with a share of the view's
+    area in `erase_scale` and a height over width in `erase_ratio` becomes the data set's mean color. `operations` are of
+    one's own, by name; they come last, in their order.
     """
 
     size: int = Field(32, ge=4, le=1024, description="height and width in pixels")
     crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    resampling: Resampling = "bilinear"
     flip_probability: Probability = 0.5
     jitter_probability: Probability = 0.8
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
@@ -73,8 +80,12 @@ class ViewConfig(Config):
     grayscale_probability: Probability = 0.2
     blur_probability: Probability = 0.0
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    blur_sigma_per: Literal["image", "batch"] = "image"
     solarize_probability: Probability = 0.0
     solarize_threshold: Probability = 0.5
+    erase_probability: Probability = 0.0
+    erase_scale: tuple[Probability, Probability] = (0.02, 0.33)
+    erase_ratio: tuple[Positive, Positive] = (0.3, 3.3)
     operations: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], OwnOperation] = {}
 
     @model_validator(mode="before")
@@ -84,7 +95,7 @@ class ViewConfig(Config):
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> ViewConfig:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "erase_scale", "erase_ratio"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must be (low, high) with low <= high, but is ({low}, {high}); swap them")

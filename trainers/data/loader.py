@@ -28,6 +28,7 @@ from trainers.config import TrialConfig
 from trainers.data.datasets import REPORT_FILE, SEARCH_FILE, Dataset, verify
 from trainers.data.quick_ffcv import Compiler, Loader, Operation, OrderOption, PipelineSpec, State, ctypes_imdecode
 from trainers.data.views import evaluation_table, render, settings_table
+from trainers.settings import Resampling
 
 Integers = NDArray[np.int64]
 
@@ -117,7 +118,14 @@ class Loaders:
         mine = order[: steps * config.batch_size].reshape(steps, world_size, rows)[first_step:, rank].ravel()
         settings = settings_table(config.views, dataset.manifest.mean, dataset.manifest.std)
         batches = _batches(
-            file, mine, rows=rows, settings=settings, seed=config.seed, epoch=epoch, threads=config.threads
+            file,
+            mine,
+            rows=rows,
+            settings=settings,
+            seed=config.seed,
+            epoch=epoch,
+            first_step=first_step,
+            threads=config.threads,
         )
         return (Batch(views, torch.from_numpy(ids)) for views, ids in batches)
 
@@ -129,6 +137,7 @@ class Loaders:
         size: int,
         batch_size: int,
         threads: int,
+        resampling: Resampling = "bilinear",
         split: Literal["search", "report"] = "search",
     ) -> Iterator[tuple[Tensor, Integers]]:
         """Images as they are, for evaluation, in the order of `ids`: (images [n, 3, size, size] float32, ids [n]).
@@ -148,8 +157,10 @@ class Loaders:
                 f"ids must be a list of rows of {file.path}, 0 to {file.count - 1}, but are {found}; "
                 "take them from the data set"
             )
-        settings = evaluation_table(size, dataset.manifest.mean, dataset.manifest.std)
-        batches = _batches(file, rows, rows=batch_size, settings=settings, seed=0, epoch=0, threads=threads)
+        settings = evaluation_table(size, dataset.manifest.mean, dataset.manifest.std, resampling=resampling)
+        batches = _batches(
+            file, rows, rows=batch_size, settings=settings, seed=0, epoch=0, first_step=0, threads=threads
+        )
         return ((views[0], part) for views, part in batches)
 
     def _open(self, dataset: Dataset, split: Literal["search", "report"], threads: int) -> _File:
@@ -229,11 +240,12 @@ class _File:
         settings: NDArray[Any],
         seed: int,
         epoch: int,
+        step: int,
         place: int,
         rows: int,
     ) -> None:
         """Render `ids` into a batch of `rows` rows, from row `place` on, in the layout of `views.render`."""
-        numbers = np.array([seed, epoch, place, rows, self._side, self._area, self._decoder], dtype=np.int64)
+        numbers = np.array([seed, epoch, place, rows, self._side, self._area, self._decoder, step], dtype=np.int64)
         broken = np.full(1, -1, dtype=np.int64)
         node = self._node_id
         arguments = {
@@ -324,9 +336,20 @@ class _Queue:
 
 
 def _batches(
-    file: _File, ids: Integers, *, rows: int, settings: NDArray[Any], seed: int, epoch: int, threads: int
+    file: _File,
+    ids: Integers,
+    *,
+    rows: int,
+    settings: NDArray[Any],
+    seed: int,
+    epoch: int,
+    first_step: int,
+    threads: int,
 ) -> Iterator[tuple[tuple[Tensor, ...], Integers]]:
-    """(views, ids) of each run of `rows` ids, rendered by `threads` threads that live as long as this generator."""
+    """(views, ids) of each run of `rows` ids, rendered by `threads` threads that live as long as this generator.
+
+    The first run is this rank's part of the epoch's global batch number `first_step`.
+    """
     sizes = [int(size) for size in settings["size"]]
     pixels_per_row = sum(size * size for size in sizes)
     part_rows = max(1, min(-(-min(rows, len(ids)) // threads), PART_PIXELS // pixels_per_row))
@@ -344,6 +367,7 @@ def _batches(
                     settings,
                     seed,
                     epoch,
+                    first_step + part.batch,
                     part.start,
                     length,
                 )

@@ -21,6 +21,7 @@ from trainers.data.beton import LARGEST_SIDE, MODES, ROW
 from trainers.data.datasets import RAW_SIDE
 from trainers.data.sources.base import Blob, FileImages, as_pixels, upright_rgb
 from trainers.data.views import evaluation_table, render
+from trainers.settings import Resampling
 
 OwnImage = Image.Image | str | Path | NDArray[np.uint8]
 """An image file, one of Pillow's images, or pixels [height, width, 3] or [height, width], 0 to 255."""
@@ -41,6 +42,7 @@ def rendered(
     size: int,
     mean: Sequence[float],
     deviation: Sequence[float],
+    resampling: Resampling,
     batch_size: int,
 ) -> Iterator[NDArray[np.float32]]:
     """Batches [n, S, S, 3] of normalized pixels, in the order of `images`; the last one may be smaller.
@@ -48,7 +50,7 @@ def rendered(
     The shorter side is resized to S = `size`, the center cropped; `mean` and `deviation` per channel, 0..1 scale.
     ValueError, naming the image, where one is broken, of a kind that is not known, or larger than 65,535 pixels.
     """
-    settings = evaluation_table(size, mean, deviation)
+    settings = evaluation_table(size, mean, deviation, resampling=resampling)
     for start in range(0, len(images), batch_size):
         count = min(batch_size, len(images) - start)
         pixels = np.empty(count * size * size * 3, np.float32)
@@ -99,7 +101,7 @@ def _render(
     memory = (payload, np.zeros(1, np.uint64), np.array([len(payload)], np.uint64))
     decoder = _jpeg_decoder() if stored.mode == MODES["jpeg"] else 0
     side, area = max(stored.height, stored.width), stored.height * stored.width
-    numbers = np.array([0, 0, place, rows, side, area, decoder], dtype=np.int64)
+    numbers = np.array([0, 0, place, rows, side, area, decoder, 0], dtype=np.int64)
     broken = np.full(1, -1, dtype=np.int64)
     render(np.zeros(1, np.int64), pixels, settings, numbers, broken, metadata, memory)
     if broken[0] >= 0:

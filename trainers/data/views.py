@@ -1,14 +1,21 @@
 """Augmented views as compiled arithmetic: each draw is a function of (seed, epoch, sample, view, operation).
 
 The operations and their order are torchvision's (`RandomResizedCrop` with antialiasing, `RandomHorizontalFlip`,
-`ColorJitter` in a random order, `RandomGrayscale`, `GaussianBlur`, `RandomSolarize`, `Normalize`), computed on float
-images in 0..1, so nothing is rounded to bytes in between. Two differences are meant: the blur's kernel reaches three
-sigma (torchvision asks for a fixed size), and a JPEG that every view shrinks by four or more is decoded at a half, a
-quarter or an eighth of its size.
+`ColorJitter` in a random order, `RandomGrayscale`, `GaussianBlur`, `RandomSolarize`, `Normalize`, `RandomErasing`),
+computed on float images in 0..1. Bilinear resampling is torchvision's on floats, so nothing is rounded to bytes in
+between. Bicubic resampling is Pillow's on bytes, level for level: its kernel reaches below 0 and above 255, so that it
+matters that each of its two passes rounds and clips, and which comes first.
+
+Differences that are meant: a JPEG that every view shrinks by four or more is decoded at a half, a quarter or an eighth
+of its size. The blur is a Gaussian out to three sigma with mirrored borders. Published code has mostly Pillow's
+`GaussianBlur`, three box filters in a row on bytes with the border pixels repeated: PILLOW_DIFFERENCE. BYOL's and
+SimCLR's has a Gaussian cut off at a tenth of the view's size (23 px of 224, more than five sigma at the usual 2) with
+zeros around the image, which darken its borders. torchvision asks for a kernel's size and mirrors borders as here.
 
 Nothing is frozen at compile time: the settings of the views and the keys of the draws are arguments, so one compilation
 serves every epoch, trial, view count and image size; and all functions are cached on disk, so a second process only
-loads them.
+loads them. They share this file, because numba tells whether what it cached is out of date by the file of the function
+that is called, and not by those of the functions that this one calls.
 
 Letters: S = a view's height and width in pixels, n = S * S, K = taps of a resampling filter.
 """
@@ -26,7 +33,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
-from trainers.settings import ViewConfig
+from trainers.settings import Resampling, ViewConfig
 
 
 def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -63,6 +70,7 @@ SETTINGS = np.dtype(
         ("scale_high", np.float64),
         ("log_ratio_low", np.float64),
         ("log_ratio_high", np.float64),
+        ("bicubic", np.int64),  # 0: bilinear
         ("flip_probability", np.float64),
         ("jitter_probability", np.float64),
         ("brightness", np.float64),
@@ -73,8 +81,14 @@ SETTINGS = np.dtype(
         ("blur_probability", np.float64),
         ("sigma_low", np.float64),
         ("sigma_high", np.float64),
+        ("sigma_of_batch", np.int64),  # 1: all images of a batch have the same sigma
         ("solarize_probability", np.float64),
         ("threshold", np.float64),
+        ("erase_probability", np.float64),
+        ("erase_scale_low", np.float64),
+        ("erase_scale_high", np.float64),
+        ("log_erase_ratio_low", np.float64),
+        ("log_erase_ratio_high", np.float64),
         ("mean", np.float64, (3,)),
         ("deviation", np.float64, (3,)),
     ]
@@ -101,6 +115,10 @@ DRAWN = np.dtype(
         ("grayscale", np.int64),
         ("sigma", np.float64),  # 0: no blur
         ("solarize", np.int64),
+        ("erase_top", np.int64),  # in pixels of the view
+        ("erase_left", np.int64),
+        ("erase_height", np.int64),  # 0: nothing is erased
+        ("erase_width", np.int64),
     ]
 )
 """What was drawn for one view of one sample."""
@@ -126,6 +144,8 @@ class Drawn(NamedTuple):
     blur_sigma: float | None
     """In pixels of the view; None without blur."""
     solarize: bool
+    erased: tuple[int, int, int, int] | None
+    """Top, left, height and width of what is erased, in pixels of the view; None where nothing is."""
 
 
 LEAST_DEVIATION = 1 / 255
@@ -140,32 +160,48 @@ def settings_table(views: Sequence[ViewConfig], mean: Sequence[float], deviation
         row["size"], row["start"] = view.size, start
         row["scale_low"], row["scale_high"] = view.crop_scale
         row["log_ratio_low"], row["log_ratio_high"] = math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])
-        for operation in ("flip", "jitter", "grayscale", "blur", "solarize"):
+        row["bicubic"] = view.resampling == "bicubic"
+        for operation in ("flip", "jitter", "grayscale", "blur", "solarize", "erase"):
             row[f"{operation}_probability"] = getattr(view, f"{operation}_probability")
         for strength in ("brightness", "contrast", "saturation", "hue"):
             row[strength] = getattr(view, strength)
         row["sigma_low"], row["sigma_high"] = view.blur_sigma
+        row["sigma_of_batch"] = view.blur_sigma_per == "batch"
         row["threshold"] = view.solarize_threshold
+        row["erase_scale_low"], row["erase_scale_high"] = view.erase_scale
+        row["log_erase_ratio_low"], row["log_erase_ratio_high"] = map(math.log, view.erase_ratio)
         row["mean"], row["deviation"] = mean, np.maximum(deviation, LEAST_DEVIATION)
         start += 3 * view.size * view.size
     return table
 
 
-def evaluation_table(size: int, mean: Sequence[float], deviation: Sequence[float]) -> npt.NDArray[Any]:
+def evaluation_table(
+    size: int, mean: Sequence[float], deviation: Sequence[float], *, resampling: Resampling = "bilinear"
+) -> npt.NDArray[Any]:
     """The settings of the one view without randomness: shorter side resized to `size`, center crop, normalization."""
     table = np.zeros(1, SETTINGS)
-    table["size"], table["fixed"] = size, 1
+    table["size"], table["fixed"], table["bicubic"] = size, 1, resampling == "bicubic"
     table["mean"], table["deviation"] = mean, np.maximum(deviation, LEAST_DEVIATION)
     return table
 
 
 def draw(
-    view: ViewConfig, *, seed: int, epoch: int, sample_id: int, view_index: int, image_height: int, image_width: int
+    view: ViewConfig,
+    *,
+    seed: int,
+    epoch: int,
+    sample_id: int,
+    view_index: int,
+    image_height: int,
+    image_width: int,
+    step: int = 0,
 ) -> Drawn:
-    """What is drawn for view number `view_index` of a sample, as the loader draws it. Epochs count from 0."""
+    """What is drawn for view number `view_index` of a sample, as the loader draws it. Epochs, and their steps (global
+    batches), count from 0; the step matters only where a blur's sigma is a batch's.
+    """
     drawn = np.zeros(1, DRAWN)
     settings = settings_table([view], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    _draw_all(settings, drawn, seed, epoch, sample_id, view_index, image_height, image_width)
+    _draw_all(settings, drawn, seed, epoch, step, sample_id, view_index, image_height, image_width)
     row = drawn[0]
     order = np.empty(4, np.int64)
     _permutation(row["order"], order)
@@ -183,12 +219,18 @@ def draw(
         grayscale=bool(row["grayscale"]),
         blur_sigma=float(row["sigma"]) if row["sigma"] > 0 else None,
         solarize=bool(row["solarize"]),
+        erased=(
+            (int(row["erase_top"]), int(row["erase_left"]), int(row["erase_height"]), int(row["erase_width"]))
+            if row["erase_height"]
+            else None
+        ),
     )
 
 
 # ---- Keyed draws -----------------------------------------------------------------------------------------------------
 
 CROP, FLIP, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, BLUR, SIGMA, SOLARIZE = range(12)
+ERASE, ERASED_BOX, SIGMA_OF_BATCH = range(12, 15)
 
 
 @exact
@@ -266,8 +308,28 @@ def _center_crop(settings: Any, drawn: Any, height: Any, width: Any) -> None:
 
 
 @exact
-def _draw_view(settings: Any, drawn: Any, key: Any, height: Any, width: Any) -> None:
+def _draw_erased(settings: Any, drawn: Any, key: Any) -> None:
+    """torchvision's RandomErasing.get_params: ten tries for a box that is smaller than the view, else none."""
+    size = settings.size
+    for attempt in range(10):
+        area = size * size * _between(key, ERASED_BOX, 4 * attempt, settings.erase_scale_low, settings.erase_scale_high)
+        log_ratio = _between(
+            key, ERASED_BOX, 4 * attempt + 1, settings.log_erase_ratio_low, settings.log_erase_ratio_high
+        )
+        ratio = math.exp(log_ratio)
+        height, width = int(np.rint(math.sqrt(area * ratio))), int(np.rint(math.sqrt(area / ratio)))
+        if height < size and width < size:
+            if height > 0 and width > 0:
+                drawn.erase_top = int(_uniform(key, ERASED_BOX, 4 * attempt + 2) * (size - height + 1))
+                drawn.erase_left = int(_uniform(key, ERASED_BOX, 4 * attempt + 3) * (size - width + 1))
+                drawn.erase_height, drawn.erase_width = height, width
+            return
+
+
+@exact
+def _draw_view(settings: Any, drawn: Any, key: Any, batch_key: Any, height: Any, width: Any) -> None:
     drawn.flip, drawn.jitter, drawn.grayscale, drawn.solarize, drawn.sigma = 0, 0, 0, 0, 0.0
+    drawn.erase_height = 0
     if settings.fixed:
         _center_crop(settings, drawn, height, width)
         return
@@ -281,18 +343,29 @@ def _draw_view(settings: Any, drawn: Any, key: Any, height: Any, width: Any) -> 
     drawn.hue = _between(key, HUE, 0, -settings.hue, settings.hue)
     drawn.grayscale = _uniform(key, GRAYSCALE, 0) < settings.grayscale_probability
     if _uniform(key, BLUR, 0) < settings.blur_probability:
-        drawn.sigma = _between(key, SIGMA, 0, settings.sigma_low, settings.sigma_high)
+        if settings.sigma_of_batch:
+            drawn.sigma = _between(batch_key, SIGMA_OF_BATCH, 0, settings.sigma_low, settings.sigma_high)
+        else:
+            drawn.sigma = _between(key, SIGMA, 0, settings.sigma_low, settings.sigma_high)
     drawn.solarize = _uniform(key, SOLARIZE, 0) < settings.solarize_probability
+    if _uniform(key, ERASE, 0) < settings.erase_probability:
+        _draw_erased(settings, drawn, key)
 
 
 @exact
 def _draw_all(
-    settings: Any, drawn: Any, seed: Any, epoch: Any, sample_id: Any, first_view: Any, height: Any, width: Any
+    settings: Any, drawn: Any, seed: Any, epoch: Any, step: Any, sample_id: Any, first_view: Any, height: Any, width: Any
 ) -> None:
-    """Fill `drawn` for all rows of `settings`; they are views number first_view, first_view + 1, ... of the sample."""
-    sample_key = _absorb(_absorb(_absorb(np.uint64(0), seed), epoch), sample_id)
+    """Fill `drawn` for all rows of `settings`; they are views number first_view, first_view + 1, ... of the sample.
+
+    What a whole batch shares is keyed by `step`, the number of the global batch in its epoch, and by an operation of
+    its own, as a step and a sample may have the same number.
+    """
+    epoch_key = _absorb(_absorb(np.uint64(0), seed), epoch)
+    sample_key, step_key = _absorb(epoch_key, sample_id), _absorb(epoch_key, step)
     for view in range(len(settings)):
-        _draw_view(settings[view], drawn[view], _absorb(sample_key, first_view + view), height, width)
+        key, batch_key = _absorb(sample_key, first_view + view), _absorb(step_key, first_view + view)
+        _draw_view(settings[view], drawn[view], key, batch_key, height, width)
 
 
 # ---- Memory by address -----------------------------------------------------------------------------------------------
@@ -440,6 +513,168 @@ def _crop_and_resize(
             _pick(row, column_first, left, right, red, green, blue)
         else:
             _pick_many(row, column_first, many, column_taps, red, green, blue)
+
+
+# ---- Bicubic crop and resize, as Pillow does it ----------------------------------------------------------------------
+
+WEIGHT_BITS = 22
+"""A weight is a whole number of 2^-22 and a sum of bytes times weights one of 32 bits: Pillow's arithmetic."""
+HALF = np.int32(1 << (WEIGHT_BITS - 1))
+NOTHING, TOP = np.int32(0), np.int32(255)
+
+
+@exact
+def _cubic(distance: Any) -> Any:
+    """Keys' cubic convolution kernel with a = -1/2 (IEEE Transactions on Acoustics, Speech and Signal Processing 29,
+    1981).
+    """
+    x = abs(distance)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 if x < 2.0 else 0.0
+
+
+@exact
+def _cubic_taps(
+    start: Any, extent: Any, count: Any, size: Any, reverse: Any, first: Any, at: Any, weights: Any, base: Any
+) -> Any:
+    """The antialiased bicubic filter for `size` outputs over [start, start + extent) of `count` pixels; returns K.
+
+    Output i weighs the K pixels from first[at + i] on, all of them in [0, count), by weights[base + i * stride + k] /
+    2^22; the stride is K rounded up to an even number, and what is beyond K weighs 0. The kernel's half-width is twice
+    the step between outputs, but at least two pixels.
+    """
+    step = extent / size
+    scale = max(step, 1.0)
+    taps = min(math.ceil(4.0 * scale), count)
+    stride = taps + taps % 2
+    for i in range(size):
+        center = start + step * (i + 0.5)
+        begin = max(min(int(center - 2.0 * scale + 0.5), count - taps), 0)
+        place = size - 1 - i if reverse else i
+        first[at + place] = begin
+        total = 0.0
+        for k in range(taps):
+            total += _cubic((begin + k - center + 0.5) * (1.0 / scale))
+        here = base + place * stride
+        for k in range(taps):
+            weight = _cubic((begin + k - center + 0.5) * (1.0 / scale)) / total * (1 << WEIGHT_BITS)
+            weights[here + k] = int(weight - 0.5) if weight < 0.0 else int(weight + 0.5)
+        if stride > taps:
+            weights[here + taps] = 0
+    return taps
+
+
+@compiled
+def _level(total: Any) -> Any:
+    """A sum that started at a half, as a byte; what lies beyond 0 and 255 is clipped."""
+    return min(max(total >> WEIGHT_BITS, NOTHING), TOP)
+
+
+@compiled
+def _across(pixels: Any, spread: Any, first: Any, weights: Any, taps: Any, size: Any, target: Any) -> None:
+    """A row of interleaved bytes to S outputs, the bytes of three planes one after the other.
+
+    In `spread`, int32, a pixel takes four places, so that it is one vector.
+    """
+    stride = taps + taps % 2
+    for i in range(len(pixels) // 3):
+        at, to = np.uint64(3 * i), np.uint64(4 * i)
+        spread[to] = pixels[at]
+        spread[to + U1] = pixels[at + U1]
+        spread[to + U2] = pixels[at + U2]
+    for i in range(size):
+        at, weigh = np.uint64(4 * first[i]), np.uint64(i * stride)
+        red, green, blue, rest = HALF, HALF, HALF, HALF
+        for k in range(taps):
+            weight = weights[weigh + np.uint64(k)]
+            red = np.int32(red + weight * spread[at])
+            green = np.int32(green + weight * spread[at + U1])
+            blue = np.int32(blue + weight * spread[at + U2])
+            rest = np.int32(rest + weight * spread[at + U3])
+            at += U4
+        target[i] = _level(red)
+        target[i + size] = _level(green)
+        target[i + 2 * size] = _level(blue)
+
+
+@compiled
+def _down(
+    source: Any, pitch: Any, begin: Any, taps: Any, weights: Any, weigh: Any, sums: Any, count: Any, target: Any
+) -> None:
+    """One row of `count` bytes from `taps` rows, from row `begin` on, that lie `pitch` bytes apart from address
+    `source` on; two at a time, as each pass over `sums` costs.
+    """
+    for i in range(count):
+        sums[i] = HALF
+    for k in range(0, taps, 2):
+        start = source + (begin + k) * pitch
+        one, two = _bytes(start, count), _bytes(start + pitch if k + 1 < taps else start, count)
+        first, second = weights[weigh + k], weights[weigh + k + 1]
+        for i in range(count):
+            sums[i] = np.int32(sums[i] + first * np.int32(one[i]) + second * np.int32(two[i]))
+    for i in range(count):
+        target[i] = _level(sums[i])
+
+
+@compiled
+def _to_planes(levels: Any, planes: Any, start: Any, size: Any, n: Any) -> None:
+    for channel in range(3):
+        plane = _floats(planes, channel * n + start, size)
+        for i in range(size):
+            plane[i] = BYTE * np.float32(levels[channel * size + i])
+
+
+@compiled
+def _crop_and_resize_bicubic(
+    image: Any,
+    image_width: Any,
+    drawn: Any,
+    reduction: Any,
+    planes: Any,
+    size: Any,
+    first: Any,
+    weights: Any,
+    spread: Any,
+    sums: Any,
+    levels: Any,
+) -> None:
+    """As `_crop_and_resize`, equal to Pillow's resize (since its version 13) of the cropped image, byte for byte.
+
+    Rows are filtered before columns, but columns first where they are shortened by more than twice the pixels that
+    rows are. `levels` has room for the bytes between the two: 3 S for each row of the source, or a row and 3 S.
+    """
+    low_row, high_row = drawn.row_low // reduction, -(-drawn.row_high // reduction)
+    low, high = drawn.column_low // reduction, -(-drawn.column_high // reduction)
+    height, width = high_row - low_row, high - low
+    top, left = drawn.top / reduction - low_row, drawn.left / reduction - low
+    box_height, box_width = drawn.height / reduction, drawn.width / reduction
+    half = len(weights) // 2
+    row_taps = _cubic_taps(top, box_height, height, size, False, first, 0, weights, 0)
+    column_taps = _cubic_taps(left, box_width, width, size, drawn.flip, first, size, weights, half)
+    stride = row_taps + row_taps % 2
+    column_first, column_weights = first[size : 2 * size], weights[half:]
+    # How long the columns and rows of the whole image would become: of a center crop's, more than is kept.
+    shorter = height - int(np.rint(height * size / box_height))
+    narrower = width - int(np.rint(width * size / box_width))
+    pitch, address = 3 * image_width, image + 3 * (low_row * image_width + low)
+    n, row = size * size, 3 * size
+    between = levels.ctypes.data
+    if shorter > 0 and shorter > 2 * narrower:
+        filtered, made = _bytes(between + row, 3 * width), _bytes(between, row)
+        for y in range(size):
+            _down(address, pitch, first[y], row_taps, weights, y * stride, sums, 3 * width, filtered)
+            _across(filtered, spread, column_first, column_weights, column_taps, size, made)
+            _to_planes(made, planes, y * size, size, n)
+        return
+    begin, end = first[0], first[size - 1] + row_taps
+    for y in range(begin, end):
+        pixels, target = _bytes(address + y * pitch, 3 * width), _bytes(between + (y - begin) * row, row)
+        _across(pixels, spread, column_first, column_weights, column_taps, size, target)
+    made = _bytes(between + (end - begin) * row, row)
+    for y in range(size):
+        _down(between, row, first[y] - begin, row_taps, weights, y * stride, sums, row, made)
+        _to_planes(made, planes, y * size, size, n)
 
 
 # ---- Color, on planes [3, n] of floats in 0..1 -----------------------------------------------------------------------
@@ -620,6 +855,18 @@ def _blur(planes: Any, size: Any, sigma: Any, spare: Any, row: Any, kernel: Any)
             _convolve(planes, channel * n + i, spare, border * size + i, size, kernel, radius, count)
 
 
+# ---- Erase -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _erase(target: Any, size: Any, drawn: Any) -> None:
+    """The drawn box of a normalized view, `target` [n * 3] channels-last, to 0: the data set's mean color."""
+    for y in range(drawn.erase_top, drawn.erase_top + drawn.erase_height):
+        start = 3 * (y * size + drawn.erase_left)
+        for i in range(start, start + 3 * drawn.erase_width):
+            target[i] = ZERO
+
+
 # ---- One part of a batch ---------------------------------------------------------------------------------------------
 
 
@@ -717,12 +964,12 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
 
     `pixels`, flat float32: for each view in turn a block [batch rows, S, S, 3]. `settings`: SETTINGS, a row per view.
     `numbers`, int64: seed, epoch, place of ids[0] in the batch, batch rows, largest image side, largest image in
-    pixels, address of ffcv's `imdecode`. `broken`, int64 [1]: set to the id of a JPEG that does not decode. `metadata`
+    pixels, address of ffcv's `imdecode`, number of the global batch in its epoch. `broken`, int64 [1]: set to the id of a JPEG that does not decode. `metadata`
     and `storage` are FFCV's: a record (mode, width, height, data_ptr) per sample; the mapped bytes with the sorted
     addresses and sizes of what they hold.
     """
     seed, epoch, place, rows = numbers[0], numbers[1], numbers[2], numbers[3]
-    side, area, decoder = numbers[4], numbers[5], numbers[6]
+    side, area, decoder, step = numbers[4], numbers[5], numbers[6], numbers[7]
     count = len(settings)
     largest = 0
     for view in range(count):
@@ -731,6 +978,10 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
     spare = np.empty((3 * largest + 6) * largest, np.float32)
     row = np.empty(3 * max(side, largest) + 6, np.float32)
     weights = np.empty(4 * side + 16 * largest + 32, np.float32)
+    cubic_weights = np.empty(8 * side + 16 * largest + 32, np.int32)
+    spread = np.zeros(4 * side, np.int32)
+    sums = np.empty(3 * max(side, largest), np.int32)
+    levels = np.empty(3 * (side + 1) * (largest + 1), np.uint8)
     first = np.empty(2 * largest, np.int64)
     kernel = np.empty(largest + 3, np.float32)
     order = np.empty(4, np.int64)
@@ -742,7 +993,7 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
         height, width = np.int64(record.height), np.int64(record.width)
         address = record.data_ptr
         source = memory.ctypes.data + np.int64(address)
-        _draw_all(settings, drawn, seed, epoch, ids[i], 0, height, width)
+        _draw_all(settings, drawn, seed, epoch, step, ids[i], 0, height, width)
         reduction = 1
         image_width = width
         if record.mode == 0:
@@ -756,7 +1007,12 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
         for view in range(count):
             one, size = drawn[view], settings[view].size
             flat = planes[: 3 * size * size]
-            _crop_and_resize(source, image_width, one, reduction, flat, size, row, weights, first)
+            if settings[view].bicubic:
+                _crop_and_resize_bicubic(
+                    source, image_width, one, reduction, flat, size, first, cubic_weights, spread, sums, levels
+                )
+            else:
+                _crop_and_resize(source, image_width, one, reduction, flat, size, row, weights, first)
             colors = flat.reshape(3, size * size)
             if one.jitter:
                 _jitter(colors, one, order)
@@ -767,4 +1023,7 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
             if one.solarize:
                 _solarize(colors, np.float32(settings[view].threshold))
             begin = settings[view].start * rows + (place + i) * 3 * size * size
-            _normalize(colors, settings[view], pixels[begin : begin + 3 * size * size])
+            target = pixels[begin : begin + 3 * size * size]
+            _normalize(colors, settings[view], target)
+            if one.erase_height:
+                _erase(target, size, one)

@@ -260,8 +260,15 @@ def extract(
     # Rank r takes batches first[r] to first[r + 1]; rank 0 has at least one, from which all learn the shapes.
     first = [-(-batch_count * r // world_size) for r in range(world_size + 1)]
     shares = [ids[first[r] * BATCH_SIZE : first[r + 1] * BATCH_SIZE] for r in range(world_size)]
+    view = config.views[0]
     batches = loaders.images(
-        dataset, shares[rank], size=config.views[0].size, batch_size=BATCH_SIZE, threads=config.threads, split=split
+        dataset,
+        shares[rank],
+        size=view.size,
+        batch_size=BATCH_SIZE,
+        threads=config.threads,
+        resampling=view.resampling,
+        split=split,
     )
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 

@@ -36,7 +36,7 @@ def random_images(sizes: Sequence[tuple[int, int]], seed: int = 0) -> Images:
 
 
 def rendered(
-    images: Images, settings: NDArray[Any], *, seed: int = SEED, epoch: int = EPOCH
+    images: Images, settings: NDArray[Any], *, seed: int = SEED, epoch: int = EPOCH, step: int = 0
 ) -> list[NDArray[np.float32]]:
     """Views of raw images, one array [n, S, S, 3] per row of the settings, by the function that the loader calls."""
     record = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")], align=True)
@@ -50,7 +50,7 @@ def rendered(
     rows = len(images)
     pixels = np.full(rows * sum(3 * size * size for size in sizes), np.nan, np.float32)
     side = max(max(image.shape[:2]) for image in images)
-    numbers = np.array([seed, epoch, 0, rows, side, 0, 0])
+    numbers = np.array([seed, epoch, 0, rows, side, 0, 0, step])
     broken = np.full(1, -1)
     storage = (memory, metadata["data_ptr"].copy(), lengths)
     render(np.arange(rows), pixels, settings, numbers, broken, metadata, storage)
