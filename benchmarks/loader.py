@@ -7,6 +7,7 @@ paying for epochs; the faster form counts. Rates are medians over the repeats, w
 
     python benchmarks/loader.py                                         the built-in digits at 32 px
     python benchmarks/loader.py --data data/cifar10 --data data/imagenette
+    python benchmarks/loader.py --resampling bicubic                    both resize crops bicubically
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from trainers.config import TrialConfig, ViewConfig
 from trainers.data.datasets import Dataset, ensure_builtin, open_dataset
 from trainers.data.loader import Loaders
+from trainers.settings import Resampling
 
 TARGET_RATIO = 12
 """At 32 px from raw pixels."""
@@ -45,9 +47,10 @@ PREFETCHED = 2
 """Batches each worker process makes ahead (PyTorch's default); ours makes three in all."""
 
 
-def view(size: int) -> ViewConfig:
+def view(size: int, resampling: Resampling) -> ViewConfig:
     return ViewConfig(
         size=size,
+        resampling=resampling,
         jitter_probability=0.8,
         brightness=0.4,
         contrast=0.4,
@@ -63,7 +66,13 @@ def torchvision_views(config: ViewConfig, dataset: Dataset, form: str) -> v2.Com
     jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
     taps = 2 * int(np.ceil(3 * config.blur_sigma[1])) + 1
     steps: list[nn.Module] = [
-        v2.RandomResizedCrop(config.size, scale=config.crop_scale, ratio=config.crop_ratio, antialias=True),
+        v2.RandomResizedCrop(
+            config.size,
+            scale=config.crop_scale,
+            ratio=config.crop_ratio,
+            interpolation=v2.InterpolationMode(config.resampling),
+            antialias=True,
+        ),
         v2.RandomHorizontalFlip(config.flip_probability),
         v2.RandomApply([jitter], config.jitter_probability),
         v2.RandomGrayscale(config.grayscale_probability),
@@ -145,9 +154,11 @@ def rate(batches: Iterator[int], ahead: int, seconds: float) -> float:
     return images / (time.perf_counter() - start)
 
 
-def compare(dataset: Dataset, *, size: int, workers: int, repeats: int, seconds: float) -> float:
+def compare(
+    dataset: Dataset, *, size: int, resampling: Resampling, workers: int, repeats: int, seconds: float
+) -> float:
     """Print one line per loader and the ratio; return it."""
-    config, loaders = view(size), Loaders()
+    config, loaders = view(size, resampling), Loaders()
     batch = min(256 if size <= 64 else 32, dataset.train_count)
     sources: dict[str, Callable[[], Iterator[int]]] = {
         "pretune": lambda: our_batches(loaders, dataset, config, batch, workers),
@@ -159,7 +170,8 @@ def compare(dataset: Dataset, *, size: int, workers: int, repeats: int, seconds:
         for name, source in sources.items():
             found[name].append(rate(source(), PREFETCHED * workers + 1, seconds))
     encoding = dataset.manifest.encoding
-    print(f"{dataset.manifest.kind}: {encoding} images, two views of {size} px, batch {batch}, {workers} workers")
+    what = f"two {resampling} views of {size} px, batch {batch}, {workers} workers"
+    print(f"{dataset.manifest.kind}: {encoding} images, {what}")
     for name, rates in found.items():
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
         print(f"  {name:<30} {statistics.median(rates):>10,.0f} images/s   ({spread} in {repeats} repeats)")
@@ -182,6 +194,7 @@ def main() -> int:
         "--data", type=Path, action="append", default=[], help="a folder that `pretune data` wrote; repeatable"
     )
     parser.add_argument("--size", type=int, help="pixels of a view (default: 32 for raw data sets, 224 for JPEG)")
+    parser.add_argument("--resampling", choices=get_args(Resampling), default="bilinear", help="of the crops")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads, or processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
@@ -194,6 +207,7 @@ def main() -> int:
             compare(
                 dataset,
                 size=arguments.size or (32 if dataset.manifest.encoding == "raw" else 224),
+                resampling=arguments.resampling,
                 workers=arguments.workers,
                 repeats=arguments.repeats,
                 seconds=arguments.seconds,

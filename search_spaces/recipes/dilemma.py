@@ -163,7 +163,12 @@ def mae_tiny() -> TrialConfig:
     normalization would be of noise. The projector is trained by no term.
     """
     view = ViewConfig(
-        size=16, crop_scale=(0.5, 1.0), flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0
+        size=16,
+        crop_scale=(0.5, 1.0),
+        resampling="bilinear",  # as of `digits_view`
+        flip_probability=0.0,
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
     )
     return TrialConfig(
         data=DataConfig(path="digits"),
@@ -360,8 +365,9 @@ def dilemma_mocov3_imagenet() -> TrialConfig:
     4096 wide, drop ratio 0.75, mismatch probability 0.2, weight 1. Their code lost MoCo v3's fixed positions and frozen
     patch projection, which are kept here.
     """
-    first = ViewConfig(size=224, blur_probability=1.0)
-    second = ViewConfig(size=224, blur_probability=0.1, solarize_probability=0.2)
+    # Bilinear, torchvision's default, which main_moco.py leaves as it is, MoCo v3's and theirs.
+    first = ViewConfig(size=224, resampling="bilinear", blur_probability=1.0)
+    second = ViewConfig(size=224, resampling="bilinear", blur_probability=0.1, solarize_probability=0.2)
     return _contrastive(
         "imagenet",
         views=(first, second),
@@ -392,6 +398,7 @@ def dino_imagenet() -> TrialConfig:
     first = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=1.0)
     second = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=0.1, solarize_probability=0.2)
     local = ViewConfig(size=96, crop_scale=(0.05, 0.4), blur_probability=0.5)
+    first, second, local = (with_fields(view, resampling="bicubic") for view in (first, second, local))  # main_dino.py
     model = ModelConfig(backbone=ViTConfig(kind="vit_small", patch_size=16))
     return TrialConfig(
         data=DataConfig(path="imagenet"),
@@ -481,7 +488,7 @@ def _autoencoder(
 ) -> TrialConfig:
     return TrialConfig(
         data=DataConfig(path=data),
-        views=(view,),
+        views=(with_fields(view, resampling="bicubic"),),  # of the authors and of solo-learn
         model=ModelConfig(
             backbone=backbone,
             projector=MLPConfig(widths=(256,)),

@@ -139,6 +139,7 @@ def _stl10_view(size: int) -> ViewConfig:
     """The README's view for STL-10: jitter of 0.4 in all four always, grayscale 0.2, no blur."""
     return ViewConfig(
         size=size,
+        resampling="bicubic",  # src/sfrik/augmentations.py, as of the views for ImageNet below
         jitter_probability=1.0,
         brightness=0.4,
         contrast=0.4,
@@ -158,8 +159,8 @@ def _imagenet(
 ) -> TrialConfig:
     """What the published settings share: batches of 2048, VICReg's views, LARS with 10 epochs of warm-up, bf16."""
     batch_size = 2048
-    first = ViewConfig(size=224, blur_probability=1.0)
-    second = ViewConfig(size=224, blur_probability=0.1, solarize_probability=0.2)
+    first = ViewConfig(size=224, resampling="bicubic", blur_probability=1.0)
+    second = ViewConfig(size=224, resampling="bicubic", blur_probability=0.1, solarize_probability=0.2)
     return TrialConfig(
         data=DataConfig(path="imagenet"),
         views=(first, second),

@@ -112,7 +112,8 @@ def cw_rgp_imagenet() -> TrialConfig:
     SGD at 0.05 x batch / 256 with decay 1e-4, batch 512, 500 iterations of warm-up (a fifth of an epoch), cosine. Their
     optional covariance term, whose part in that number is not said, is left out. bf16 where they have float32.
     """
-    view = w_mse_view(size=224, grayscale_probability=0.2, blur_probability=0.5)
+    # Bilinear, torchvision's default, which ImageNet/train.py leaves as it is.
+    view = w_mse_view(size=224, resampling="bilinear", grayscale_probability=0.2, blur_probability=0.5)
     epochs, batch_size = 100, 512
     return TrialConfig(
         data=DataConfig(path="imagenet"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import trainers
 from trainers import checkpoint
-from trainers.config import TrialConfig
+from trainers.changes import with_fields
+from trainers.config import TrialConfig, ViewConfig
 from trainers.data import datasets
 from trainers.data.datasets import Dataset
 from trainers.encoder import Encoder, load_encoder
@@ -104,6 +105,24 @@ def test_features_of_a_data_sets_images_equal_the_probes_bit_for_bit(tmp_path: P
     assert found.shape == (300, encoder.width) == (300, 32)
     assert found.dtype == np.float32
     assert np.array_equal(found, judged(run, digits, ids))
+
+
+@pytest.mark.ffcv
+def test_images_are_resampled_as_the_first_view_is_by_the_probe_and_the_encoder_alike(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    ids = digits.select_ids[:8]
+    run = trained(tmp_path / "whole", digits)
+    features = {}
+    for kernel in ("bilinear", "bicubic"):
+        # The digits are stored with 16 px: at 12 they are resized, and the kernel shows.
+        views = ViewConfig(size=12, resampling=kernel), ViewConfig(size=12)
+        changed = with_fields(run.config, views=views)
+        state = {**checkpoint.load(run.saved), "config": changed.model_dump(mode="json")}
+        saved = checkpoint.save(tmp_path / kernel, state, epoch=3)
+        features[kernel] = load_encoder(saved).features(pixels_of(digits, ids))
+        assert np.array_equal(features[kernel], judged(Trained(run.model, changed, saved), digits, ids))
+    assert not np.array_equal(features["bilinear"], features["bicubic"])
 
 
 @pytest.mark.ffcv

@@ -91,7 +91,7 @@ def test_a_value_out_of_its_range_is_refused(part: type[Config], values: dict[st
     assert error.value.errors()[0]["loc"][0] == name
 
 
-@pytest.mark.parametrize("name", ["crop_scale", "crop_ratio", "blur_sigma"])
+@pytest.mark.parametrize("name", ["crop_scale", "crop_ratio", "blur_sigma", "erase_scale", "erase_ratio"])
 def test_a_range_is_low_then_high(name: str) -> None:
     assert getattr(ViewConfig(**{name: (0.5, 0.5)}), name) == (0.5, 0.5)
     with pytest.raises(ValidationError) as error:

@@ -7,10 +7,12 @@ between. Bicubic resampling is Pillow's on bytes, level for level: its kernel re
 matters that each of its two passes rounds and clips, and which comes first.
 
 Differences that are meant: a JPEG that every view shrinks by four or more is decoded at a half, a quarter or an eighth
-of its size. The blur is a Gaussian out to three sigma with mirrored borders. Published code has mostly Pillow's
-`GaussianBlur`, three box filters in a row on bytes with the border pixels repeated: PILLOW_DIFFERENCE. BYOL's and
-SimCLR's has a Gaussian cut off at a tenth of the view's size (23 px of 224, more than five sigma at the usual 2) with
-zeros around the image, which darken its borders. torchvision asks for a kernel's size and mirrors borders as here.
+of its size. The blur is a Gaussian out to three sigma with mirrored borders, as torchvision's but for the kernel's
+size. Most published code (solo-learn, SFRIK, W-MSE, CW-RGP, MoCo v3, DINO) has Pillow's `GaussianBlur`: three box
+filters in a row on bytes, with the border's pixels repeated. On photographs of 32 and 224 px that is about one level of
+255 apart on average, up to four inside the image and tens in single pixels at its border. BYOL's and SimCLR's code cuts
+the Gaussian off at a twentieth of the view's size (at 224 px after 11 px, more than five of the largest sigma) and has
+zeros around the image, which darken its border.
 
 Nothing is frozen at compile time: the settings of the views and the keys of the draws are arguments, so one compilation
 serves every epoch, trial, view count and image size; and all functions are cached on disk, so a second process only
@@ -354,7 +356,15 @@ def _draw_view(settings: Any, drawn: Any, key: Any, batch_key: Any, height: Any,
 
 @exact
 def _draw_all(
-    settings: Any, drawn: Any, seed: Any, epoch: Any, step: Any, sample_id: Any, first_view: Any, height: Any, width: Any
+    settings: Any,
+    drawn: Any,
+    seed: Any,
+    epoch: Any,
+    step: Any,
+    sample_id: Any,
+    first_view: Any,
+    height: Any,
+    width: Any,
 ) -> None:
     """Fill `drawn` for all rows of `settings`; they are views number first_view, first_view + 1, ... of the sample.
 
@@ -964,9 +974,9 @@ def render(ids: Any, pixels: Any, settings: Any, numbers: Any, broken: Any, meta
 
     `pixels`, flat float32: for each view in turn a block [batch rows, S, S, 3]. `settings`: SETTINGS, a row per view.
     `numbers`, int64: seed, epoch, place of ids[0] in the batch, batch rows, largest image side, largest image in
-    pixels, address of ffcv's `imdecode`, number of the global batch in its epoch. `broken`, int64 [1]: set to the id of a JPEG that does not decode. `metadata`
-    and `storage` are FFCV's: a record (mode, width, height, data_ptr) per sample; the mapped bytes with the sorted
-    addresses and sizes of what they hold.
+    pixels, address of ffcv's `imdecode`, number of the global batch in its epoch. `broken`, int64 [1]: set to the id of
+    a JPEG that does not decode. `metadata` and `storage` are FFCV's: a record (mode, width, height, data_ptr) per
+    sample; the mapped bytes with the sorted addresses and sizes of what they hold.
     """
     seed, epoch, place, rows = numbers[0], numbers[1], numbers[2], numbers[3]
     side, area, decoder, step = numbers[4], numbers[5], numbers[6], numbers[7]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped, unused-ignore]
 
+from trainers.changes import with_fields
 from trainers.config import DataConfig, TrialConfig, ViewConfig
 from trainers.data import loader
 from trainers.data.datasets import Dataset, build, ensure_builtin
@@ -139,6 +140,18 @@ def test_an_epoch_resumed_in_its_middle_goes_on_with_the_same_batches(loaders: L
     whole = run(loaders, digits, trial(), epoch=1)
     assert same(whole[5:], run(loaders, digits, trial(), epoch=1, first_step=5))
     assert run(loaders, digits, trial(), epoch=1, first_step=len(whole)) == []
+
+
+def test_a_batchs_blur_is_the_same_on_one_and_two_ranks_and_after_a_resume(loaders: Loaders, digits: Dataset) -> None:
+    view = ViewConfig(size=16, **PLAIN | {"blur_probability": 1.0}, blur_sigma_per="batch")
+    config = trial(view, view)
+    whole = run(loaders, digits, config)
+    second = run(loaders, digits, config, rank=1, world_size=2)
+    assert all(torch.equal(a.views[1][32:], b.views[1]) for a, b in zip(whole, second, strict=True))
+    assert same(whole[5:], run(loaders, digits, config, first_step=5))
+    per_image = run(loaders, digits, trial(with_fields(view, blur_sigma_per="image"), view))
+    assert not torch.equal(whole[0].views[0], per_image[0].views[0])
+    assert torch.equal(whole[0].views[1], per_image[0].views[1])
 
 
 def test_one_loader_serves_training_and_evaluation_at_the_same_time(

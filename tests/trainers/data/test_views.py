@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ignore]
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped, unused-ignore]
 
+from trainers.changes import with_fields
 from trainers.config import ViewConfig
 from trainers.data import views
 from trainers.data.views import Drawn, draw, evaluation_table, render, settings_table
+from trainers.settings import Resampling
 
 Images = list[NDArray[np.uint8]]
 MEAN, DEVIATION = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -125,6 +128,72 @@ def test_views_equal_torchvision_with_the_same_draws() -> None:
             # Next to solarize's threshold a last bit turns a value around: a pixel may differ, but hardly ever does.
             differs = np.abs(found[index][sample] - expected) > 1e-4
             assert differs.mean() < 2e-3, (view, drawn, np.abs(found[index][sample] - expected).max())
+
+
+QUIET = {"jitter_probability": 0.0, "grayscale_probability": 0.0}
+SHAPES = [(1, 1), (1, 300), (300, 1), (2, 2), (3, 400), (400, 3), (32, 32), (64, 64), (96, 31), (31, 96)]
+
+
+def hard_images(seed: int) -> Images:
+    """Of many shapes, a third of them black and white, where a kernel that overshoots is clipped everywhere."""
+    sizes = np.random.default_rng(seed).integers(1, 200, (90, 2))
+    images = random_images([*((int(height), int(width)) for height, width in sizes), *SHAPES], seed)
+    return [image // 128 * 255 if index % 3 == 0 else image for index, image in enumerate(images)]
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize(("kernel", "levels"), [("bilinear", 1.01), ("bicubic", 1e-3)])
+def test_crops_are_resampled_as_by_pillow(kernel: Resampling, levels: float) -> None:
+    # Up and down, and both at once. Pillow has rounded twice where bilinear views have not.
+    images = hard_images(2)
+    views = [
+        ViewConfig(size=size, crop_scale=(1e-4, 1.0), crop_ratio=(0.1, 10.0), resampling=kernel, **QUIET)
+        for size in (4, 16, 61, 128)
+    ]
+    found = rendered(images, settings_table(views, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    for index, view in enumerate(views):
+        for sample, image in enumerate(images):
+            height, width = image.shape[:2]
+            drawn = draw(
+                view, seed=SEED, epoch=EPOCH, sample_id=sample, view_index=index, image_height=height, image_width=width
+            )
+            box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
+            crop = Image.fromarray(image).crop(box)
+            expected = np.asarray(crop.resize((view.size, view.size), Image.Resampling[kernel.upper()]))
+            if drawn.flip:
+                expected = expected[:, ::-1]
+            assert np.abs(255 * found[index][sample] - expected).max() < levels, (view, drawn, image.shape)
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize(("kernel", "levels"), [("bilinear", 1.01), ("bicubic", 1e-3)])
+@pytest.mark.parametrize("size", [16, 64])
+def test_evaluation_is_resampled_as_by_pillow(kernel: Resampling, levels: float, size: int) -> None:
+    images = hard_images(3)
+    (found,) = rendered(images, evaluation_table(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resampling=kernel))
+    for image, ours in zip(images, found, strict=True):
+        resized = functional.resize(Image.fromarray(image), [size], interpolation=v2.InterpolationMode(kernel))
+        assert np.abs(255 * ours - np.asarray(functional.center_crop(resized, [size, size]))).max() < levels
+
+
+@pytest.mark.ffcv
+def test_what_is_erased_has_the_mean_color_and_nothing_else_changes() -> None:
+    images = random_images([(40, 30)] * 50)
+    view = ViewConfig(size=24, blur_probability=0.5, solarize_probability=0.3, erase_probability=0.6)
+    (whole,) = rendered(images, settings_table([with_fields(view, erase_probability=0.0)], MEAN, DEVIATION))
+    (found,) = rendered(images, settings_table([view], MEAN, DEVIATION))
+    erased = 0
+    for sample in range(50):
+        keys = {"sample_id": sample, "view_index": 0, "image_height": 40, "image_width": 30}
+        drawn = draw(view, seed=SEED, epoch=EPOCH, **keys)
+        plain = draw(with_fields(view, erase_probability=0.0), seed=SEED, epoch=EPOCH, **keys)
+        assert plain == drawn._replace(erased=None)
+        if drawn.erased is not None:
+            top, left, height, width = drawn.erased
+            whole[sample, top : top + height, left : left + width] = 0.0
+            erased += 1
+    assert 20 <= erased <= 40
+    np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.ffcv
@@ -264,6 +333,47 @@ def test_draws_have_the_probabilities_and_ranges_that_were_asked_for() -> None:
         [[one.flip, bool(one.jitter_order), one.brightness, one.hue, one.solarize] for one in drawn], float
     )
     assert np.abs(np.corrcoef(draws.T) - np.eye(5)).max() < 5 / math.sqrt(count)
+
+
+def test_a_batchs_sigma_is_one_for_its_images_and_differs_between_seeds_epochs_steps_and_views() -> None:
+    view = ViewConfig(size=32, blur_probability=0.7, blur_sigma_per="batch")
+    image = {"image_height": 40, "image_width": 40}
+    sigmas = []
+    for seed, epoch, step, index in [
+        (0, 0, 0, 0),
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
+        (1, 1, 0, 0),
+    ]:
+        keys = {"seed": seed, "epoch": epoch, "view_index": index, **image}
+        drawn = [draw(view, step=step, sample_id=sample, **keys) for sample in range(50)]
+        (sigma,) = {one.blur_sigma for one in drawn} - {None}
+        sigmas.append(sigma)
+        # Which images are blurred, and all else, is drawn for each.
+        per_image = [draw(with_fields(view, blur_sigma_per="image"), sample_id=i, **keys) for i in range(50)]
+        assert [one.blur_sigma is None for one in drawn] == [one.blur_sigma is None for one in per_image]
+        assert drawn[0]._replace(blur_sigma=None) == per_image[0]._replace(blur_sigma=None)
+        assert len({one.blur_sigma for one in per_image} - {None}) > 20
+    assert len(set(sigmas)) == len(sigmas)
+
+
+def test_erased_boxes_are_distributed_as_torchvision_draws_them() -> None:
+    size, count = 32, 4000
+    view = ViewConfig(size=size, erase_probability=1.0)
+    torch.manual_seed(0)
+    reference = v2.RandomErasing(p=1.0)
+    image = torch.zeros(3, size, size)
+    made = [reference.make_params([image]) for _ in range(count)]
+    assert all(one["v"] is not None for one in made)
+    expected = np.array([[one["i"], one["j"], one["h"], one["w"]] for one in made], float)
+    ours = np.array([one.erased for one in drawn_many(view, count)], float)
+    error = expected.std(0) * math.sqrt(2 / count)
+    assert (np.abs(ours.mean(0) - expected.mean(0)) < 4.5 * error).all()
+    np.testing.assert_allclose(ours.std(0), expected.std(0), rtol=0.1)
+    # A box that can not be smaller than the view is none, as there.
+    assert {one.erased for one in drawn_many(with_fields(view, erase_scale=(1.0, 1.0)), 50)} == {None}
 
 
 def test_crops_are_distributed_as_torchvision_draws_them() -> None:
