@@ -60,11 +60,11 @@ class ViewConfig(Config):
     `resampling` of the crop to the view's size is antialiased: `bilinear` as torchvision's on floats, its default, or
     `bicubic` as Pillow's (`interpolation=3` of published code). Evaluation resizes images as the first view does.
     `brightness`, `contrast`, `saturation` and `hue` are ColorJitter's strengths (hue in turns, at most 0.5), applied
-    together with `jitter_probability`. `blur_sigma` is in pixels at the view's size; it is drawn for each image, or once
-    for a view's whole global batch (`blur_sigma_per`: SimCLR's authors draw it for each device's batch).
-    `solarize_threshold` is a share of full scale. Erasing is torchvision's RandomErasing after normalization: a box with
-    a share of the view's area in `erase_scale` and a height over width in `erase_ratio` becomes the data set's mean
-    color. `operations` are of one's own, by name; they come last, in their order.
+    together with `jitter_probability`. `blur_sigma` is in pixels at the view's size; it is drawn for each image, or
+    once for a view's whole global batch (`blur_sigma_per`: SimCLR's authors draw it for each device's batch).
+    `solarize_threshold` is a share of full scale. Erasing is torchvision's RandomErasing after normalization: a box
+    with a share of the view's area in `erase_scale` and a height over width in `erase_ratio` becomes the data set's
+    mean color. `operations` are of one's own, by name; they come last, in their order.
     """
 
     size: int = Field(32, ge=4, le=1024, description="height and width in pixels")
