@@ -74,9 +74,10 @@ def run(
         _cluster(interruption, folder, address, cpus) as private,
     ):
         slots = _slots(experiment, address)
-        opened = Opened(experiment=experiment, versions=versions(space, experiment.base), host=host())
         with interruption.shielded():
-            opened = journal.append(opened)
+            opened = journal.append(
+                Opened(experiment=experiment, versions=versions(space, experiment.base), host=host())
+            )
         if listener is not None:
             listener.on_event(opened)
         conductor = Conductor(journal, proposer, listener=listener)

@@ -140,8 +140,7 @@ DRIVER = """
     from pathlib import Path
     sys.path.insert(0, {root!r})
     from pretune import sweep
-    from tests.chaos import clusters
-from tests.toys import Ear, experiment, plain, space
+    from tests.toys import Ear, experiment, plain, space
 
     class Slow(Ear):
         def on_event(self, record):
