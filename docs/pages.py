@@ -27,6 +27,12 @@ REPOSITORY_FILES = {
 """Pages that are files of the repository outside docs/."""
 
 
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 143 after SIGTERM, 130 after Ctrl-C or where the "
+    "terminal was closed."
+)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages; called by mkdocs."""
     from mkdocs.structure.files import File
@@ -68,7 +74,12 @@ def commands() -> str:
     from pretune.cli.app import app
 
     group: Any = typer.main.get_command(app)
-    lines = ["# Commands", "", "Exit codes: 0 done, 1 the run failed or was interrupted, 2 the request was wrong.", ""]
+    lines = [
+        "# Commands",
+        "",
+        EXIT_CODES,
+        "",
+    ]
     for name, command in sorted(group.commands.items()):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]

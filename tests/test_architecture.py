@@ -21,7 +21,7 @@ NAMES_OF_NOTHING = {"utils", "util", "common", "helpers", "helper", "manager", "
 LAYERS: dict[str, set[str]] = {
     # The platform. Each part may import search_spaces and trainers as well.
     "pretune": {"pretune.sweep", "pretune.request", "pretune.analysis", "pretune.display", "pretune.core"},
-    "pretune.__main__": {"pretune.cli"},
+    "pretune.__main__": {"pretune.cli", "pretune.execution"},
     "pretune.cli": {
         "pretune.display",
         "pretune.request",
@@ -116,6 +116,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.upgrade",
     },
     "trainers.checkpoint": {
+        "trainers.scratch",
         "trainers.report",
         "trainers.config",
         "trainers.storage",
@@ -138,6 +139,7 @@ LAYERS: dict[str, set[str]] = {
     "trainers.keyed_random": set(),
     "trainers.storage": {"trainers.files"},
     "trainers.files": set(),
+    "trainers.scratch": set(),
     "trainers.dist": set(),
 }
 """Every arrow between parts that is allowed: what a part may import, in a function or for types as well. No others."""

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from pydantic import ValidationError
 
-from trainers import files, storage
+from trainers import files, scratch, storage
 from trainers.config import TrialConfig
 from trainers.report import MANIFEST, Checkpoint
 from trainers.upgrade import upgrade_config
@@ -59,8 +59,8 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
     DiskFullError says how much is needed. OSError where a storage fails for longer than its bound.
     """
     if isinstance(folder, str):
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
-            written = save(Path(local), state, epoch=epoch, step=step)
+        with scratch.folder() as local:
+            written = save(local, state, epoch=epoch, step=step)
             uri = storage.join(folder, Path(written.path).name)
             storage.upload(Path(written.path), uri)
         saved = written.model_copy(update={"path": uri})

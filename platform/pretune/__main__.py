@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pretune.cli.app import app
+from pretune.cli.exits import interrupted_code
+from pretune.execution.interruption import Interruption
 
 
 def main() -> None:
     """Run the command line; ends the process with its exit code."""
-    app(prog_name="pretune")
+    interruption = Interruption()
+    try:
+        with interruption.caught():
+            app(prog_name="pretune")
+    except SystemExit:
+        if interruption.received is None:
+            raise
+        raise SystemExit(interrupted_code(interruption.received)) from None
 
 
 if __name__ == "__main__":

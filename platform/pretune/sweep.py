@@ -6,9 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import platform
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,6 +29,8 @@ from trainers.usercode import packages_of
 
 if TYPE_CHECKING:
     from ray import tune
+
+    from pretune.execution.interruption import Interruption
 
 __all__ = ["Listener", "SweepFailedError", "resume", "run"]
 
@@ -57,22 +57,32 @@ def run(
         address: a running Ray cluster ("auto" for the one of this machine); None starts a local one with `cpus` CPUs.
         trainable: what serves trials, given the experiment and its folder; the warm slot if None.
 
-    Returns normally after Ctrl-C or SIGTERM, with `closed` == "interrupted"; `resume` goes on.
+    After Ctrl-C, SIGTERM or SIGHUP it returns normally as well, with `closed` == "interrupted" and the signal's name as
+    `detail`; `resume` goes on.
 
     Raises:
+        KeyboardInterrupt: such a signal came before there was anything to return.
         RequestError: the request cannot be done. Nothing was run.
         SweepFailedError: trials ran, but no trial can go on; the journal is closed as failed, and `resume` goes on.
     """
     proposer = points.proposer(experiment, space)
     proposer.check()
     folder, remote = experiment.folder, experiment.remote
-    with journal_remote.opened(folder, remote, new=True) as journal, _cluster(folder, address, cpus):
+    with (
+        _interruption() as interruption,
+        journal_remote.opened(folder, remote, new=True) as journal,
+        _cluster(interruption, folder, address, cpus) as private,
+    ):
         slots = _slots(experiment, address)
-        opened = journal.append(Opened(experiment=experiment, versions=versions(space, experiment.base), host=host()))
+        with interruption.shielded():
+            opened = journal.append(
+                Opened(experiment=experiment, versions=versions(space, experiment.base), host=host())
+            )
         if listener is not None:
             listener.on_event(opened)
         conductor = Conductor(journal, proposer, listener=listener)
-        return _conduct(conductor, folder, remote, slots, trainable)
+        served_by = trainable or partial(_warm_slot, remote=remote, private=private)
+        return _conduct(conductor, folder, remote, slots, served_by, interruption)
 
 
 def resume(
@@ -98,7 +108,7 @@ def resume(
     """
     folder = folder.expanduser().absolute()
     remote = remote or _remote(folder)
-    with journal_remote.opened(folder, remote, new=False) as journal:
+    with _interruption() as interruption, journal_remote.opened(folder, remote, new=False) as journal:
         history = History(journal.records)
         if history.opened is None:
             raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
@@ -111,13 +121,16 @@ def resume(
             return results.read(folder, remote=remote)
         proposer = points.proposer(experiment, space)
         proposer.check()
-        with _cluster(folder, address, cpus):
+        with _cluster(interruption, folder, address, cpus) as private:
             room = _slots(experiment.model_copy(update={"trials": target, "slots": slots or experiment.slots}), address)
             conductor = Conductor(journal, proposer, listener=listener)
-            conductor.record(Resumed(trials=target, versions=versions(space, experiment.base), host=host()))
-            for extension in extensions:
-                conductor.extend(extension)
-            return _conduct(conductor, folder, remote, room, trainable)
+            resumed = Resumed(trials=target, versions=versions(space, experiment.base), host=host())
+            with interruption.shielded():
+                conductor.record(resumed)
+                for extension in extensions:
+                    conductor.extend(extension)
+            served_by = trainable or partial(_warm_slot, remote=remote, private=private)
+            return _conduct(conductor, folder, remote, room, served_by, interruption)
 
 
 def longer(history: History, epochs: int) -> list[Extended]:
@@ -171,18 +184,25 @@ def _remote(folder: Path) -> str | None:
 
 
 def _conduct(
-    conductor: Conductor, folder: Path, remote: str | None, slots: int, trainable: MakeTrainable | None
+    conductor: Conductor,
+    folder: Path,
+    remote: str | None,
+    slots: int,
+    served_by: MakeTrainable,
+    interruption: Interruption,
 ) -> SweepResult:
     from pretune.execution.tuning import execute
 
     conductor.listener = Trimming(conductor, conductor.listener)
     try:
-        conductor.settle()
-        served_by = (trainable or partial(_warm_slot, remote=remote))(conductor.experiment, folder)
-        with _signals():
-            execute(conductor, served_by, slots=slots, folder=folder / "tune")
+        with interruption.shielded():
+            conductor.settle()
+        trainable = served_by(conductor.experiment, folder)
+        execute(conductor, trainable, slots=slots, folder=folder / "tune", interruption=interruption)
+        interruption.hold()
     except KeyboardInterrupt:
-        conductor.close("interrupted")
+        interruption.hold()
+        conductor.close("interrupted", interruption.name)
     except RequestError as error:
         # What the sampler or the space cannot do came to light after trials had run: no longer a wrong request.
         conductor.close("failed", str(error))
@@ -203,7 +223,9 @@ def _conduct(
     return result
 
 
-def _warm_slot(experiment: Experiment, folder: Path, *, remote: str | None) -> type[tune.Trainable]:
+def _warm_slot(
+    experiment: Experiment, folder: Path, *, remote: str | None, private: Path | None
+) -> type[tune.Trainable]:
     from ray import tune
 
     from pretune.execution.slot import Slot, SlotSettings
@@ -216,39 +238,37 @@ def _warm_slot(experiment: Experiment, folder: Path, *, remote: str | None) -> t
         gpus_per_worker=experiment.gpus_per_worker,
         hang_timeout_s=experiment.hang_timeout_s,
         max_failures=experiment.max_failures,
+        one_machine=None if private is None else str(private),
     )
     slot: type[tune.Trainable] = tune.with_parameters(Slot, settings=settings)
     return slot
 
 
 @contextmanager
-def _cluster(folder: Path, address: str | None, cpus: int | None) -> Iterator[None]:
+def _interruption() -> Iterator[Interruption]:
+    from pretune.execution.interruption import Interruption
+
+    interruption = Interruption()
+    with interruption.caught():
+        yield interruption
+
+
+@contextmanager
+def _cluster(interruption: Interruption, folder: Path, address: str | None, cpus: int | None) -> Iterator[Path | None]:
     # Ray is imported only once the request is known to be good.
     from pretune.execution.cluster import connected
 
-    with connected(address, cpus=cpus, logs=folder / "logs"):
-        yield
+    with connected(address, cpus=cpus, logs=folder / "logs") as private:
+        try:
+            yield private
+        finally:
+            interruption.hold()  # what ends with the cluster ends in order
 
 
 def _slots(experiment: Experiment, address: str | None) -> int:
     from pretune.execution.cluster import head_bytes, nodes, slots
 
     return slots(experiment, nodes(address), head_bytes=head_bytes())
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does: Tune catches SIGINT, lets go of all trials, returns, leaves its handler."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_unchanged(known: Mapping[str, str], space: Space, base: TrialConfig) -> None:

@@ -29,6 +29,7 @@ PARTS = {
     "autoscaler": 1,
     "crowd": 200,
     "training": 3,
+    "signals": 100,
 }
 """By name of the module that has `run(folder, seed, count) -> Counts`, the usual count."""
 

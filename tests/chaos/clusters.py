@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from trainers import scratch
+
 RAY_FOLDER = f"/tmp/chaos{os.getpid()}"
 """Where clusters of this process keep their sockets and logs: a path must be short for sockets."""
 
@@ -68,6 +70,16 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
+def session_of(sweep: Path) -> Path | None:
+    """The private folder of the local cluster that runs the sweep in this folder, or ran it when its driver was
+    killed.
+    """
+    for note in Path("/tmp").glob(f"{scratch.PREFIX}*/logs"):
+        if Path(note.read_text()) == sweep / "logs" / "ray":
+            return note.parent
+    return None
+
+
 def wait_until(condition: Callable[[], bool], bound_s: float) -> bool:
     deadline = time.monotonic() + bound_s
     while not condition() and time.monotonic() < deadline:
@@ -75,7 +87,7 @@ def wait_until(condition: Callable[[], bool], bound_s: float) -> bool:
     return condition()
 
 
-def wait_for_the_end_of(session: str, bound_s: float = 60.0) -> int:
+def wait_for_the_end_of(session: Path, bound_s: float = 60.0) -> int:
     """Waits for the processes of the Ray session in this folder; how many are left."""
-    wait_until(lambda: not processes_with(session), bound_s)
-    return len(processes_with(session))
+    wait_until(lambda: not processes_with(str(session)), bound_s)
+    return len(processes_with(str(session)))

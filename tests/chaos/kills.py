@@ -41,10 +41,11 @@ def _local(counts: Counts, folder: Path, rng: random.Random, kills: int) -> None
         process = driver.start(killed, settings, epoch_s=EPOCH_S, cpus=1)
         _kill_in_the_middle(process, killed, rng)
         counts.add("drivers killed, local cluster")
-        session = (killed / "logs" / "ray-session.txt").read_text()
+        session = clusters.session_of(killed)
+        assert session is not None
         counts.must_be_zero("processes left", clusters.wait_for_the_end_of(session))
     assert driver.start(killed, settings, epoch_s=EPOCH_S, cpus=1).wait(600) == 0
-    counts.must_be_zero("temporary folders left", Path(session).exists())
+    counts.must_be_zero("temporary folders left", clusters.session_of(killed) is not None)
     _compare(counts, killed)
     one, other = (results.read(folder / name).to_json()["trials"] for name in ("unkilled", "killed"))
     counts.must_be_zero(

@@ -101,7 +101,7 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         process.wait()
         counts.add("drivers killed")
         session = (killed / "session.txt").read_text()
-        clusters.wait_for_the_end_of(session)
+        clusters.wait_for_the_end_of(Path(session))
         shutil.rmtree(session, ignore_errors=True)
     last = _start(killed, seed)
     code = last.wait(600)

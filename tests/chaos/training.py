@@ -47,7 +47,8 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         process.send_signal(signal.SIGKILL)
         process.wait()
         counts.add("drivers killed")
-        session = (killed / "sweeps" / "real" / "logs" / "ray-session.txt").read_text()
+        session = clusters.session_of(killed / "sweeps" / "real")
+        assert session is not None
         counts.must_be_zero("processes left", clusters.wait_for_the_end_of(session))
     counts.must_be_zero("resumes that failed", _start(killed, ["resume", "real"]).wait(900) != 0)
     one, other = (_shown(folder / name) for name in ("unkilled", "killed"))

@@ -1,16 +1,19 @@
-"""Whole sweeps on a local Ray cluster: warm slots, a slot that dies, Ctrl-C and resume; all CPUs free afterwards."""
+"""Whole sweeps on a local Ray cluster: warm slots, a slot that dies, SIGTERM and resume; all CPUs free afterwards."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import ray
 
@@ -20,6 +23,7 @@ from pretune.core.errors import RequestError
 from pretune.core.journal import Attempt, Closed, Opened, Resumed, Started, read
 from pretune.core.search import PROBES
 from pretune.execution.cluster import connected
+from tests.chaos import clusters
 from tests.toys import Ear, experiment, fragile, plain, score, space, warm_slots
 from trainers.config import TrialConfig
 
@@ -152,26 +156,46 @@ DRIVER = """
 """
 
 
-def test_ctrl_c_and_then_resume_ends_with_the_asked_number_of_trials(cluster: None, tmp_path: Path) -> None:
+def listening(session: Path) -> dict[str, set[str]]:
+    """By command, the addresses on which processes of the Ray session in this folder and their children listen."""
+    children = {int(pid) for pid in clusters.processes_with(str(session))}
+    found: dict[str, set[str]] = {}
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            if children & {one.pid, *(parent.pid for parent in one.parents())}:
+                for connection in one.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found.setdefault(one.name(), set()).add(connection.laddr.ip)
+    return found
+
+
+def test_sigterm_to_the_process_group_and_then_resume_ends_with_the_asked_number_of_trials(
+    cluster: None, tmp_path: Path
+) -> None:
     root = str(Path(__file__).parents[2])
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER.format(root=root, storage=str(tmp_path))))
     folder = tmp_path / "s"
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as driver:
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver:
         assert driver.stdout is not None
         epochs = 0
         for line in driver.stdout:
             epochs += line == "epoch\n"
             if epochs == 7:
                 break
-        session = Path((folder / "logs" / "ray-session.txt").read_text())
-        assert session.is_dir()
-        driver.send_signal(signal.SIGINT)
+        session = clusters.session_of(folder)
+        assert session is not None
+        assert session.stat().st_mode & 0o777 == 0o700
+        sockets = listening(session)
+        assert {"gcs_server", "raylet"} <= set(sockets)
+        assert {address.removeprefix("::ffff:") for found in sockets.values() for address in found} == {"127.0.0.1"}
+        os.killpg(driver.pid, signal.SIGTERM)
         rest = driver.stdout.read()
         assert driver.wait(60) == 0
     assert "closed interrupted" in rest
     interrupted = results.read(folder)
-    assert interrupted.closed == "interrupted"
+    assert (interrupted.closed, interrupted.detail) == ("interrupted", "SIGTERM")
     assert not interrupted.live
     running = [trial for trial in interrupted.trials if trial.state == "RUNNING"]
     assert running

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.request import usercode
+from trainers import scratch
 from trainers.config import TrialConfig
 from trainers.terms import TermConfig
 
@@ -179,13 +179,14 @@ class _Ranks:
         self._asked = asked
 
     def __enter__(self) -> _Ranks:
-        self._meeting = tempfile.TemporaryDirectory(prefix="pretune-check-")
+        self._stack = ExitStack()
+        meeting = self._stack.enter_context(scratch.folder())
         context = multiprocessing.get_context("spawn")
         self._lines: list[Connection] = []
         self._processes = []
         for rank in range(RANKS):
             ours, theirs = context.Pipe()
-            arguments = (theirs, self._asked, rank, f"file://{self._meeting.name}/group")
+            arguments = (theirs, self._asked, rank, f"file://{meeting}/group")
             process = context.Process(target=_serve, args=arguments, name=f"rank-{rank}", daemon=True)
             process.start()
             theirs.close()
@@ -220,7 +221,7 @@ class _Ranks:
         for process in self._processes:
             process.kill()
             process.join()
-        self._meeting.cleanup()
+        self._stack.close()
 
 
 def _serve(line: Connection, asked: Asked, rank: int, meeting: str) -> None:

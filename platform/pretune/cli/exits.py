@@ -1,9 +1,12 @@
-"""How a command ends, and what it says then: 0 done, 1 the run failed or was interrupted, 2 the request was wrong."""
+"""How a command ends, and what it says then: 0 done, 1 the run failed, 2 the request was wrong, 143 after SIGTERM, 130
+after Ctrl-C or where its terminal was closed.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +37,15 @@ def refuse(message: str) -> NoReturn:
 def fail(message: str) -> NoReturn:
     print_error(message)
     raise typer.Exit(1)
+
+
+def interrupted_code(number: int) -> int:
+    return 143 if number == signal.SIGTERM else 130
+
+
+def interrupted(message: str, error: KeyboardInterrupt) -> NoReturn:
+    sys.stderr.write(f"{message}\n")  # in one piece: another thread may be saying that it stops
+    raise typer.Exit(interrupted_code(getattr(error, "number", signal.SIGINT)))
 
 
 def print_error(message: str) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail
+from pretune.cli.exits import checking, fail, interrupted
 from pretune.cli.options import STORAGE, Storage, Sweep
+from trainers import scratch
 
 
 def replay_command(
@@ -40,11 +39,11 @@ def replay_command(
         Text(f"trial {trial} of {result.name}, {max(told)} of {config.epochs} epochs, {workers} worker(s)"),
         soft_wrap=True,
     )
-    with tempfile.TemporaryDirectory(prefix="pretune-replay-") as folder, console.status("training"):
+    with scratch.folder() as folder, console.status("training"):
         try:
-            compared, outcome = replay.run(config, told, Path(folder), workers=workers)
-        except KeyboardInterrupt:
-            fail("interrupted")
+            compared, outcome = replay.run(config, told, folder, workers=workers)
+        except KeyboardInterrupt as error:
+            interrupted("interrupted; nothing was to be kept", error)
         except launch.TrainingFailedError as error:
             fail(str(error))
     console.print(display.table(compared, result.metric))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from pretune.cli import kinds
-from pretune.cli.exits import fail, refuse
+from pretune.cli.ending import in_time
+from pretune.cli.exits import fail, interrupted, note, refuse
 from pretune.core.errors import RequestError
+from pretune.execution.interruption import Interrupted
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
@@ -29,8 +32,10 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
     from trainers import storage
 
     try:
-        with watching(experiment, console, earlier=earlier) as listener:
+        with watching(experiment, console, earlier=earlier) as listener, in_time(partial(note, console)):
             result = run(listener)
+    except KeyboardInterrupt as error:
+        interrupted("interrupted before a trial began; the same command starts again", error)
     except RequestError as error:
         refuse(str(error))
     except Exception as error:
@@ -59,8 +64,8 @@ def close(console: Console, result: Any) -> NoReturn:
         console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
     console.print(tables.next_commands(result), soft_wrap=True)
     if result.closed == "interrupted":
-        print("interrupted; nothing that was done is lost", file=sys.stderr)
-        raise typer.Exit(1)
+        number = signal.Signals[result.detail] if result.detail else signal.SIGINT
+        interrupted("interrupted; nothing that was done is lost", Interrupted(number))
     if result.best is None:
         fail(f"no trial was completed; the reasons are in the table, logs in {result.folder / 'logs'}")
     raise typer.Exit(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,10 +11,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail, note, refuse
+from pretune.cli.exits import checking, fail, interrupted, note, refuse
 from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
+from trainers import scratch
 
 
 def train_command(
@@ -99,8 +99,8 @@ def train_command(
                 report=report,
                 progress=lambda epoch, step: advance(step, config.epochs * steps),
             )
-        except KeyboardInterrupt:
-            fail(f"interrupted; go on with: {again}")
+        except KeyboardInterrupt as error:
+            interrupted(f"interrupted; go on with: {again}", error)
         except ValueError as error:
             # What is refused before the first epoch (a checkpoint of another config, bf16 on a CPU) was asked wrongly.
             if record.last is not None and record.last.epoch > start:
@@ -131,17 +131,17 @@ def _verify_resume(
         _, dataset = request.with_data(config, data)
         config, dataset = request.with_data(verify.shortened(config, len(dataset.pretrain_ids(None))), data)
     steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
-    with tempfile.TemporaryDirectory(prefix="pretune-verify-") as folder:
+    with scratch.folder() as folder:
         try:
             verdict = verify.run(
                 config,
-                Path(folder),
+                folder,
                 steps=steps,
                 workers=workers,
                 tell=lambda line: console.print(Text(line), soft_wrap=True),
             )
-        except KeyboardInterrupt:
-            fail("interrupted")
+        except KeyboardInterrupt as error:
+            interrupted("interrupted; nothing was to be kept", error)
         except (launch.TrainingFailedError, RuntimeError) as error:
             fail(str(error))
     if verdict.difference:

@@ -12,10 +12,10 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pretune.core.experiment import Experiment
 from pretune.execution import ray_private
 from pretune.execution.environment import environment
 from pretune.execution.logfile import LogFile
+from trainers import scratch
 
 Node = Mapping[str, float]
 """What one node offers: resource name to amount."""
@@ -36,33 +37,36 @@ SLOT_MEMORY = 1000 * 2**20
 sweep measures it anew and prints it."""
 
 START_TRIES = 3
-_PREFIX = "pretune-"
+_LEAVING_S, _SHUTDOWN_S = 1.0, 4.0
+"""What the driver may take to leave its local cluster before that is ended, and then to see that it has ended."""
+_LOGS = "logs"
+"""A file of a session's folder: where the session's logs go when it is over."""
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Checkpoints never pass through Ray and reports are small; Ray's default would reserve 30 % of the memory."""
 
 
 @contextmanager
-def connected(address: str | None, *, cpus: int | None = None, logs: Path) -> Iterator[None]:
+def connected(address: str | None, *, cpus: int | None = None, logs: Path) -> Iterator[Path | None]:
     """A Ray cluster for the time of the block. Ray's own lines go to `logs`/ray.txt, not to the terminal.
 
     With `address` that cluster is joined, and left at the end. Without, a local one with `cpus` CPUs (all of the
-    machine's if None) is started and always shut down; its logs then move to `logs`/ray/. Where Ray is initialized
-    already, it is used as it is.
+    machine's if None) is started and always shut down; its logs then move to `logs`/ray/. It listens on the loopback
+    interface alone, and the block is given its private folder. Where Ray is initialized already, it is used as it is.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _quiet(logs / "ray.txt"):
         if ray.is_initialized():
-            yield
+            yield None
         elif address is not None:
-            with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+            with environment({"RAY_USAGE_STATS_ENABLED": "0"}), ray_private.keeping_signals():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
             try:
-                yield
+                yield None
             finally:
                 ray.shutdown()
         else:
-            with _local(cpus, logs):
-                yield
+            with _local(cpus, logs) as folder:
+                yield folder
 
 
 def slots(experiment: Experiment, nodes: Iterable[Node] | None, *, head_bytes: float = math.inf) -> int:
@@ -156,44 +160,79 @@ work may not keep; and it looks for a free port before it takes it, which anothe
 
 
 @contextmanager
-def _local(cpus: int | None, logs: Path) -> Iterator[None]:
-    # A driver that was killed leaves its folder behind; the note tells the next one where.
-    note = logs / "ray-session.txt"
-    _bring_in(note, logs / "ray")
-    try:
-        with _own_token():
-            for tries_left in reversed(range(START_TRIES)):
-                # Not below the sweep's folder: Ray's sockets lie in it, and their paths may be 107 characters long.
-                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
-                note.write_text(str(folder))
+def _local(cpus: int | None, logs: Path) -> Iterator[Path]:
+    with _own_token(), ray_private.on_loopback():
+        for tries_left in reversed(range(START_TRIES)):
+            with ExitStack() as stack:
+                folder = stack.enter_context(_session_folder(logs))
+                stack.callback(_shut_down, folder)
                 try:
-                    ray.init(
-                        address="local",
-                        num_cpus=cpus,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level=logging.WARNING,
-                        object_store_memory=_OBJECT_STORE_BYTES,
-                        _temp_dir=str(folder),
-                        # Ray starts workers by a shell, to which it hands the program's path as it is: with a space
-                        # in it they never start, and are tried again for ever.
-                        runtime_env={"py_executable": shlex.quote(sys.executable)},
-                    )
+                    with ray_private.keeping_signals():
+                        ray.init(
+                            address="local",
+                            num_cpus=cpus,
+                            include_dashboard=False,
+                            log_to_driver=False,
+                            logging_level=logging.WARNING,
+                            object_store_memory=_OBJECT_STORE_BYTES,
+                            # One level down: Ray opens its own folder to everybody.
+                            _temp_dir=str(folder / "ray"),
+                            # Ray starts workers by a shell, to which it hands the program's path as it is: with a
+                            # space in it they never start, and are tried again for ever.
+                            runtime_env={"py_executable": shlex.quote(sys.executable)},
+                        )
                 except Exception as error:  # Ray raises no class of its own
                     if tries_left == 0 or not any(text in str(error) for text in _PASSING):
                         raise
                     logging.getLogger("ray").warning("%s Trying again.", error)
-                    _end_processes(folder)
-                    _bring_in(note, logs / "ray")
-                else:
-                    break
-            yield
-    finally:
-        _bring_in(note, logs / "ray")
+                    continue
+                yield folder
+                return
+
+
+@contextmanager
+def _session_folder(logs: Path) -> Iterator[Path]:
+    """A private folder for a Ray session. What is left of the session goes with it, but for the logs: they go to
+    `logs`/ray, and to where `logs` was for sessions that a killed driver has left behind.
+    """
+    # Not below the sweep's folder: Ray's sockets lie in it, and their paths may be 107 characters long.
+    with scratch.folder(place=Path("/tmp"), before_removal=_put_away) as folder:
+        (folder / _LOGS).write_text(str((logs / "ray").absolute()))
+        try:
+            yield folder
+        finally:
+            _put_away(folder)
+
+
+def _put_away(folder: Path) -> None:
+    """Ends what still runs of the Ray session in `folder`, and brings its logs to the sweep."""
+    _end_processes(folder)
+    note = folder / _LOGS
+    target = Path(note.read_text()) if note.is_file() else None
+    if target is None or not target.parent.is_dir():  # no session's folder, or the sweep has been moved
+        return
+    for session in (folder / "ray").glob("session_2*/logs"):
+        for file in session.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                copy = target / file.relative_to(session)
+                with suppress(OSError):  # a full disk must not keep the session from ending
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)  # of its own mode, as Ray's folders are open to everybody
+
+
+def _shut_down(folder: Path) -> None:
+    """`ray.shutdown`, which waits for what does not end by itself, a second for each process, and a minute for what no
+    longer lives.
+    """
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_LEAVING_S)
+    _end_processes(folder)
+    thread.join(_SHUTDOWN_S)
 
 
 def _end_processes(folder: Path) -> None:
-    """Kills what a start that failed has left: processes with the session's folder in their command line."""
+    """Kills what is left of a session: processes with its folder in their command line."""
     found_none = 0
     while found_none < 2:  # one that is only just starting has no command line yet, and each may have started another
         found_none += 1
@@ -204,18 +243,6 @@ def _end_processes(folder: Path) -> None:
                     os.kill(pid, signal.SIGKILL)
                     found_none = 0
         time.sleep(0.1)
-
-
-def _bring_in(note: Path, logs: Path) -> None:
-    """Moves the logs of the Ray session in the folder that `note` names, and removes both."""
-    if not note.exists():
-        return
-    folder = Path(note.read_text())
-    if folder.name.startswith(_PREFIX) and folder.is_dir():
-        for session in folder.glob("session_2*/logs"):
-            shutil.copytree(session, logs, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    note.unlink()
 
 
 @contextmanager
@@ -231,7 +258,6 @@ def _own_token() -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
             if mode is None:  # Ray has set it, and would take it for the user's wish with the next cluster
                 os.environ.pop("RAY_AUTH_MODE", None)
     ray_private.forget_token()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.execution.mailbox import Order
 from pretune.execution.settings import HANG_TIMEOUT_S, PROCESS_GROUP_TIMEOUT_S
+from trainers import scratch
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -122,12 +122,12 @@ class _Family:
         make_train: Callable[[], Train] | None,
         process_group_timeout_s: float,
     ) -> None:
-        self._meeting = tempfile.TemporaryDirectory(prefix="pretune-")
+        self._stack = contextlib.ExitStack()
         context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._lines: list[Connection] = []
         self._finished = False
-        meeting = f"file://{self._meeting.name}/group"
+        meeting = f"file://{self._stack.enter_context(scratch.folder())}/group"
         for rank in range(workers):
             ours, theirs = context.Pipe()
             arguments = (theirs, order, rank, workers, device, make_train, meeting, process_group_timeout_s)
@@ -150,7 +150,7 @@ class _Family:
             process.join(10.0)
         for line in self._lines:
             line.close()
-        self._meeting.cleanup()
+        self._stack.close()
 
     def watch(
         self,

@@ -7,7 +7,10 @@ Ray Train is imported where it is used: torch comes with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -39,6 +42,44 @@ def forget_token() -> None:
     """
     ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A cluster that is started in the block has the address 127.0.0.1, and listens there alone.
+
+    Ray takes the address of the machine in its network instead, also where `_node_ip_address` asks for 127.0.0.1, but
+    on systems for which it offers no clusters of several machines. Which those are it reads from the environment once,
+    while it is imported.
+    """
+    constants: Any = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """`ray.init` leaves the handlers of signals as they are in the block, and the processes that it starts are deaf to
+    SIGTERM and SIGHUP, as Ray makes them deaf to SIGINT: where all are told to end, the driver ends the others.
+
+    Ray's own handler ends the driver at once, from wherever it is. Its library puts one on top of Python's, which
+    prints a stack of C++: that one goes when a handler is set anew. A signal that comes meanwhile is heard afterwards.
+    """
+    utils: Any = ray._private.utils
+    before, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler = lambda handler: None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})  # children have their parent's
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def autoscaler_status() -> bytes | None:

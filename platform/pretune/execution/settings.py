@@ -51,6 +51,11 @@ class SlotSettings(BaseModel):
         None, ge=1, description="replace the group after so many trials, if memory drifts"
     )
     remote: str | None = Field(None, description="the sweep's URI, if checkpoints go to an object store")
+    one_machine: str | None = Field(
+        None,
+        description="a private folder of the machine that all workers are on, if they are: they meet in it, and listen "
+        "on the loopback interface alone",
+    )
     storage: str | None = Field(None, description="where Ray Train keeps its bookkeeping; default <sweep_folder>/slots")
 
     @model_validator(mode="after")

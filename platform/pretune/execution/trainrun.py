@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
@@ -44,7 +47,6 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         }
     )
-    on_gpu = settings.gpus_per_worker > 0
     # Every node must see this folder: with a bucket, nothing else is shared.
     files, place = None, settings.storage or str(Path(settings.sweep_folder) / "slots")
     if settings.remote is not None and settings.storage is None:
@@ -66,16 +68,42 @@ def make_run(name: str, mailbox: Any, settings: SlotSettings, make_train: Callab
             "settings": settings,
             "make_train": make_train or partial(worker.WarmTrainer, settings.remote),
         },
-        torch_config=TorchConfig(
-            # Objects and NumPy arrays travel over gloo even where gradients travel over NCCL.
-            backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            timeout_s=math.ceil(settings.process_group_timeout_s),
-        ),
+        torch_config=_torch_config(settings),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=on_gpu, resources_per_worker=settings.resources_per_worker
+            num_workers=settings.workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=settings.resources_per_worker,
         ),
         run_config=run_config,
     )
+
+
+def _torch_config(settings: SlotSettings) -> TorchConfig:
+    # Objects and NumPy arrays travel over gloo even where gradients travel over NCCL.
+    backend = "cpu:gloo,cuda:nccl" if settings.gpus_per_worker else "gloo"
+    timeout_s = math.ceil(settings.process_group_timeout_s)
+    if settings.one_machine is None:
+        return TorchConfig(backend=backend, timeout_s=timeout_s)
+    return OneMachineConfig(backend=backend, timeout_s=timeout_s, folder=settings.one_machine)
+
+
+@dataclass
+class OneMachineConfig(TorchConfig):
+    """Workers that meet at a file in `folder`. By an address, rank 0 would listen on all interfaces."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MeetingAtAFile
+
+
+class _MeetingAtAFile(TorchConfig().backend_cls):  # type: ignore[misc] # Ray Train names it by this property alone
+    def on_start(self, worker_group: Any, backend_config: OneMachineConfig) -> None:
+        meeting = f"file://{backend_config.folder}/group-{uuid.uuid4().hex}"
+        size = len(worker_group)
+        arguments = (backend_config.backend, meeting, size, float(backend_config.timeout_s))
+        ray.get([worker_group.execute_single_async(rank, worker.join_group, *arguments, rank) for rank in range(size)])
 
 
 class SlotClosedError(RuntimeError):

@@ -22,8 +22,11 @@ from pretune.core.conductor import Conductor
 from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
 from pretune.execution.environment import environment
+from pretune.execution.interruption import Interruption
 
 ENVIRONMENT = {
+    # Its handler of Ctrl-C would take the place of ours (see interruption.py).
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Our journal, live view and TensorBoard files replace Tune's CSV, JSON and TensorBoard loggers.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Snapshots of the experiment are never read: take few. With "auto" Tune warns when trials are short.
@@ -52,16 +55,17 @@ class _Inert:
 class ConductedSearch(_Inert, Searcher):
     """Asks the conductor while fewer than `slots` trials are out, and tells it each end."""
 
-    def __init__(self, conductor: Conductor, slots: int) -> None:
+    def __init__(self, conductor: Conductor, slots: int, interruption: Interruption) -> None:
         super().__init__()
         self._conductor = conductor
+        self._interruption = interruption
         self._slots = slots
         self._numbers: dict[str, int] = {}
         self.errors: dict[str, str] = {}
         """By Tune's trial id, what killed its actor."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        with _remembered(self._conductor):
+        with self._interruption.shielded(), _remembered(self._conductor):
             if self._conductor.live >= self._slots:
                 return None
             handout = self._conductor.next()
@@ -71,7 +75,7 @@ class ConductedSearch(_Inert, Searcher):
             return Searcher.FINISHED if self._conductor.finished else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        with _remembered(self._conductor):
+        with self._interruption.shielded(), _remembered(self._conductor):
             number = self._numbers[trial_id]
             if error or not result:
                 self._conductor.lost(number, self.errors.pop(trial_id, "its slot was lost"))
@@ -90,13 +94,14 @@ class ConductedScheduler(_Inert, FIFOScheduler):
     returned.
     """
 
-    def __init__(self, conductor: Conductor, search: ConductedSearch) -> None:
+    def __init__(self, conductor: Conductor, search: ConductedSearch, interruption: Interruption) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._conductor = conductor
         self._search = search
+        self._interruption = interruption
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        with _remembered(self._conductor):
+        with self._interruption.shielded(), _remembered(self._conductor):
             go_on = self._conductor.reported(Row.from_result(_number(trial), result))
         if self._conductor.all_handed_out:
             # Tune keeps an idle actor until the search is over, as a trial might still come; its node should go now.
@@ -111,27 +116,30 @@ class ConductedScheduler(_Inert, FIFOScheduler):
 class Starts(_Inert, tune.Callback):
     """Writes down that a slot took a trial."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, interruption: Interruption) -> None:
         self._conductor = conductor
+        self._interruption = interruption
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with _remembered(self._conductor):
+        with self._interruption.shielded(), _remembered(self._conductor):
             self._conductor.started(_number(trial))
 
 
-def execute(conductor: Conductor, trainable: type[tune.Trainable], *, slots: int, folder: Path) -> None:
-    """Runs trials on up to `slots` warm actors of class `trainable` until the conductor has none left, or Ctrl-C.
+def execute(
+    conductor: Conductor, trainable: type[tune.Trainable], *, slots: int, folder: Path, interruption: Interruption
+) -> None:
+    """Runs trials on up to `slots` warm actors of class `trainable` until the conductor has none left.
 
-    `folder` takes Tune's own files. Raises the conductor's own exception where there was one.
+    `folder` takes Tune's own files. Raises the conductor's own exception where there was one, and Interrupted.
     """
-    search = ConductedSearch(conductor, slots)
+    search = ConductedSearch(conductor, slots, interruption)
     with environment({**ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}):
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 num_samples=-1,  # the search says when it is finished: a lost trial is handed out once more
                 search_alg=search,
-                scheduler=ConductedScheduler(conductor, search),
+                scheduler=ConductedScheduler(conductor, search, interruption),
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -139,7 +147,7 @@ def execute(conductor: Conductor, trainable: type[tune.Trainable], *, slots: int
             run_config=tune.RunConfig(
                 name=f"session-{conductor.history.sessions:03d}",
                 storage_path=str(folder),
-                callbacks=[Starts(conductor)],
+                callbacks=[Starts(conductor, interruption)],
                 verbose=0,
                 # A dead actor ends the Tune trial; the conductor hands the same number out again with its last
                 # checkpoint, where Tune would start it over from the config it was first given.

@@ -236,15 +236,18 @@ def local_device(choice: str, *, rank: int, workers: int) -> torch.device:
 @contextmanager
 def local_group(meeting: str, device: torch.device, rank: int, workers: int, timeout_s: float) -> Iterator[None]:
     """A process group of local processes that meet at a file (a `file://` address)."""
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=meeting,
-        rank=rank,
-        world_size=workers,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    join_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", meeting, workers, timeout_s, rank)
     yield
     torch.distributed.destroy_process_group()
+
+
+def join_group(backend: str, meeting: str, workers: int, timeout_s: float, rank: int) -> None:
+    """Meets the other processes of this machine at a file (a `file://` address); nobody else can reach them."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+    torch.distributed.init_process_group(
+        backend, init_method=meeting, rank=rank, world_size=workers, timeout=timedelta(seconds=timeout_s)
+    )
 
 
 # ---- the loop in a worker group --------------------------------------------------------------------------------------

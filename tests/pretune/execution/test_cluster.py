@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,42 @@ def test_a_local_cluster_that_does_not_start_for_a_passing_reason_is_started_aga
     with connected(None, cpus=1, logs=tmp_path):
         assert len(folders) == 2
         assert children[0].wait(10) == -signal.SIGKILL
-        assert not folders[0].exists()
-        assert folders[1].exists()
-    assert not folders[1].exists()
+        assert not folders[0].parent.exists()
+        assert folders[1].parent.exists()
+    assert not folders[1].parent.exists()
+
+
+def test_a_session_is_private_and_only_what_its_owner_made_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied sweep may hold the name of a folder in which the session of the first one still runs."""
+    other = Path(tempfile.mkdtemp(prefix="pretune-", dir="/tmp"))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "ray-session.txt").write_text(str(other))
+    folders: list[Path] = []
+
+    def init(*, _temp_dir: str, **options: Any) -> None:
+        folders.append(Path(_temp_dir))
+        logs = folders[0] / "session_2026" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "raylet.out").write_text("said")
+        (logs / "raylet.out").chmod(0o666)
+        logs.chmod(0o777)
+
+    monkeypatch.setattr(ray, "init", init)
+    mask = os.umask(0o077)
+    try:
+        with connected(None, cpus=1, logs=tmp_path / "logs") as private:
+            assert private == folders[0].parent
+            assert private.stat().st_mode & 0o777 == 0o700
+        assert other.is_dir()
+        assert not private.exists()
+        copy = tmp_path / "logs" / "ray" / "raylet.out"
+        assert copy.read_text() == "said"
+        assert (copy.stat().st_mode & 0o777, copy.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    finally:
+        os.umask(mask)
+        other.rmdir()
 
 
 def test_workers_start_where_the_path_of_python_has_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

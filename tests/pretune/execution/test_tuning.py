@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pretune.core.rows import Handout
+from pretune.execution.interruption import Interruption
 from pretune.execution.tuning import ConductedScheduler, ConductedSearch
 from tests.toys import begin, experiment, row, space
 
@@ -26,7 +27,8 @@ def tune_trial(handout: Handout) -> Any:
 
 def test_idle_slots_go_once_no_trial_waits_for_one(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(tmp_path, trials=2), space)
-    scheduler, controller = ConductedScheduler(conductor, ConductedSearch(conductor, 2)), Controller()
+    calm = Interruption()
+    scheduler, controller = ConductedScheduler(conductor, ConductedSearch(conductor, 2, calm), calm), Controller()
     first = conductor.next()
     assert first is not None
     scheduler.on_trial_result(controller, tune_trial(first), row(first, 1).to_result())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+import psutil
 import pytest
 import ray.exceptions
 import torch
@@ -290,7 +291,10 @@ class Summing:
             total = torch.tensor([float(rank + 1)])
             torch.distributed.all_reduce(total)
             given["progress"](epoch, epoch)
-            if not given["report"](EpochReport(epoch=epoch + 1, metrics={"sum": float(total)})):
+            sockets = [one for one in psutil.Process().net_connections("inet") if one.status == psutil.CONN_LISTEN]
+            elsewhere = [one for one in sockets if one.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"]
+            metrics = {"sum": float(total), "sockets": len(sockets), "elsewhere": len(elsewhere)}
+            if not given["report"](EpochReport(epoch=epoch + 1, metrics=metrics)):
                 return Outcome(state="stopped", epochs=epoch + 1)
         return Outcome(state="complete", epochs=config.epochs)
 
@@ -305,6 +309,8 @@ def test_two_local_processes_form_one_group_and_stop_together(tmp_path: Path) ->
     outcome = launch.run(config(), folder=tmp_path, workers=2, device="cpu", report=two_epochs, make_train=Summing)
     assert outcome == Outcome(state="stopped", epochs=2)
     assert [report.metrics["sum"] for report in reports] == [3.0, 3.0]
+    assert reports[0].metrics["sockets"], "gloo listens for the other ranks"
+    assert not reports[0].metrics["elsewhere"], "where nobody else can reach it"
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 3
 
 
