@@ -33,7 +33,7 @@ LATEST_S = 40.0
 def run(folder: Path, seed: int, count: int) -> Counts:
     counts, rng = Counts(), random.Random(seed)
     ended: dict[int, Ended] = {}
-    options = [*SWEEP, "--trials", str(max(4, count // 6)), "--set", f"seed={seed}"]
+    options = [*SWEEP, "--trials", str(max(8, count)), "--set", f"seed={seed}"]
     for _ in range(count):
         process = _start(folder, options)
         # As often in the seconds in which it checks and starts Ray as in those in which trials run.
