@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from pretune.core import journal
-from pretune.core.journal import Asked, Ended, Record
+from pretune.core.journal import Closed, Ended, Record
 from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT
 from trainers import scratch
@@ -32,9 +32,12 @@ LATEST_S = 40.0
 
 def run(folder: Path, seed: int, count: int) -> Counts:
     counts, rng = Counts(), random.Random(seed)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so by every child
     ended: dict[int, Ended] = {}
     options = [*SWEEP, "--trials", str(max(8, count)), "--set", f"seed={seed}"]
     for _ in range(count):
+        if _over(folder):
+            break
         process = _start(folder, options)
         # As often in the seconds in which it checks and starts Ray as in those in which trials run.
         try:
@@ -43,14 +46,12 @@ def run(folder: Path, seed: int, count: int) -> Counts:
             _signal(process, rng.choice(KINDS), counts)
         else:
             counts.must_be_zero("commands that were refused or failed", process.returncode != 0)
-            break
         counts.must_be_zero("journals that cannot be shown", _begun(folder) and _shown(folder) != 0)
         now = {record.number: record for record in _records(folder) if isinstance(record, Ended)}
         counts.must_be_zero("finished trials lost", sum(now.get(number) != end for number, end in ended.items()))
         ended = now
-    while (code := _start(folder, options).wait(1800)) == 0 and _unfinished(folder):
-        pass
-    counts.must_be_zero("last runs that failed", code != 0)
+    if not _over(folder):
+        counts.must_be_zero("last runs that failed", _start(folder, options).wait(1800) != 0 or not _over(folder))
     counts.add("trials", len(ended))
     ends = [record.number for record in _records(folder) if isinstance(record, Ended)]
     counts.must_be_zero("finished trials repeated", len(ends) - len(set(ends)))
@@ -104,9 +105,8 @@ def _begun(folder: Path) -> bool:
     return path.exists() and b"\n" in path.read_bytes()
 
 
-def _unfinished(folder: Path) -> bool:
-    asked = {record.number for record in _records(folder) if isinstance(record, Asked)}
-    return asked != {record.number for record in _records(folder) if isinstance(record, Ended)}
+def _over(folder: Path) -> bool:
+    return any(isinstance(record, Closed) and record.reason == "finished" for record in _records(folder)[-1:])
 
 
 def _says(note: Path, folder: Path) -> bool:

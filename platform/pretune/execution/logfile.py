@@ -6,6 +6,9 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+TRIAL_LOG = "log.txt"
+"""In a trial's folder: what its rank 0 logged, and each of its failures with its traceback."""
+
 
 class LogFile(logging.FileHandler):
     """Appends lines with time, level and name to `path`, made with its first line.

@@ -99,6 +99,10 @@ class Failed:
     """The exception's type and message, one line."""
     traceback: str
     disk_full: bool = False
+    bug: str | None = None
+    """Type and place of an exception that the same code would raise again; None where another try may go better."""
+    begun: bool = True
+    """Whether this run had done a step."""
 
 
 @dataclass(frozen=True)

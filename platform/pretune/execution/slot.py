@@ -23,7 +23,7 @@ from ray import tune
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.execution.cluster import SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
-from pretune.execution.logfile import LogFile
+from pretune.execution.logfile import TRIAL_LOG, LogFile
 from pretune.execution.mailbox import Command, Failed, Lost, Order, Ready, Reported, Returned
 from pretune.execution.ray_private import HEAD
 from pretune.execution.settings import SlotSettings
@@ -58,6 +58,8 @@ class _Trial:
     failures: int = 0
     reason: str = ""
     traceback: str = ""
+    bug: str | None = None
+    """What the last failure was, if it is one that comes again."""
     ended: dict[int, Outcome] = field(default_factory=dict)
     """What each rank's training returned."""
     over: bool = False
@@ -110,12 +112,12 @@ class Slot(tune.Trainable):
         refused = _refuse(trial.config)
         if refused:
             return self._end("failed", refused)
-        if trial.run and self._group.send(Command("continue")):
-            pass
-        elif trial.run and not self._fail("the worker group was lost while the trial waited for its next epoch", ""):
-            return self._end("failed", trial.reason)
-        else:
+        if not trial.run:
             self._begin()
+        elif not self._group.send(Command("continue")):
+            row = self._retry("the worker group was lost while the trial waited for its next epoch", "")
+            if row is not None:
+                return row
         while True:
             row = self._handle()
             if row is not None:
@@ -205,14 +207,27 @@ class Slot(tune.Trainable):
                 return None
             if event.disk_full:
                 return self._end("disk_full", event.summary)
-            lost = f"rank {', '.join(map(str, dead))} was lost; " if dead else ""
-            reason = f"{lost}rank {event.rank} raised {event.summary}"
-            return self._retry(reason, event.traceback, preempted=preempted and bool(dead))
+            if dead:
+                reason = f"rank {', '.join(map(str, dead))} was lost; rank {event.rank} raised {event.summary}"
+                return self._retry(reason, event.traceback, preempted=preempted)
+            return self._raised(event)
         if event.run != trial.run:
             return None
         if isinstance(event, Reported):
             return self._report(event)
         return self._collect(event)
+
+    def _raised(self, event: Failed) -> Row | None:
+        """A worker that lives has raised. A bug is not tried again: it would only cost the time of another start."""
+        trial, before = self._trial, self._trial.bug
+        trial.bug = event.bug
+        reason = f"rank {event.rank} raised {event.summary}"
+        if event.bug is None or (event.begun and event.bug != before):
+            return self._retry(reason, event.traceback)
+        trial.failures += 1
+        when = "before its first step" if not event.begun else "a second time at the same place"
+        self._note(f"{reason}, {when} ({event.bug}); its traceback is in {trial.folder / TRIAL_LOG}", event.traceback)
+        return self._end("failed", trial.reason)
 
     def _report(self, event: Reported) -> Row | None:
         trial, report = self._trial, event.report
@@ -251,21 +266,22 @@ class Slot(tune.Trainable):
         return self._end(outcome.state, outcome.reason)
 
     def _retry(self, reason: str, traceback: str, *, preempted: bool = False) -> Row | None:
-        """Begin again from the last checkpoint, or end as failed. A machine that was taken away is no failure."""
+        """Count a failure and tell of it at once: the next step begins again from the last checkpoint, unless there
+        were too many. A machine that was taken away is no failure, and the trial begins again now.
+        """
+        trial = self._trial
         if preempted:
             self._note(f"its machine was taken away: {reason}", "")
-        elif not self._fail(reason, traceback):
-            return self._end("failed", self._trial.reason)
-        self._begin()
-        return None
-
-    def _fail(self, reason: str, traceback: str) -> bool:
-        """Count a failure and write it into the trial's log; True if the trial may be retried."""
-        trial = self._trial
+            self._begin()
+            return None
         trial.failures += 1
         retried = trial.failures <= self._settings.max_failures
         self._note(f"failure {trial.failures}, {'retried' if retried else 'given up'}: {reason}", traceback)
-        return retried
+        if not retried:
+            return self._end("failed", trial.reason)
+        row = self._row("running", trial.reason)
+        trial.reason = trial.traceback = ""  # told once
+        return row
 
     def _note(self, reason: str, traceback: str) -> None:
         trial = self._trial
@@ -273,7 +289,7 @@ class Slot(tune.Trainable):
         trial.reason, trial.traceback = reason, traceback
         logger.warning("trial %d: %s\n%s", trial.number, trial.reason, traceback)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        with (trial.folder / "log.txt").open("a") as log:
+        with (trial.folder / TRIAL_LOG).open("a") as log:
             log.write(f"{trial.reason}\n{traceback}")
 
     def _end(self, outcome: RowOutcome, reason: str) -> Row:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from pretune.execution.logfile import LogFile
+from pretune.execution.logfile import TRIAL_LOG, LogFile
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken, Worker
 from pretune.execution.processes import process_started
 from pretune.execution.settings import SlotSettings
@@ -157,6 +157,17 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
+def bug(error: BaseException) -> str | None:
+    """`ValueError at mine.py:12 in forward`: what a further try would raise again. None for what comes from outside:
+    files and storages, other processes, the device.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = isinstance(error, OSError | TimeoutError) or type(error).__name__ == "AcceleratorError"
+    if outside or not frames or any("/torch/distributed/" in frame.filename for frame in frames):
+        return None
+    return f"{type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+
+
 def start_clean(config: TrialConfig, device: torch.device) -> None:
     """Put back every global state that a former trial may have changed. Our own randomness is keyed and has none; what
     a library or a user's code draws has.
@@ -187,7 +198,7 @@ def trial_log(folder: Path, rank: int) -> Iterator[None]:
     """Python's logging and warnings of one trial: rank 0 into log.txt; of other ranks, what is a warning or worse, into
     their own file.
     """
-    name = "log.txt" if rank == 0 else f"log.rank-{rank}.txt"
+    name = TRIAL_LOG if rank == 0 else f"log.rank-{rank}.txt"
     handler = LogFile(folder / name)
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root = logging.getLogger()
@@ -386,19 +397,34 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
         order = command.order
         if order is None:  # an answer that crossed the trial's own end: there is nothing left to stop or to continue
             continue
-        run = order.run
+        run, begun = order.run, False
 
         def report(epoch_report: EpochReport, run: int = run) -> bool:
             if line.rank == 0:
                 line.post(Reported(line.generation, run, epoch_report))
             return answer()
 
+        def progress(epoch: int, step: int) -> bool:
+            nonlocal begun
+            begun = True
+            return line.pulse(epoch, step)
+
         try:
-            outcome = run_trial(train, order, rank=line.rank, device=device, report=report, progress=line.pulse)
+            outcome = run_trial(train, order, rank=line.rank, device=device, report=report, progress=progress)
         except Abandoned:
             raise
         except Exception as error:
-            full = storage.is_full(error)
-            line.post(Failed(line.generation, run, line.rank, one_line(error), traceback.format_exc(), full))
+            line.post(
+                Failed(
+                    line.generation,
+                    run,
+                    line.rank,
+                    one_line(error),
+                    traceback.format_exc(),
+                    disk_full=storage.is_full(error),
+                    bug=bug(error),
+                    begun=begun,
+                )
+            )
             raise
         line.post(Returned(line.generation, run, line.rank, outcome))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slot]:
 def make_slot(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Slot:
     monkeypatch.setattr(pretune.execution.slot, "Group", ScriptedGroup)
     slot: Slot = Slot.__new__(Slot)
-    slot.setup(trial(0), SlotSettings(sweep_folder=str(folder), workers=WORKERS, max_failures=1, **settings))
+    slot.setup(trial(0), SlotSettings(sweep_folder=str(folder), workers=WORKERS, **{"max_failures": 1, **settings}))
     return slot
 
 
@@ -123,9 +124,12 @@ def failed(run: int = 1) -> Failed:
 
 
 def step(slot: Slot, *events: Event | None) -> Row:
+    """The last row, once all events are taken in."""
     group(slot).script.extend(events)
     row = next_row(slot)
-    assert not group(slot).script, "every event is taken in"
+    while group(slot).script:
+        assert not row.done
+        row = next_row(slot)
     return row
 
 
@@ -144,12 +148,45 @@ def test_a_trial_is_over_when_all_ranks_have_said_so(slot: Slot) -> None:
 def test_epochs_that_a_retry_runs_again_are_not_reported_again(slot: Slot) -> None:
     step(slot, report(1))
     step(slot, report(2, kept=False))
-    row = step(slot, failed(), report(2, run=2), report(3, run=2))
+    told = step(slot, failed())
+    assert (told.epoch, told.failures, told.traceback) == (2, 1, "Traceback ...")
+    assert "KeyError: 'layer'" in told.reason
+    row = step(slot, report(2, run=2), report(3, run=2))
     assert group(slot).resumes == [0, 1]
-    assert (row.epoch, row.failures, row.traceback) == (3, 1, "Traceback ...")
-    assert "KeyError: 'layer'" in row.reason
+    assert (row.epoch, row.failures, row.reason, row.traceback) == (3, 1, "", "")
     assert group(slot).said == ["start", "continue", "continue", "replace", "start", "continue"]
     assert step(slot, *ends("complete", run=2)).reason == "", "told once"
+
+
+BUG = "KeyError at mine.py:7 in forward"
+
+
+def test_a_bug_before_the_first_step_is_not_tried_again(slot: Slot) -> None:
+    row = step(slot, replace(failed(), bug=BUG, begun=False))
+    assert (row.outcome, row.failures) == ("failed", 1)
+    log = Path(slot._settings.sweep_folder) / "trials" / "0000" / "log.txt"
+    assert row.reason == (f"rank 1 raised KeyError: 'layer', before its first step ({BUG}); its traceback is in {log}")
+    assert "Traceback ..." in log.read_text()
+    assert group(slot).runs == [1]
+
+
+def test_a_bug_that_comes_a_second_time_at_the_same_place_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = make_slot(tmp_path, monkeypatch, max_failures=9)
+    assert not step(slot, replace(failed(), bug=BUG)).done
+    assert not step(slot, replace(failed(run=2), bug="KeyError at mine.py:9 in forward")).done, "another one"
+    assert not step(slot, replace(failed(run=3), bug=BUG)).done
+    row = step(slot, replace(failed(run=4), bug=BUG))
+    assert (row.outcome, row.failures) == ("failed", 4)
+    assert "a second time at the same place" in row.reason
+    slot.cleanup()
+
+
+def test_what_comes_from_outside_is_tried_again_however_alike(slot: Slot) -> None:
+    assert not step(slot, replace(failed(), begun=False)).done
+    group(slot).dead = [0]
+    assert "rank 0 was lost" in step(slot, replace(failed(run=2), bug=BUG, begun=False)).reason
 
 
 def test_a_trial_that_fails_too_often_is_failed_and_the_next_one_starts_clean(slot: Slot) -> None:
@@ -162,7 +199,7 @@ def test_a_trial_that_fails_too_often_is_failed_and_the_next_one_starts_clean(sl
 
 def test_a_lost_worker_is_named_as_the_cause_of_what_the_others_raised(slot: Slot) -> None:
     group(slot).dead = [0]
-    assert "rank 0 was lost; rank 1 raised" in step(slot, failed(), report(1, run=2)).reason
+    assert "rank 0 was lost; rank 1 raised" in step(slot, failed()).reason
 
 
 def test_a_group_that_restarts_under_a_trial_costs_it_one_failure(slot: Slot) -> None:
@@ -206,7 +243,7 @@ def test_silence_beyond_the_bound_is_a_hang(slot: Slot) -> None:
     group(slot).longest_silence_s = 599.0
     assert step(slot, None, report(2)).failures == 0
     group(slot).longest_silence_s = 601.0
-    row = step(slot, None, report(3, run=2))
+    row = step(slot, None)
     assert row.failures == 1
     assert "hung" in row.reason
     assert "replace" in group(slot).said
@@ -224,8 +261,9 @@ def test_silence_of_a_group_whose_machine_was_taken_away_is_no_failure(slot: Slo
 
 def test_a_group_that_ray_train_gives_up_costs_its_trial_a_failure_and_no_wait(slot: Slot) -> None:
     step(slot, report(1))
-    row = step(slot, Lost(1), report(2, run=2))
+    row = step(slot, Lost(1))
     assert (row.failures, row.reason) == (1, "failure 1, retried: a worker of group 1 was lost")
+    step(slot, report(2, run=2))
     assert group(slot).resumes == [0, 1]
 
 
@@ -244,7 +282,7 @@ def test_a_configurations_own_fault_is_no_failure(state: str, slot: Slot) -> Non
 
 
 def test_ranks_that_disagree_are_a_failure(slot: Slot) -> None:
-    row = step(slot, ends("complete")[0], ends("diverged")[1], report(1, run=2))
+    row = step(slot, ends("complete")[0], ends("diverged")[1])
     assert row.failures == 1
     assert "complete, diverged" in row.reason
 

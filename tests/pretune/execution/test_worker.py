@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 import warnings
@@ -120,7 +121,21 @@ def test_an_exception_is_told_with_its_traceback_and_ends_the_loop(tmp_path: Pat
     assert isinstance(failure, Failed)
     assert failure.summary == "KeyError: 'no such layer'"
     assert "in fail" in failure.traceback
+    assert failure.bug is not None
+    assert re.fullmatch(r"KeyError at test_worker\.py:\d+ in fail", failure.bug)
+    assert not failure.begun
     assert "no such layer" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("error", [OSError("no such host"), TimeoutError("storage"), ConnectionResetError()])
+def test_what_comes_from_outside_is_no_bug(error: Exception, tmp_path: Path) -> None:
+    def fail(epoch: int) -> None:
+        raise error
+
+    line = ScriptedLine([Command("start", order(tmp_path))])
+    with pytest.raises(type(error)):
+        worker.serve(line, Counting(fail), CPU)
+    assert [event.bug for event in line.events if isinstance(event, Failed)] == [None]
 
 
 @pytest.mark.parametrize(
