@@ -32,7 +32,8 @@ LATEST_S = 40.0
 
 def run(folder: Path, seed: int, count: int) -> Counts:
     counts, rng = Counts(), random.Random(seed)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so by every child
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a job in the background they are ignored, and so by its children
+        signal.signal(number, signal.SIG_DFL)
     ended: dict[int, Ended] = {}
     options = [*SWEEP, "--trials", str(max(8, count)), "--set", f"seed={seed}"]
     for _ in range(count):
