@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 from pretune.cli.app import app
 from pretune.cli.exits import interrupted_code
 from pretune.execution.interruption import Interruption
@@ -9,6 +12,9 @@ from pretune.execution.interruption import Interruption
 
 def main() -> None:
     """Run the command line; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ± must not end a sweep
     interruption = Interruption()
     try:
         with interruption.caught():

@@ -89,7 +89,7 @@ def read(result: SweepResult) -> Comparison | None:
     if result.best_trial is None or not path.is_file():
         return None
     try:
-        found = Comparison.model_validate(json.loads(path.read_text()))
+        found = Comparison.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise RequestError(f"{path} must be what `pretune sweep` wrote, but is not ({error}); remove it") from error
     same = (found.trial, found.metric, found.best) == (result.best_trial.id, result.metric, result.best_trial.value)

@@ -192,11 +192,11 @@ def sweeps(found: Sequence[SweepResult]) -> Table:
 
 def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, width: int = 100) -> None:
     """The given renderables as an SVG picture of a terminal, `width` columns wide, for a README."""
-    with path.open("w") as nowhere:
+    with path.open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor")
         for part in parts:
             console.print(part)
-    path.write_text(console.export_svg(title=title))
+    path.write_text(console.export_svg(title=title), encoding="utf-8")
 
 
 def _epochs(count: int) -> str:

@@ -197,7 +197,7 @@ def _session_folder(logs: Path) -> Iterator[Path]:
     """
     # Not below the sweep's folder: Ray's sockets lie in it, and their paths may be 107 characters long.
     with scratch.folder(place=Path("/tmp"), before_removal=_put_away) as folder:
-        (folder / _LOGS).write_text(str((logs / "ray").absolute()))
+        (folder / _LOGS).write_text(str((logs / "ray").absolute()), encoding="utf-8")
         try:
             yield folder
         finally:
@@ -208,7 +208,7 @@ def _put_away(folder: Path) -> None:
     """Ends what still runs of the Ray session in `folder`, and brings its logs to the sweep."""
     _end_processes(folder)
     note = folder / _LOGS
-    target = Path(note.read_text()) if note.is_file() else None
+    target = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
     if target is None or not target.parent.is_dir():  # no session's folder, or the sweep has been moved
         return
     for session in (folder / "ray").glob("session_2*/logs"):
@@ -291,7 +291,9 @@ def _autoscaling_config(gcs_address: str) -> dict[str, Any] | None:
             continue  # the process has ended, or belongs to somebody else
         options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if options.get("--gcs-address") == gcs_address and "--autoscaling-config" in options:
-            config: dict[str, Any] = yaml.safe_load(Path(options["--autoscaling-config"]).expanduser().read_text())
+            config: dict[str, Any] = yaml.safe_load(
+                Path(options["--autoscaling-config"]).expanduser().read_text(encoding="utf-8")
+            )
             return config
     return None
 

@@ -56,7 +56,7 @@ def read(folder: Path) -> list[EpochReport]:
     if not path.is_file():
         return []
     reports: list[EpochReport] = []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     for position, line in enumerate(lines):
         try:
             reports.append(EpochReport.model_validate_json(line))
@@ -73,12 +73,14 @@ class RunLog:
 
     def __init__(self, folder: Path, config: TrialConfig, *, resume: Checkpoint | None) -> None:
         self.folder = folder
-        self._before = {name: path.read_text() for name in (CONFIG, METRICS) if (path := folder / name).is_file()}
+        self._before = {
+            name: path.read_text(encoding="utf-8") for name in (CONFIG, METRICS) if (path := folder / name).is_file()
+        }
         folder.mkdir(parents=True, exist_ok=True)
         done = [report for report in read(folder) if resume is not None and report.epoch <= resume.epoch]
         write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
         write_whole(folder / METRICS, "".join(report.model_dump_json() + "\n" for report in done))
-        self._file = (folder / METRICS).open("a")
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         self.last: EpochReport | None = done[-1] if done else None
 
     def add(self, report: EpochReport) -> bool:

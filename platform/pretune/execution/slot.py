@@ -137,7 +137,7 @@ class Slot(tune.Trainable):
         """Go on from a pointer that `save_checkpoint` wrote, of this trial or of another one."""
         if not isinstance(checkpoint, str):
             raise ValueError(f"a slot's checkpoint is a folder with {POINTER_FILE}, but is {type(checkpoint).__name__}")
-        pointer = json.loads((Path(checkpoint) / POINTER_FILE).read_text())
+        pointer = json.loads((Path(checkpoint) / POINTER_FILE).read_text(encoding="utf-8"))
         self._stop_running()
         found = pointer["checkpoint"]
         self._trial.checkpoint = Checkpoint.model_validate(found) if found else None
@@ -289,7 +289,7 @@ class Slot(tune.Trainable):
         trial.reason, trial.traceback = reason, traceback
         logger.warning("trial %d: %s\n%s", trial.number, trial.reason, traceback)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        with (trial.folder / TRIAL_LOG).open("a") as log:
+        with (trial.folder / TRIAL_LOG).open("a", encoding="utf-8") as log:
             log.write(f"{trial.reason}\n{traceback}")
 
     def _end(self, outcome: RowOutcome, reason: str) -> Row:

@@ -139,7 +139,7 @@ def _check_signature(function: Callable[..., Any], text: str) -> None:
 
 def _from_json(path: Path) -> TrialConfig:
     try:
-        values = json_text.parsed(path.read_text())
+        values = json_text.parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RequestError(
             f"recipe {path}: there is no such file; give a config's .json, such as a sweep's best.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,15 @@ def test_neither_ray_nor_torch_nor_ffcv_is_imported_to_answer(here: Path, argume
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == f"code {code} heavy []", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("arguments", [["list"], ["show"], ["show", "known"], ["finalize", "known"]])
+def test_a_narrow_terminal_without_color_or_unicode_is_served(here: Path, arguments: list[str], encoding: str) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    plain = {"PYTHONIOENCODING": encoding, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60"}
+    command = [sys.executable, "-m", "pretune", *arguments]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain}, timeout=60)
+    assert done.returncode in (0, 2)
+    assert b"Traceback" not in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr

@@ -27,7 +27,7 @@ def named() -> dict[str, str]:
     found: dict[str, str] = {}
     for package in ("platform/pretune", "search_spaces", "trainers"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value):
                         found.setdefault(option, f"{path.relative_to(ROOT)}:{node.lineno}")

@@ -72,7 +72,7 @@ def test_a_sweep_is_found_by_its_folder_too(here: Path) -> None:
 def test_show_draws_a_picture(here: Path) -> None:
     synthetic_sweep(here / "sweeps" / "known")
     assert pretune("show", "known", "--svg", "known.svg").exit_code == 0
-    picture = (here / "known.svg").read_text()
+    picture = (here / "known.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg")
     assert "COMPLETE" in picture
 

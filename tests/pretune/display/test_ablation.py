@@ -56,7 +56,7 @@ def test_the_terminal_shows_the_same_rows_and_remarks(result: results.SweepResul
 
 
 def test_the_table_is_written_as_markdown_and_json(result: results.SweepResult) -> None:
-    text, values = (path.read_text() for path in write(result))
+    text, values = (path.read_text(encoding="utf-8") for path in write(result))
     assert text == markdown(ablation.collect(result))
     assert json.loads(values)["levels"][2]["difference"] == pytest.approx(0.1)
     assert sorted(path.name for path in result.folder.glob("ablation*")) == ["ablation.json", "ablation.md"]

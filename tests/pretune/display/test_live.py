@@ -189,7 +189,8 @@ def test_a_terminal_gets_the_picture_and_a_pipe_gets_lines() -> None:
     assert isinstance(view(progress, Console(file=io.StringIO(), force_terminal=False)), PlainLines)
 
 
-def test_the_live_view_draws_while_records_arrive_and_leaves_nothing_behind() -> None:
+def test_the_live_view_draws_while_records_arrive_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb terminal it prints lines
     buffer = io.StringIO()
     console = Console(file=buffer, force_terminal=True, width=80)
     with LiveView(Progress(experiment(), clock=Clock()), console) as live:
