@@ -8,12 +8,13 @@ Ray Train is imported where it is used: torch comes with it.
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
+
+from pretune.execution.environment import environment
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -66,19 +67,18 @@ def keeping_signals() -> Iterator[None]:
     """`ray.init` leaves the handlers of signals as they are in the block, and the processes that it starts are deaf to
     SIGTERM and SIGHUP, as Ray makes them deaf to SIGINT: where all are told to end, the driver ends the others.
 
-    Ray's own handler ends the driver at once, from wherever it is. Its library puts one on top of Python's, which
-    prints a stack of C++: that one goes when a handler is set anew. A signal that comes meanwhile is heard afterwards.
+    Ray's own handler ends the driver at once, from wherever it is. Its library puts another one on top, which prints a
+    stack of C++, and may crash while the library is being set up. A signal that comes meanwhile is heard afterwards.
     """
     utils: Any = ray._private.utils
-    before, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    before = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda handler: None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})  # children have their parent's
     try:
-        yield
+        with environment({"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}):
+            yield
     finally:
         utils.set_sigterm_handler = before
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
