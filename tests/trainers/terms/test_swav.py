@@ -127,7 +127,7 @@ def gradients_on_this_rank() -> tuple[float, dict[str, Any]]:
 def test_two_workers_have_the_loss_and_gradients_of_one_through_the_whole_network(two_processes: TwoProcesses) -> None:
     loss, expected = gradients(0, 1)
     assert "prototypes.directions" in expected
-    for found, ours in two_processes(gradients_on_this_rank):
+    for found, ours in two_processes.run(gradients_on_this_rank):
         assert found == pytest.approx(loss, rel=1e-12)
         assert ours.keys() == expected.keys()
         for name, gradient in expected.items():
