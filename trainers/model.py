@@ -37,9 +37,6 @@ from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruc
 from trainers.terms.base import full_precision, unit_rows
 from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
-SMALL_VIEW = 64
-"""Up to this view size in pixels, the stem `auto` is `small`."""
-
 
 class Stem(NamedTuple):
     """What comes before the first block of a torchvision network: a convolution, and whether its max-pool stays."""
@@ -299,7 +296,7 @@ def _torchvision_resnet(config: ResNetConfig, view_size: int, norm: Norm) -> tup
     )
     feature_count: int = network.fc.in_features
     network.fc = nn.Identity()
-    name = config.stem if config.stem != "auto" else "small" if view_size <= SMALL_VIEW else "imagenet"
+    name = config.stem_for(view_size)
     if name != "imagenet":  # which is torchvision's own
         stem = STEMS[name]
         network.conv1 = nn.Conv2d(3, 64, stem.kernel, stem.stride, stem.padding, bias=False)

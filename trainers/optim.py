@@ -127,8 +127,8 @@ def learning_rate(peak: float, schedule: ScheduleConfig, step: int, total_steps:
 
 
 def set_step(optimizer: torch.optim.Optimizer, config: OptimizerConfig, rate: float, step: int, total: int) -> None:
-    """What changes from step to step: the learning rate `rate` and, with a `final_weight_decay` f, the decay of weights,
-    f + (d - f) (1 + cos(pi step / total)) / 2 at step `step` of `total`, from 0 (facebookresearch/dino).
+    """What changes from step to step: the learning rate `rate` and, with a `final_weight_decay` f, the decay of
+    weights, f + (d - f) (1 + cos(pi step / total)) / 2 at step `step` of `total`, from 0 (facebookresearch/dino).
     """
     for group in optimizer.param_groups:
         group["lr"] = rate

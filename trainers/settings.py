@@ -105,6 +105,12 @@ class ViewConfig(Config):
         return self
 
 
+Stem = Literal["imagenet", "small", "small_pooled", "small_padded"]
+
+SMALL_VIEW = 64
+"""Up to this view size in pixels, the stem `auto` is `small`."""
+
+
 class ResNetConfig(Config):
     """A residual network. `resnet_tiny` (width 16 gives 64 features) is ours, for 16 to 32 px on a CPU; the rest are
     torchvision's.
@@ -126,7 +132,7 @@ class ResNetConfig(Config):
         description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
-    stem: Literal["auto", "imagenet", "small", "small_pooled", "small_padded"] = "auto"
+    stem: Stem | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _the_tiny_one_has_its_own_stem(self) -> ResNetConfig:
@@ -136,6 +142,12 @@ class ResNetConfig(Config):
                 "model.backbone.stem=auto, or choose another kind"
             )
         return self
+
+    def stem_for(self, view_size: int) -> Stem:
+        """The stem by name, where the largest views have this many pixels a side."""
+        if self.stem != "auto":
+            return self.stem
+        return "small" if self.kind == "resnet_tiny" or view_size <= SMALL_VIEW else "imagenet"
 
 
 class ViTConfig(Config):

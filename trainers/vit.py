@@ -21,6 +21,7 @@ from trainers.settings import DecoderConfig, ViTConfig
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
+
 def build_vit(config: ViTConfig, view_size: int) -> tuple[VisionTransformer, int]:
     """A network [n, 3, S, S] -> [n, d], and d. Features are the class token after the last norm.
 

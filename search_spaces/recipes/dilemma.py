@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from search_spaces.recipes.sfrik import sfrik_tiny
-from search_spaces.recipes.views import byol_views, cifar_view, cifar_views, digits_view
+from search_spaces.recipes.views import cifar_view, cifar_views, digits_view
 from trainers.changes import with_fields
 from trainers.config import (
     DataConfig,
@@ -232,7 +232,9 @@ def dilemma_mocov3_cifar10() -> TrialConfig:
     1024-256, solo-learn's views for CIFAR. MoCo v3's loss has a factor 2τ = 0.4 to which the weight 1 of detection is
     relative.
     """
-    return _contrastive("cifar10", views=cifar_views(), backbone=_patches("vit_tiny", 4, "moco_v3"), batch_size=512, epochs=400)
+    return _contrastive(
+        "cifar10", views=cifar_views(), backbone=_patches("vit_tiny", 4, "moco_v3"), batch_size=512, epochs=400
+    )
 
 
 def dilemma_mocov3_tiny_imagenet() -> TrialConfig:
@@ -243,7 +245,9 @@ def dilemma_mocov3_tiny_imagenet() -> TrialConfig:
     Expect: no number. None is published at this size, and nobody has run this recipe to its end.
     """
     views = (cifar_view(size=64), cifar_view(size=64, solarize_probability=0.2))
-    return _contrastive("tiny-imagenet", views=views, backbone=_patches("vit_tiny", 8, "moco_v3"), batch_size=512, epochs=400)
+    return _contrastive(
+        "tiny-imagenet", views=views, backbone=_patches("vit_tiny", 8, "moco_v3"), batch_size=512, epochs=400
+    )
 
 
 def dilemma_mocov3_stl10() -> TrialConfig:
@@ -366,7 +370,7 @@ def mocov3_vit_imagenet() -> TrialConfig:
     """
     base = _contrastive(
         "imagenet",
-        views=byol_views(224),
+        views=dilemma_mocov3_imagenet().views,
         backbone=with_fields(_patches("vit_small", 16, "moco_v3"), heads=12),
         batch_size=4096,
         epochs=300,
@@ -391,9 +395,11 @@ def dilemma_mocov3_imagenet() -> TrialConfig:
     from its vits.py, projector and predictor 4096 wide from main_moco.py. Their code lost MoCo v3's fixed positions,
     initialization and frozen patch projection, which are kept here.
     """
+    first = ViewConfig(size=224, blur_probability=1.0)
+    second = ViewConfig(size=224, blur_probability=0.1, solarize_probability=0.2)
     return _contrastive(
         "imagenet",
-        views=byol_views(224),
+        views=(first, second),
         backbone=_patches("vit_small", 16, "moco_v3"),
         batch_size=1024,
         epochs=300,
@@ -479,7 +485,8 @@ def dino_imagenet() -> TrialConfig:
     The authors' better setting has 300 epochs and `--set objective.dino.teacher_temperature=0.07` over 30 of them.
     """
     epochs, batch_size = 100, 512
-    first, second = (with_fields(view, crop_scale=(0.4, 1.0)) for view in byol_views(224))
+    first = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=1.0)
+    second = ViewConfig(size=224, crop_scale=(0.4, 1.0), blur_probability=0.1, solarize_probability=0.2)
     local = ViewConfig(size=96, crop_scale=(0.05, 0.4), blur_probability=0.5)
     model = ModelConfig(backbone=ViTConfig(kind="vit_small", patch_size=16))
     return TrialConfig(
@@ -500,8 +507,8 @@ def mae_imagenet() -> TrialConfig:
 
     Command: `pretune data images --source … --out data/imagenet`, then `pretune train mae_imagenet`.
     Cost: 800 epochs of 1.28 million images at batch 4096; not timed.
-    Expect: no number for these 800 epochs. 83.66 % top-1 after fine-tuning is that of the authors' released ViT-B
-    (FINETUNE.md), pretrained for longer; this code has not been run at that size, and its probe is another protocol.
+    Expect: no number for these 800 epochs. 83.66 % top-1 after fine-tuning is that of the authors' released ViT-B, of
+    1600 epochs (FINETUNE.md); this code has not been run at that size, and its probe is another protocol.
 
     From PRETRAIN.md (facebookresearch/mae) and the defaults of main_pretrain.py: batch 4096, three quarters of 196
     patches dropped, normalized pixels, AdamW (0.9, 0.95) at 1.5e-4 x batch / 256, decay 0.05, 40 epochs of warm-up, a
@@ -510,9 +517,7 @@ def mae_imagenet() -> TrialConfig:
     """
     view = ViewConfig(size=224, crop_scale=(0.2, 1.0), jitter_probability=0.0, grayscale_probability=0.0)
     backbone = _patches("vit_base", 16, "mae")
-    base = _autoencoder(
-        "imagenet", view, backbone, learning_rate=1.5e-4, batch_size=4096, epochs=800, warmup_epochs=40
-    )
+    base = _autoencoder("imagenet", view, backbone, learning_rate=1.5e-4, batch_size=4096, epochs=800, warmup_epochs=40)
     return with_fields(base, precision="bf16")
 
 

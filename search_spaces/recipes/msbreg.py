@@ -120,7 +120,7 @@ def msbreg_imagenet100() -> TrialConfig:
         saturation=0.8,
         hue=0.2,
         grayscale_probability=0.2,
-        blur_probability=0.5,
+        blur_probability=0.5,  # datasets/imagenet.py of htdt/self-supervised, for ImageNet-100 too
     )
     return with_fields(
         _small("imagenet100", size=224, width=128, learning_rate=2e-3, epochs=240), views=(view,) * 4, precision="bf16"

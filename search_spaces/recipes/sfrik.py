@@ -64,7 +64,7 @@ def sfrik_cifar10() -> TrialConfig:
 
     From the README of valeoai/sfrik, STL-10: per-sample alignment weight 4000 / 8192 = 0.488, kernel weights 1-40-40,
     LARS at 1.2 x batch / 256, 100 epochs, 10 of warm-up, its crop, jitter and grayscale. Ours: batch 512 instead of
-    2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images, and first layers for 32 px.
+    2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images, and a stem for 32 px.
     """
     batch_size, width = 512, 2048
     view = _stl10_view(32)

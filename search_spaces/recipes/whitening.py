@@ -221,13 +221,9 @@ def _cw_rgp(*, sub_batch_size: int = 64, group_count: int = 4) -> dict[str, Term
     return {"channel_whitening": ChannelWhitening(sub_batch_size=sub_batch_size, group_count=group_count)}
 
 
-def _w_mse(
-    data: str, width: int, *, size: int, learning_rate: float, epochs: int, repeats: int = 1
-) -> TrialConfig:
+def _w_mse(data: str, width: int, *, size: int, learning_rate: float, epochs: int, repeats: int = 1) -> TrialConfig:
     """W-MSE of two views, batch 512, whitened over runs of twice as many images as dimensions."""
-    term = BatchWhitening(
-        over="sub_batch", sub_batch_size=2 * width, group_count=1, factor="cholesky", repeats=repeats
-    )
+    term = BatchWhitening(over="sub_batch", sub_batch_size=2 * width, group_count=1, factor="cholesky", repeats=repeats)
     return _small(
         data,
         {"batch_whitening": term},

@@ -169,5 +169,4 @@ OWN_NET = f"{Path(__file__).parents[1] / 'parts' / 'own_parts.py'}:Net"
 def test_a_stem_is_no_setting_of_other_peoples_networks(kind: str) -> None:
     """One's own get it only if they have a parameter of that name."""
     with pytest.raises(ValueError, match="stem"):
-        backbone = TypeAdapter[Any](Backbone).validate_python({"kind": kind, "stem": "small"})
-        backbone.check_call()
+        TypeAdapter[Any](Backbone).validate_python({"kind": kind, "stem": "small"}).check_call()

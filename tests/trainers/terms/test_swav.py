@@ -38,7 +38,7 @@ def partition(scores: Tensor, temperature: float, iterations: int) -> np.ndarray
     for _ in range(iterations):
         q /= q.sum(axis=1, keepdims=True) * PROTOTYPES
         q /= q.sum(axis=0, keepdims=True) * IMAGES
-    return (q * IMAGES).T  # type: ignore[no-any-return]
+    return (q * IMAGES).T
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 100])
@@ -87,7 +87,7 @@ def test_uniform_scores_cost_the_logarithm_of_the_number_of_prototypes_and_tell_
 
 def test_no_gradient_goes_through_the_codes() -> None:
     first, second = (rows.requires_grad_() for rows in scores_of(2))
-    Swav(code_views=1)(outputs_of([first, second])).backward()
+    torch.autograd.backward(Swav(code_views=1)(outputs_of([first, second])))
     assert first.grad is None
     code = torch.from_numpy(partition(first.detach(), 0.05, 3))
     expected = ((second.detach() / 0.1).softmax(dim=1) - code) / 0.1 / IMAGES  # of a cross-entropy with a fixed code
@@ -97,7 +97,11 @@ def test_no_gradient_goes_through_the_codes() -> None:
 def trial(**changes: Any) -> TrialConfig:
     values = {
         "views": [{"size": 16}, {"size": 16}, {"size": 8}],
-        "model": {"backbone": {"kind": "resnet_tiny", "width": 8}, "projector": {"widths": [16, 8]}, "prototypes": {"count": 24}},
+        "model": {
+            "backbone": {"kind": "resnet_tiny", "width": 8},
+            "projector": {"widths": [16, 8]},
+            "prototypes": {"count": 24},
+        },
         "objective": {"swav": {}},
     }
     return TrialConfig.model_validate({**values, **changes})
@@ -116,7 +120,7 @@ def gradients(rank: int, world_size: int) -> tuple[float, dict[str, Any]]:
     rows = slice(rank * part, (rank + 1) * part)
     network = DistributedDataParallel(model) if world_size > 1 else model
     total, _ = Objective(trial().objective)(network(views_of(rows), torch.arange(IMAGES)[rows], 0, 0))
-    total.backward()
+    torch.autograd.backward(total)
     return total.item(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -146,7 +150,7 @@ def test_prototypes_need_no_teacher_and_stay_in_their_first_steps() -> None:
     for step, moves in ((2, False), (3, True)):
         frozen.zero_grad()
         outputs = frozen(tuple(view.float() for view in views_of(slice(None))), torch.arange(IMAGES), 0, step)
-        Objective(config.objective)(outputs)[0].backward()
+        torch.autograd.backward(Objective(config.objective)(outputs)[0])
         gradient = frozen.get_parameter("prototypes.directions").grad
         assert gradient is not None
         assert bool(gradient.any()) == moves
