@@ -73,7 +73,8 @@ def dilemma_simclr_tiny() -> TrialConfig:
     Cost: 16 epochs of 997 images of 16 px; 13 to 15 s of one CPU core in training, with other work beside it.
     Expect: a linear probe on 5 labels per class of 0.650, 0.558, 0.564 for seeds 0, 1, 2, where the same encoder
     untrained has 0.474, 0.574, 0.442 and raw pixels 0.788, 0.824, 0.840: not reached, and with seed 1 worse than
-    untrained, so few images do not make a transformer. Ours, one run a seed, on a machine of 2 cores shared with other work.
+    untrained, so few images do not make a transformer. Ours, one run a seed, on a machine of 2 cores shared with other
+    work.
     """
     return _tiny({"info_nce": InfoNCE(temperature=0.5), **_detection(0.1)}, model=_micro("moco_v3"))
 

@@ -121,7 +121,7 @@ def sfrik_imagenet20() -> TrialConfig:
 
 
 def sfrik_imagenet20_swav_crops() -> TrialConfig:
-    """SFRIK on a fifth of ImageNet with SwAV's crops, two of 224 px and six of 96 px, and a ResNet-18, as published.
+    """SFRIK on a fifth of ImageNet with SwAV's two crops of 224 px and six of 96 px, as published.
 
     Command: `pretune train sfrik_imagenet20_swav_crops --data data/imagenet --subset 20%`.
     Cost: 100 epochs of 260,000 images and eight views on 4 GPUs (README of valeoai/sfrik); not timed here.
@@ -136,7 +136,7 @@ def sfrik_imagenet20_swav_crops() -> TrialConfig:
 
 
 def sfrik_imagenet20_obow_crops() -> TrialConfig:
-    """SFRIK on a fifth of ImageNet with crops like OBoW's: the image, two crops of 160 px, five patches of 96 px.
+    """SFRIK on a fifth of ImageNet with views like OBoW's: the image, two crops, five patches.
 
     Command: `pretune train sfrik_imagenet20_obow_crops --data data/imagenet --subset 20%`.
     Cost: 100 epochs of 260,000 images and eight views on 4 GPUs (README of valeoai/sfrik); not timed here.
