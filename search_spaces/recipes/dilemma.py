@@ -437,7 +437,7 @@ def dilemma_simclr_imagenet() -> TrialConfig:
 
 
 def dilemma_dino_imagenet() -> TrialConfig:
-    """DILEMMA beside DINO on ImageNet with a ViT-S/16: three quarters of the global crops' patches dropped.
+    """DILEMMA beside DINO on ImageNet with a ViT-S/16: three quarters of global patches dropped.
 
     Command: `pretune data images --source … --out data/imagenet`, then `pretune train dilemma_dino_imagenet`.
     Cost: 100 epochs of 1.28 million images and ten views at batch 512; not timed.

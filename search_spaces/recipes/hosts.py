@@ -404,7 +404,7 @@ def _solo_lars(learning_rate: float, *, weight_decay: float) -> OptimizerConfig:
 
 
 def swav_imagenet() -> TrialConfig:
-    """SwAV on ImageNet with a ResNet-50: two crops of 224 px and six of 96 px, as published for 100 epochs.
+    """SwAV on ImageNet with a ResNet-50, two crops of 224 px and six of 96 px, as published.
 
     Command: `pretune data images --source … --out data/imagenet`, then `pretune train swav_imagenet`.
     Cost: 100 epochs of 1.28 million images and eight views, batch 4096, on 64 GPUs (the authors'); not timed here.

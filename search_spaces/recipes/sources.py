@@ -82,7 +82,7 @@ def _crops(views: Sequence[ViewConfig]) -> str:
 
 # --- the sources ------------------------------------------------------------------------------------------------------
 
-_ALL_IMAGES = "Theirs trains on all images; here 10 % of them are kept apart for the search."
+_ALL_IMAGES = "Theirs trains on all labeled images; here some are kept apart for the search."
 _HARNESS = f"Theirs crops after jittering, lowers the rate per epoch and decays vectors too. {_ALL_IMAGES}"
 _SOLO = f"Theirs trains in float16 and warms up from a rate of 3e-5. {_ALL_IMAGES}"
 
@@ -125,8 +125,10 @@ def _solo_learn(file: str, low: float = 0.08, more: str = "") -> Source:
     )
 
 
-def _sfrik(section: str, settings: Settings, more: str = "") -> Source:
-    return Source(f"valeoai/sfrik, README.md ({section})", settings, f"{more}bf16 for their float16. {_ALL_IMAGES}")
+def _sfrik(section: str, settings: Settings, more: str = "", all_images: str = _ALL_IMAGES) -> Source:
+    return Source(
+        f"valeoai/sfrik, README.md ({section})", settings, f"{more}bf16 for their float16. {all_images}".strip()
+    )
 
 
 _FIFTH = "A drawn 20 % of each class for their first 260 images. "
@@ -144,7 +146,9 @@ SOURCES: dict[str, Source] = {
         differences="The authors have none for CIFAR-10: batch, width and first layers are ours, for 32 px.",
     ),
     "sfrik_stl10": _sfrik(
-        "STL10", Settings("imagenet", "bicubic", "zero residual", "2,048", "100", crops((2, 64, 0.08, 1.0)))
+        "STL10",
+        Settings("imagenet", "bicubic", "zero residual", "2,048", "100", crops((2, 64, 0.08, 1.0))),
+        all_images="",
     ),
     "sfrik_imagenet20": _sfrik(
         "20% subset of ImageNet",
