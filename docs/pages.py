@@ -124,16 +124,42 @@ def terms() -> str:
 
 
 def recipes() -> str:
-    """Every recipe and space, with its docstring: command, cost, expected accuracy."""
+    """Every recipe and space, with its docstring: command, cost, expected accuracy; and what recipes have beside what
+    their sources have."""
     from search_spaces import RECIPES, SPACES
 
     lines = ["# Recipes and spaces", "", "## Spaces", ""]
     for name, space in SPACES.items():
         lines += [f"### {name}", "", *_docstring(space)]
-    lines += ["## Recipes", ""]
+    lines += ["## Recipes", "", "[What they have beside their sources](#recipes-and-their-sources)", ""]
     for name, recipe in RECIPES.items():
         lines += [f"### {name}", "", *_docstring(recipe)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_sources()])
+
+
+def _sources() -> list[str]:
+    """A table of each recipe's settings and its source's, read from the recipes and `search_spaces.recipes.sources`."""
+    from search_spaces import RECIPES
+    from search_spaces.recipes.sources import SOURCES, Settings, settings_of
+
+    rows = []
+    for name, recipe in RECIPES.items():
+        ours, source = settings_of(recipe()), SOURCES[name]
+        differing = source.differing(ours)
+        pairs = zip(Settings._fields, ours, source.settings, strict=True)
+        cells = [
+            f"**{mine}** (source: {theirs})" if field in differing else mine or "" for field, mine, theirs in pairs
+        ]
+        rows.append([f"[{name}](#{name})", source.name, *cells, source.differences])
+    return [
+        "## Recipes and their sources",
+        "",
+        "Ours, and the source's in brackets where it has something else. A stem is what comes before the first block",
+        "(`model.backbone.stem`), or the patches of a transformer; crops are views with the shares of an image's area",
+        "that they show. A source named *ours* has no published setting to compare with.",
+        "",
+        *_table(("recipe", "source", *Settings._fields, "differences"), rows),
+    ]
 
 
 def metrics() -> str:

@@ -24,7 +24,17 @@ from trainers.keyed_random import Draws, keys_of
 from trainers.model import build_backbone
 from trainers.objective import Objective
 from trainers.operations import check_kept
-from trainers.terms import Alignment, Dino, MismatchDetection, Outputs, OwnTerm, Patches, Reconstruction, TermConfig
+from trainers.terms import (
+    Alignment,
+    Dino,
+    MismatchDetection,
+    Outputs,
+    OwnTerm,
+    Patches,
+    Reconstruction,
+    Swav,
+    TermConfig,
+)
 
 ROWS = 16
 """N: enough for statistics over a batch, and even, so that two ranks can share it."""
@@ -39,7 +49,7 @@ NEEDS = {
     "mismatch_logits": "model.masking and a term of kind mismatch_detection",
     "pixels": "model.masking, model.decoder and a term of kind reconstruction",
     "reconstruction": "model.masking, model.decoder and a term of kind reconstruction",
-    "scores": "model.teacher, model.prototypes and a term of kind dino",
+    "scores": "model.prototypes and a term of kind dino or swav",
     "target_scores": "model.teacher, model.prototypes and a term of kind dino",
     "center": "model.teacher, model.prototypes and a term of kind dino",
 }
@@ -259,7 +269,8 @@ def made_outputs(config: TrialConfig, *, rows: int, seed: int, dtype: torch.dtyp
 
     sample_ids = torch.arange(rows) + 100
     seen = len(config.teacher_views)
-    prototypes = config.model.prototypes if _has(config, Dino) else None
+    centered = _has(config, Dino)
+    prototypes = config.model.prototypes if centered or _has(config, Swav) else None
     return Outputs(
         features=drawn(view_count, 64),
         projections=drawn(view_count, q),
@@ -272,9 +283,9 @@ def made_outputs(config: TrialConfig, *, rows: int, seed: int, dtype: torch.dtyp
             _made_patches(config, view, patch_count, sample_ids, seed, drawn)
             for view, patch_count in config.masked_patch_counts.items()
         ),
-        scores=drawn(view_count, prototypes.count) if prototypes and seen else None,
-        target_scores=drawn(seen, prototypes.count, grad=False) if prototypes and seen else None,
-        center=torch.zeros(prototypes.count, dtype=dtype) if prototypes and seen else None,
+        scores=drawn(view_count, prototypes.count) if prototypes else None,
+        target_scores=drawn(seen, prototypes.count, grad=False) if prototypes and centered else None,
+        center=torch.zeros(prototypes.count, dtype=dtype) if prototypes and centered else None,
     )
 
 

@@ -14,7 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,26 @@ from trainers.config import (
     ViTConfig,
 )
 from trainers.dist import synchronize_batch_norm
-from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, TermConfig
+from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, Swav, TermConfig
 from trainers.terms.base import full_precision, unit_rows
 from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
-SMALL_VIEW = 64
-"""Up to this view size in pixels, torchvision's networks get a 3x3 stem of stride 1 without pooling."""
+
+class Stem(NamedTuple):
+    """What comes before the first block of a torchvision network: a convolution, and whether its max-pool stays."""
+
+    kernel: int
+    stride: int
+    padding: int
+    pooled: bool
+
+
+STEMS = {
+    "imagenet": Stem(7, 2, 3, pooled=True),
+    "small": Stem(3, 1, 1, pooled=False),
+    "small_pooled": Stem(3, 1, 1, pooled=True),
+    "small_padded": Stem(3, 1, 2, pooled=False),
+}
 
 
 def build_model(config: TrialConfig) -> Model:
@@ -71,12 +85,14 @@ class Model(nn.Module):
         if config.model.predictor is not None:
             self.predictor = _build_mlp(self.embedding_count, config.model.predictor, norm)
         self.prototypes: Prototypes | None = None
+        self.register_buffer("center", None)
+        self.center: Tensor | None
         self._center_momentum = 0.0
-        if _has(config, Dino) and config.model.prototypes is not None:
+        if (_has(config, Dino) or _has(config, Swav)) and config.model.prototypes is not None:
             self.prototypes = Prototypes(config.model.prototypes, self.embedding_count)
-            self._center_momentum = config.model.prototypes.center_momentum
-            self.register_buffer("center", torch.zeros(config.model.prototypes.count))
-            self.center: Tensor
+            if _has(config, Dino):
+                self._center_momentum = config.model.prototypes.center_momentum
+                self.center = torch.zeros(config.model.prototypes.count)
         self.teacher: nn.ModuleDict | None = None
         self._teacher_config, self._teacher_views = config.model.teacher, config.teacher_views
         if config.model.teacher is not None:
@@ -113,8 +129,9 @@ class Model(nn.Module):
                 seen_views = (views[place] for place in self._teacher_views if place < len(views))
                 rows_of = (self.teacher["projector"](self.teacher["backbone"](view)) for view in seen_views)
                 targets = tuple(self._wide(rows) for rows in rows_of)
-        if self.prototypes is not None and self.teacher is not None and targets is not None:
+        if self.prototypes is not None:
             scores = tuple(self.prototypes(rows, step) for rows in projections)
+        if self.center is not None and self.teacher is not None and targets is not None:
             with torch.no_grad():
                 target_scores = tuple(self.teacher["prototypes"](rows, step) for rows in targets)
                 center = self.center.clone()
@@ -279,10 +296,13 @@ def _torchvision_resnet(config: ResNetConfig, view_size: int, norm: Norm) -> tup
     )
     feature_count: int = network.fc.in_features
     network.fc = nn.Identity()
-    if view_size <= SMALL_VIEW:
-        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    name = config.stem_for(view_size)
+    if name != "imagenet":  # which is torchvision's own
+        stem = STEMS[name]
+        network.conv1 = nn.Conv2d(3, 64, stem.kernel, stem.stride, stem.padding, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
+        if not stem.pooled:
+            network.maxpool = nn.Identity()
     return network, feature_count
 
 
@@ -309,13 +329,19 @@ def _build_mlp(inputs: int, config: MLPConfig, norm: Norm) -> nn.Sequential:
         inputs = width
     layers.append(nn.Linear(inputs, last, bias=config.final_bias))
     if config.final_norm:
-        layers.append(_norm_1d(last, norm))
+        layers.append(_norm_1d(last, norm, affine=config.final_affine))
+    if config.initialization == "dino":
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
 
 
 class Prototypes(nn.Module):
-    """Cosines of rows with learned directions: DINO's normalized bottleneck and its last layer, whose weight norm has
-    the fixed gain 1."""
+    """Cosines of rows with learned directions: the normalized bottleneck of DINO and SwAV and their last layer, whose
+    weight norm has the fixed gain 1."""
 
     def __init__(self, config: PrototypesConfig, width: int) -> None:
         super().__init__()
@@ -331,8 +357,8 @@ class Prototypes(nn.Module):
             return unit_rows(rows) @ unit_rows(directions).T
 
 
-def _norm_1d(width: int, norm: Norm) -> nn.Module:
-    return nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)
+def _norm_1d(width: int, norm: Norm, *, affine: bool = True) -> nn.Module:
+    return nn.LayerNorm(width, elementwise_affine=affine) if norm == "layer" else nn.BatchNorm1d(width, affine=affine)
 
 
 def _norm_2d(norm: Norm) -> Callable[[int], nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -126,17 +126,36 @@ def learning_rate(peak: float, schedule: ScheduleConfig, step: int, total_steps:
     return final + (peak - final) * (1.0 + math.cos(math.pi * (step - first) / (last - first))) / 2.0
 
 
+def set_step(optimizer: torch.optim.Optimizer, config: OptimizerConfig, rate: float, step: int, total: int) -> None:
+    """What changes from step to step: the learning rate `rate` and, with a `final_weight_decay` f, the decay of
+    weights, f + (d - f) (1 + cos(pi step / total)) / 2 at step `step` of `total`, from 0 (facebookresearch/dino).
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if config.final_weight_decay is not None:
+        weights, final = optimizer.param_groups[0], config.final_weight_decay
+        share = (1.0 + math.cos(math.pi * step / total)) / 2.0
+        weights["weight_decay"] = final + (config.weight_decay - final) * share
+
+
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], clip_norm: float | None) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[Tensor], clip_norm: float | None, scope: Literal["all", "tensor"] = "all"
+) -> Tensor:
     """The Euclidean norm of all gradients together, before clipping: a scalar on their device, 0 without any gradient.
 
-    With a `clip_norm`, gradients are scaled in place so that their norm is at most that.
+    With a `clip_norm`, gradients are scaled in place so that their norm is at most that: all of them by one number, or
+    with scope "tensor" each tensor g by min(1, clip_norm / (|g| + 1e-6)), its own norm (facebookresearch/dino). No
+    value is read back from the device.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     norm = nn.utils.get_total_norm(gradients)
-    if clip_norm is not None:
+    if clip_norm is not None and scope == "tensor":
+        factors = (clip_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    elif clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm

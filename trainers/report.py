@@ -30,7 +30,7 @@ METRICS: Mapping[str, str] = {
     "the spectrum's entropy), `stable_rank`, `whitening` (stable rank over width), `std`",
     "health/embedding/<measure>": "the same of normalized projections; and `cosine`, the mean between different ones",
     "health/<name>/<measure>": "what a term adds: `balanced_accuracy`, `mismatch_rate` and `loss_floor` of mismatch "
-    "detection, `information` of DINO's prototypes in nats",
+    "detection, `information` of DINO's and SwAV's prototypes in nats",
     "budget/views": "augmented views seen so far, over all workers",
     "budget/seconds": "seconds spent in training so far, without probes and checkpoints",
     "time/images_per_s": "images trained on per second in this epoch, over all workers",

@@ -37,6 +37,18 @@ class DataConfig(Config):
     subset: int | None = Field(
         None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set"
     )
+    images: Literal["all", "unlabeled"] = Field(
+        "all", description="pretrain on `train` and the unlabeled images, or on these alone (SFRIK on STL-10)"
+    )
+
+    @model_validator(mode="after")
+    def _a_subset_has_labels(self) -> DataConfig:
+        if self.images == "unlabeled" and self.subset is not None:
+            raise ValueError(
+                f"images must be all with a subset, which is of the labeled images of `train`, but is unlabeled with "
+                f"subset={self.subset}; set data.images=all, or leave out the subset"
+            )
+        return self
 
 
 class OwnOperation(Own, Config):
@@ -104,11 +116,22 @@ class ViewConfig(Config):
         return self
 
 
+Stem = Literal["imagenet", "small", "small_pooled", "small_padded"]
+
+SMALL_VIEW = 64
+"""Up to this view size in pixels, the stem `auto` is `small`."""
+
+
 class ResNetConfig(Config):
     """A residual network. `resnet_tiny` (width 16 gives 64 features) is ours, for 16 to 32 px on a CPU; the rest are
     torchvision's.
 
-    At 64 px and below torchvision's stem becomes a 3x3 convolution of stride 1 without pooling, as is usual for CIFAR.
+    `stem`, what comes before the first block, is by name, since papers with the same backbone on the same images differ
+    in it: `imagenet` is torchvision's (7x7 convolution of stride 2, 3x3 max-pool of stride 2), `small` a 3x3
+    convolution of stride 1 without pooling, as is usual for CIFAR, `small_pooled` the same with torchvision's max-pool
+    (W-MSE and CW-RGP on STL-10 and Tiny-ImageNet), `small_padded` is `small` with a padding of 2, so that 32 px become
+    34 (solo-learn on CIFAR). `auto` is `small` for views up to 64 px, and `imagenet` above. The stem of `resnet_tiny`
+    is always `small`.
     """
 
     kind: Literal["resnet_tiny", "resnet18", "resnet34", "resnet50"] = "resnet_tiny"
@@ -120,6 +143,22 @@ class ResNetConfig(Config):
         description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
+    stem: Stem | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _the_tiny_one_has_its_own_stem(self) -> ResNetConfig:
+        if self.kind == "resnet_tiny" and self.stem not in ("auto", "small"):
+            raise ValueError(
+                f"stem must be auto or small with kind resnet_tiny, which has no other, but is {self.stem}; set "
+                "model.backbone.stem=auto, or choose another kind"
+            )
+        return self
+
+    def stem_for(self, view_size: int) -> Stem:
+        """The stem by name, where the largest views have this many pixels a side."""
+        if self.stem != "auto":
+            return self.stem
+        return "small" if self.kind == "resnet_tiny" or view_size <= SMALL_VIEW else "imagenet"
 
 
 class ViTConfig(Config):
@@ -129,16 +168,54 @@ class ViTConfig(Config):
     `positions`: `learned` embeddings, or `fixed` two-dimensional sines and cosines with none for the class token, as in
     MoCo v3 and MAE (`position_temperature` is the longest wavelength over 2 pi, in patches; on small grids 10,000 makes
     neighbors alike). `freeze_patches` leaves the patch projection at its random start (MoCo v3, arXiv 2104.02057,
-    section 5).
+    section 5). `heads`: of attention; null: as DeiT has it, 64 channels a head (MoCo v3's ViT-S has 12), and 32 in
+    `vit_micro`.
+
+    `initialization` is by the name of the authors' code that it is of; d = width, P = patch size, bound = of a uniform
+    law around 0:
+
+    `timm`: linear layers normal with deviation 0.02, biases 0; class token with 1e-6; the patch projection as any of
+    torch's convolutions, bound sqrt(1 / 3P²).
+    `moco_v3`: linear layers Xavier-uniform, with query, key and value as three matrices, biases 0; class token with
+    1e-6; patch projection Xavier-uniform by its fans 3P² and d, bound sqrt(6 / (3P² + d)), bias 0.
+    `mae`: linear layers Xavier-uniform, query, key and value as one matrix, biases 0; class token 0.02; patch
+    projection as a linear layer of 3P² inputs, with a convolution's bias.
+    `dino`: as `timm`, with 0.02 for the class token.
     """
 
     kind: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base"]
     patch_size: int = Field(16, ge=2, le=32)
     embed_dim: int = Field(64, ge=32, le=384, multiple_of=32, description="of `vit_micro`, 32 a head; others ignore it")
     depth: int = Field(4, ge=1, le=12, description="blocks of `vit_micro`; the others ignore it")
+    heads: int | None = Field(None, ge=1, le=64)
+    initialization: Literal["timm", "moco_v3", "mae", "dino"] = "timm"
     positions: Literal["learned", "fixed"] = "learned"
     position_temperature: Positive = 10_000.0
     freeze_patches: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> ViTConfig:
+        if self.heads is not None and self.width % self.heads:
+            raise ValueError(
+                f"heads must divide the width of {self.kind}, {self.width}, but is {self.heads}; change it, or leave "
+                "it out"
+            )
+        return self
+
+    @property
+    def width(self) -> int:
+        """d, channels of a token (Touvron et al. 2021, DeiT, table 1)."""
+        return {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}.get(self.kind, self.embed_dim)
+
+    @property
+    def block_count(self) -> int:
+        """Blocks."""
+        return self.depth if self.kind == "vit_micro" else 12
+
+    @property
+    def head_count(self) -> int:
+        """Heads of attention in each block."""
+        return self.heads or self.width // (32 if self.kind == "vit_micro" else 64)
 
 
 class TimmConfig(Config):
@@ -189,13 +266,20 @@ Backbone = Annotated[
 
 
 class MLPConfig(Config):
-    """(Linear, norm, activation) for each hidden width, then Linear to the last width, then norm if `final_norm`."""
+    """(Linear, norm, activation) for each hidden width, then Linear to the last width, then norm if `final_norm`.
+
+    `final_affine`: whether that last norm has a scale and a shift (MoCo v3's and SimSiam's have none).
+    `initialization` of the linear layers: `torch`, its own default, or `dino`, normal with deviation 0.02 and biases 0
+    (its head, facebookresearch/dino).
+    """
 
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 128), min_length=1)
     final_norm: bool = False
+    final_affine: bool = True
     final_bias: bool = True
     hidden_norm: bool = True
     activation: Literal["relu", "gelu"] = "relu"
+    initialization: Literal["torch", "dino"] = "torch"
 
 
 class TeacherConfig(Config):
@@ -235,12 +319,12 @@ class MaskingConfig(Config):
 
 
 class PrototypesConfig(Config):
-    """DINO's last layer: cosines of projections with `count` learned directions (arXiv 2104.14294: 65,536). It is built
-    where a term of kind `dino` has a weight.
+    """The last layer of DINO and SwAV: cosines of projections with `count` learned directions (arXiv 2104.14294:
+    65,536; arXiv 2006.09882: 3,000). It is built where a term of kind `dino` or `swav` has a weight.
 
-    The teacher's scores are centered by a moving average of their mean over the global batch, which starts at 0 and
-    keeps `center_momentum` each step. Directions do not move in the first `frozen_steps` optimizer steps (one epoch
-    there).
+    For `dino`, the teacher's scores are centered by a moving average of their mean over the global batch, which starts
+    at 0 and keeps `center_momentum` each step. Directions do not move in the first `frozen_steps` optimizer steps (one
+    epoch there).
     """
 
     count: int = Field(1024, ge=2)
@@ -278,7 +362,9 @@ class OptimizerConfig(Config):
     ratio; with the others from weight decay. `adam` adds its decay to the gradient, `adamw` shrinks weights by it.
     `clip_trust` bounds LARS' step for a weight tensor, rate times trust ratio, by the rate itself, as solo-learn's
     `clip_lr` does. `momentum` is of `sgd` and `lars`, `beta1` and `beta2` are of `adam` and `adamw`; the others ignore
-    them. `clip_norm` bounds the global gradient norm.
+    them. `clip_norm` bounds the norm of all gradients together, or with `clip_scope=tensor` of each tensor's by itself,
+    as DINO's code does. With a `final_weight_decay` the decay goes from `weight_decay` to it along half a cosine over
+    the run, by step (DINO: 0.04 to 0.4).
     """
 
     kind: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
@@ -287,9 +373,11 @@ class OptimizerConfig(Config):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     weight_decay: NonNegative = 1e-4
+    final_weight_decay: NonNegative | None = None
     trust_coefficient: Positive = 1e-3
     clip_trust: bool = False
     clip_norm: Positive | None = None
+    clip_scope: Literal["all", "tensor"] = "all"
 
     @model_validator(mode="before")
     @classmethod

@@ -325,13 +325,13 @@ class TrainingStep:
         health_parts = self._objective.metrics(outputs)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradient_norm = optim.clip_gradients(self._trained, self._config.optimizer.clip_norm)
+        settings = self._config.optimizer
+        gradient_norm = optim.clip_gradients(self._trained, settings.clip_norm, settings.clip_scope)
         return Found(outputs, loss, parts, health_parts, gradient_norm)
 
     def update(self, rate: float, step: int, total_steps: int) -> None:
         """Moves the parameters by their gradients at learning rate `rate`, then the teacher."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        optim.set_step(self._optimizer, self._config.optimizer, rate, step, total_steps)
         self._optimizer.step()
         self._model.update_teacher(step, total_steps)
 

@@ -9,7 +9,7 @@ d = width.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from trainers.settings import DecoderConfig, ViTConfig
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
-"""Width, blocks and heads (Touvron et al. 2021, DeiT, table 1)."""
-
 
 def build_vit(config: ViTConfig, view_size: int) -> tuple[VisionTransformer, int]:
     """A network [n, 3, S, S] -> [n, d], and d. Features are the class token after the last norm.
@@ -32,23 +29,49 @@ def build_vit(config: ViTConfig, view_size: int) -> tuple[VisionTransformer, int
     """
     from timm.models.vision_transformer import VisionTransformer  # here: it takes a second to import
 
-    micro = (config.embed_dim, config.depth, config.embed_dim // 32)
-    width, depth, heads = _SIZES.get(config.kind, micro)
+    width = config.width
     network = VisionTransformer(
         img_size=view_size,
         patch_size=config.patch_size,
         embed_dim=width,
-        depth=depth,
-        num_heads=heads,
+        depth=config.block_count,
+        num_heads=config.head_count,
         num_classes=0,
         dynamic_img_size=True,
     )
+    _initialize(network, config.initialization)
     if config.positions == "fixed":
         table = sine_positions(view_size // config.patch_size, width, config.position_temperature)
         network.pos_embed = nn.Parameter(table, requires_grad=False)
     if config.freeze_patches:
         network.patch_embed.requires_grad_(False)
     return network, width
+
+
+@torch.no_grad()
+def _initialize(network: VisionTransformer, scheme: Literal["timm", "moco_v3", "mae", "dino"]) -> None:
+    """Draw the parameters again that `scheme` has otherwise than timm (the formulas are in `ViTConfig`).
+
+    The authors' code: VisionTransformerMoCo in vits.py of facebookresearch/moco-v3, MaskedAutoencoderViT in
+    models_mae.py of facebookresearch/mae, VisionTransformer in vision_transformer.py of facebookresearch/dino.
+    """
+    if scheme == "timm":
+        return
+    class_token: Any = network.cls_token
+    projection: Any = network.patch_embed.proj
+    if scheme == "dino":  # truncated at 100 deviations, as theirs is: a normal law
+        nn.init.trunc_normal_(class_token, std=0.02)
+        return
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            parts = module.weight.chunk(3) if scheme == "moco_v3" and name.endswith("qkv") else [module.weight]
+            for matrix in parts:
+                nn.init.xavier_uniform_(matrix)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    if scheme == "moco_v3":
+        nn.init.zeros_(projection.bias)
+    nn.init.normal_(class_token, std=1e-6 if scheme == "moco_v3" else 0.02)
 
 
 def encode_patches(network: nn.Module, images: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:

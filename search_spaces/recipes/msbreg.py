@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from search_spaces.recipes.sfrik import sfrik_tiny
 from search_spaces.recipes.views import byol_views, w_mse_view
+from search_spaces.recipes.whitening import w_mse_backbone, w_mse_schedule
 from trainers.changes import with_fields
 from trainers.config import (
     DataConfig,
@@ -61,7 +62,8 @@ def msbreg_cifar10() -> TrialConfig:
     Expect: no number. None of the paper's was recovered, and nobody has run this recipe to its end.
 
     Ours in all that is MSBReg's (weights 1, 0.1, 0.1, embeddings of 64, projector and predictor 1024 wide, momentum
-    0.99 to 1, batch 256); W-MSE's in views, Adam at 3e-3, decay 1e-6, and drops 50 and 25 epochs before the end.
+    0.99 to 1); W-MSE's ("W-MSE 4" in its README, and cfg.py) in the network, views, batch 256, Adam at 3e-3, decay
+    1e-6, 500 steps of warm-up, and drops 50 and 25 epochs before the end.
     """
     return _small("cifar10", size=32, width=64, learning_rate=3e-3, epochs=1000)
 
@@ -83,7 +85,7 @@ def msbreg_stl10() -> TrialConfig:
     Cost: 2000 epochs of about 105,000 images and four views on a GPU; not timed.
     Expect: no number. Nobody has run this recipe to its end; the predecessor BMWReg was tried on STL-10.
 
-    Settings as `msbreg_cifar10`, with W-MSE's rate and length for STL-10 and embeddings of 128.
+    Settings as `msbreg_cifar10`, with W-MSE's rate, length and max-pool for STL-10 and embeddings of 128.
     """
     return _small("stl10", size=64, width=128, learning_rate=2e-3, epochs=2000)
 
@@ -95,7 +97,7 @@ def msbreg_tiny_imagenet() -> TrialConfig:
     Cost: 1000 epochs of about 90,000 images and four views on a GPU; not timed.
     Expect: no number. Nobody has run this recipe to its end.
 
-    Settings as `msbreg_cifar10`, with W-MSE's rate for Tiny-ImageNet and embeddings of 128.
+    Settings as `msbreg_cifar10`, with W-MSE's rate and max-pool for Tiny-ImageNet and embeddings of 128.
     """
     return _small("tiny-imagenet", size=64, width=128, learning_rate=2e-3, epochs=1000)
 
@@ -107,7 +109,8 @@ def msbreg_imagenet100() -> TrialConfig:
     Cost: 240 epochs of about 126,000 images and four views on a GPU; not timed.
     Expect: no number. Nobody has run this recipe to its end; the predecessor BMWReg was tried on ImageNet-100.
 
-    W-MSE's views for it: crops from 0.08, jitter 0.8, 0.8, 0.8, 0.2, grayscale 0.2.
+    W-MSE's views for it (its README's command, and datasets/imagenet.py): crops from 0.08, jitter 0.8, 0.8, 0.8, 0.2,
+    grayscale 0.2, blur 0.5; and torchvision's own first layers.
     """
     view = w_mse_view(
         size=224,
@@ -140,7 +143,7 @@ def msbreg_imagenet() -> TrialConfig:
         data=DataConfig(path="imagenet"),
         views=byol_views(224) * 2,
         model=ModelConfig(
-            backbone=ResNetConfig(kind="resnet50"),
+            backbone=ResNetConfig(kind="resnet50", stem="imagenet"),
             projector=MLPConfig(widths=(4096, 256), final_bias=False),
             predictor=MLPConfig(widths=(4096, 256), final_bias=False),
             teacher=TeacherConfig(momentum=0.99, final_momentum=1.0),
@@ -171,16 +174,14 @@ def _small(data: str, *, size: int, width: int, learning_rate: float, epochs: in
         data=DataConfig(path=data),
         views=(view,) * 4,
         model=ModelConfig(
-            backbone=ResNetConfig(kind="resnet18"),
+            backbone=w_mse_backbone(data, zero_init_residual=False),
             projector=MLPConfig(widths=(1024, width)),
             predictor=MLPConfig(widths=(1024, width)),
             teacher=TeacherConfig(momentum=0.99, final_momentum=1.0),
         ),
         objective=_forces(),
         optimizer=OptimizerConfig(kind="adam", learning_rate=learning_rate, weight_decay=1e-6),
-        schedule=ScheduleConfig(
-            kind="step", warmup_share=1 / epochs, drops=((epochs - 50) / epochs, (epochs - 25) / epochs)
-        ),
+        schedule=w_mse_schedule(data, epochs=epochs, batch_size=256),
         epochs=epochs,
         batch_size=256,
     )

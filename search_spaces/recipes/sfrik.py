@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from search_spaces.recipes.views import digits_view
+from search_spaces.recipes.views import digits_view, swav_views
 from trainers.changes import with_fields
 from trainers.config import (
     DataConfig,
@@ -64,7 +64,7 @@ def sfrik_cifar10() -> TrialConfig:
 
     From the README of valeoai/sfrik, STL-10: per-sample alignment weight 4000 / 8192 = 0.488, kernel weights 1-40-40,
     LARS at 1.2 x batch / 256, 100 epochs, 10 of warm-up, its crop, jitter and grayscale. Ours: batch 512 instead of
-    2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images.
+    2048 and embeddings of 2048 instead of 8192 dimensions, as there are half as many images, and a stem for 32 px.
     """
     batch_size, width = 512, 2048
     view = _stl10_view(32)
@@ -72,7 +72,7 @@ def sfrik_cifar10() -> TrialConfig:
         data=DataConfig(path="cifar10"),
         views=(view, view),
         model=ModelConfig(
-            backbone=ResNetConfig(kind="resnet18"),
+            backbone=ResNetConfig(kind="resnet18", stem="small"),
             projector=MLPConfig(widths=(width, width, width), final_bias=False),
         ),
         objective=_published(lambda_sim=4000.0, embedding_width=8192),
@@ -84,19 +84,21 @@ def sfrik_cifar10() -> TrialConfig:
 
 
 def sfrik_stl10() -> TrialConfig:
-    """SFRIK on STL-10 with a ResNet-18, unlabelled images included, as published.
+    """SFRIK on the unlabelled images of STL-10 with a ResNet-18, as published.
 
     Command: `pretune data stl10 --source …`, then `pretune train sfrik_stl10`.
-    Cost: 100 epochs of about 105,000 images of 64 px on one GPU (README of valeoai/sfrik); not timed here.
+    Cost: 100 epochs of 100,000 images of 64 px on one GPU (README of valeoai/sfrik); not timed here.
     Expect: no number. The authors' table was not to be had, and nobody has run this recipe to its end here.
 
     From that README: λ_sim = 4000 at q = 8192, hence the per-sample weight 0.488; kernel weights 1-40-40; LARS at 1.2 x
-    batch / 256, weight decay 1e-6, 10 epochs of warm-up; jitter of 0.4 in all four always, grayscale 0.2, no blur.
+    batch / 256. From the code: weight decay 1e-6, 10 epochs of warm-up, the split `unlabeled` alone, ImageNet's first
+    layers at 64 px too (src/vicreg/resnet.py), jitter of 0.4 in all four always, grayscale 0.2, no blur
+    (src/sfrik/augmentations.py).
     """
     view = _stl10_view(64)
     return with_fields(
         _imagenet(backbone="resnet18", widths=(8192,) * 3, lambda_sim=4000.0, base_learning_rate=1.2, epochs=100),
-        data=DataConfig(path="stl10"),
+        data=DataConfig(path="stl10", images="unlabeled"),
         views=(view, view),
     )
 
@@ -104,18 +106,53 @@ def sfrik_stl10() -> TrialConfig:
 def sfrik_imagenet20() -> TrialConfig:
     """SFRIK on a fifth of ImageNet, 260 images of each class, with a ResNet-18, as published.
 
-    Command: `pretune data images --source … --out data/imagenet20` with those images, then `pretune train
-    sfrik_imagenet20`.
+    Command: `pretune data images --source … --out data/imagenet`, then `pretune train sfrik_imagenet20 --data
+    data/imagenet --subset 20%`: a fifth of each class.
     Cost: 100 epochs of 260,000 images of 224 px on 4 GPUs of 32 GB (README of valeoai/sfrik); not timed here.
     Expect: no number. The authors' table was not to be had, and nobody has run this recipe to its end here.
 
     This is the authors' small ImageNet setting; they have none for ImageNet-100. Settings as `sfrik_stl10`, with the
-    views of `sfrik_imagenet`.
+    views of `sfrik_imagenet`. Theirs are the first 260 images of each class, here a drawn share.
     """
     return with_fields(
         _imagenet(backbone="resnet18", widths=(8192,) * 3, lambda_sim=4000.0, base_learning_rate=1.2, epochs=100),
         data=DataConfig(path="imagenet20"),
     )
+
+
+def sfrik_imagenet20_swav_crops() -> TrialConfig:
+    """SFRIK on a fifth of ImageNet with SwAV's two crops of 224 px and six of 96 px, as published.
+
+    Command: `pretune train sfrik_imagenet20_swav_crops --data data/imagenet --subset 20%`.
+    Cost: 100 epochs of 260,000 images and eight views on 4 GPUs (README of valeoai/sfrik); not timed here.
+    Expect: no number. The authors' table was not to be had, and nobody has run this recipe to its end here.
+
+    From that README's "Variation": crops of 0.14 to 1 and 0.05 to 0.14; each global crop is aligned with all others
+    (general_indices 0 1), and only they are spread (reg_small False). Jitter 0.8, 0.8, 0.8, 0.2, grayscale 0.2, blur
+    0.5 from src/sfrik/augmentations.py; the rest as `sfrik_imagenet20`.
+    """
+    objective = _published(lambda_sim=4000.0, embedding_width=8192, aligned=2, spread=2)
+    return with_fields(sfrik_imagenet20(), views=swav_views(), objective=objective)
+
+
+def sfrik_imagenet20_obow_crops() -> TrialConfig:
+    """SFRIK on a fifth of ImageNet with views like OBoW's: the image, two crops, five patches.
+
+    Command: `pretune train sfrik_imagenet20_obow_crops --data data/imagenet --subset 20%`.
+    Cost: 100 epochs of 260,000 images and eight views on 4 GPUs (README of valeoai/sfrik); not timed here.
+    Expect: no number. The authors' table was not to be had, and nobody has run this recipe to its end here.
+
+    From that README's "Variation" and src/sfrik/augmentations.py: each crop and patch is aligned with the image, all
+    are spread (reg_small True); crops of 0.08 to 0.6, jitter of 0.4 in all four at 0.8, grayscale 0.2, blur of crops
+    0.5. Close to theirs, not the same: their image is the center of 224 px of 256, here a crop of that area (0.7656)
+    anywhere; their patches are five of nine of 96 px of one crop of 0.6 to 1 at 256 px, colored alike, here crops of
+    those areas (0.6 to 1 times (96 / 256)²), each drawn and colored by itself.
+    """
+    whole = ViewConfig(size=224, crop_scale=(0.7656, 0.7656), jitter_probability=0.0, grayscale_probability=0.0)
+    crop = ViewConfig(size=160, crop_scale=(0.08, 0.6), saturation=0.4, hue=0.4, blur_probability=0.5)
+    patch = ViewConfig(size=96, crop_scale=(0.0844, 0.1406), saturation=0.4, hue=0.4)
+    objective = _published(lambda_sim=4000.0, embedding_width=8192, aligned=1)
+    return with_fields(sfrik_imagenet20(), views=(whole, crop, crop, *(patch,) * 5), objective=objective)
 
 
 def sfrik_imagenet() -> TrialConfig:
@@ -164,7 +201,10 @@ def _imagenet(
     return TrialConfig(
         data=DataConfig(path="imagenet"),
         views=(first, second),
-        model=ModelConfig(backbone=ResNetConfig(kind=backbone), projector=MLPConfig(widths=widths, final_bias=False)),
+        model=ModelConfig(
+            backbone=ResNetConfig(kind=backbone, stem="imagenet"),
+            projector=MLPConfig(widths=widths, final_bias=False),
+        ),
         objective=_published(lambda_sim=lambda_sim, embedding_width=widths[-1]),
         optimizer=_lars(base_learning_rate=base_learning_rate, batch_size=batch_size),
         schedule=ScheduleConfig(kind="cosine", warmup_share=10 / epochs),
@@ -174,16 +214,18 @@ def _imagenet(
     )
 
 
-def _published(*, lambda_sim: float, embedding_width: int) -> dict[str, Alignment | KernelMMD]:
+def _published(
+    *, lambda_sim: float, embedding_width: int, aligned: int | None = None, spread: int | None = None
+) -> dict[str, Alignment | KernelMMD]:
     """The README's λ_sim, λ_mmd = 1 and kernel weights 1-40-40 in our units, with the same gradient.
 
     Alignment there is a mean over the features too: λ_a = λ_sim / q. Our MMD is divided by the sum of the kernel
-    weights, 81.
+    weights, 81. With multi-crop the first `aligned` views are compared with each other one, the first `spread` spread.
     """
     kernel = Truncated(coefficients=(1.0, 40.0, 40.0))
     return {
-        "alignment": Alignment(weight=lambda_sim / embedding_width),
-        "mmd": KernelMMD(kernel=kernel, weight=sum(kernel.coefficients)),
+        "alignment": Alignment(weight=lambda_sim / embedding_width, global_views=aligned),
+        "mmd": KernelMMD(kernel=kernel, weight=sum(kernel.coefficients), global_views=spread),
     }
 
 
@@ -199,5 +241,7 @@ RECIPES = (
     sfrik_cifar10,
     sfrik_stl10,
     sfrik_imagenet20,
+    sfrik_imagenet20_swav_crops,
+    sfrik_imagenet20_obow_crops,
     sfrik_imagenet,
 )

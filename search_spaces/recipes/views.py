@@ -48,3 +48,12 @@ def byol_views(size: int) -> tuple[ViewConfig, ViewConfig]:
     or solarized."""
     first = ViewConfig(size=size, resampling="bicubic", blur_probability=1.0)
     return first, ViewConfig(size=size, resampling="bicubic", blur_probability=0.1, solarize_probability=0.2)
+
+
+def swav_views() -> tuple[ViewConfig, ...]:
+    """SwAV's crops for ImageNet (facebookresearch/swav): two of 224 px, six of 96 px, all colored alike."""
+    strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur_probability": 0.5}
+    strengths |= {"resampling": "bilinear"}  # torchvision's default, which its code leaves as it is
+    globe = ViewConfig(**{"size": 224, "crop_scale": (0.14, 1.0), **strengths})
+    local = ViewConfig(**{"size": 96, "crop_scale": (0.05, 0.14), **strengths})
+    return globe, globe, *(local,) * 6

@@ -1,13 +1,21 @@
 """Recipes of whitening losses: CW-RGP (Weng et al., NeurIPS 2022, arXiv 2210.03586) and W-MSE (Ermolov et al., ICML
 2021, arXiv 2007.06346).
 
-Settings for small data are those of the scripts of winci-ai/CW-RGP, whose harness is W-MSE's (htdt/self-supervised);
-the accuracies quoted are its README's and a third table's, by those harnesses' own linear and 5-NN evaluation after
-training on all images. Sub-batches here are runs of the global batch, not of one worker's. Warm-up is one epoch where
-the scripts have 500 iterations, and the rate falls per step and not per epoch.
+Settings for small data are those of the authors' files: CW-RGP's of scripts/base.sh with the defaults of base/cfg.py
+and base/model.py (winci-ai/CW-RGP), W-MSE's of the README's commands with the defaults of cfg.py and model.py
+(htdt/self-supervised), from which CW-RGP took its harness. Both put a 3x3 convolution of stride 1 before a ResNet-18,
+and leave out the max-pool for CIFAR only: `small` there, `small_pooled` on STL-10 and Tiny-ImageNet. Residual branches
+start at zero in CW-RGP's, not in W-MSE's.
+
+The accuracies quoted are CW-RGP's README's and a third table's, by those harnesses' own linear and 5-NN evaluation
+after training on all images. Sub-batches here are runs of the global batch, not of one worker's. The rate falls per
+step and not per epoch; vectors do not decay; the first convolution starts as the others do, where theirs has torch's
+default.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from search_spaces.recipes.sfrik import sfrik_tiny
 from search_spaces.recipes.views import w_mse_view
@@ -64,6 +72,9 @@ def cw_rgp_cifar10() -> TrialConfig:
     Cost: 1000 epochs of 45,000 images and four views on a GPU; not timed.
     Expect: 92.47 % linear, 90.74 % 5-NN in the authors' README; with two views 91.92 % and 89.54 %. Nobody has run this
     code to its end. For two views also `--set objective.channel_whitening.repeats=4`.
+
+    The script's command "CW-RGP 4": batch 256, w_size 64, 4 groups, lr 3e-3, 1000 epochs; emb 512 and head_size 1024
+    are cfg.py's defaults.
     """
     return _small("cifar10", _cw_rgp(), size=32, widths=(1024, 512), learning_rate=3e-3, epochs=1000)
 
@@ -75,6 +86,8 @@ def cw_rgp_cifar100() -> TrialConfig:
     Cost: 1000 epochs of 45,000 images and four views on a GPU; not timed.
     Expect: 68.26 % linear, 58.67 % 5-NN in the authors' README; two views and batch 512 67.51 % and 57.35 %. Nobody has
     run this code to its end.
+
+    The script's command "CW-RGP 4", the same as for CIFAR-10.
     """
     return _small("cifar100", _cw_rgp(), size=32, widths=(1024, 512), learning_rate=3e-3, epochs=1000)
 
@@ -86,6 +99,8 @@ def cw_rgp_stl10() -> TrialConfig:
     Cost: 2000 epochs of about 105,000 images and four views on a GPU; not timed.
     Expect: 92.04 % linear, 88.95 % 5-NN in the authors' README; two views and batch 512 90.76 % and 87.34 %. Nobody has
     run this code to its end.
+
+    The script's command "CW-RGP 4": as for CIFAR-10 with lr 2e-3 and 2000 epochs, on `train+unlabeled`.
     """
     return _small("stl10", _cw_rgp(), size=64, widths=(1024, 512), learning_rate=2e-3, epochs=2000)
 
@@ -97,6 +112,8 @@ def cw_rgp_tiny_imagenet() -> TrialConfig:
     Cost: 1000 epochs of about 90,000 images and four views on a GPU; not timed.
     Expect: 50.24 % linear, 35.99 % 5-NN in the authors' README; two views and batch 512 49.23 % and 34.04 %. Nobody has
     run this code to its end.
+
+    The script's command "CW-RGP 4": emb 1024, head_size 2048, w_size 128, 2 groups, lr 2e-3, 1000 epochs.
     """
     objective = _cw_rgp(sub_batch_size=128, group_count=2)
     return _small("tiny-imagenet", objective, size=64, widths=(2048, 1024), learning_rate=2e-3, epochs=1000)
@@ -109,8 +126,10 @@ def cw_rgp_imagenet() -> TrialConfig:
     Cost: 100 epochs of 1.28 million images and four views on 4 GPUs (the authors'); not timed here.
     Expect: 69.7 % top-1 in the authors' README, by their linear evaluation; this code has not been run at that size.
 
-    SGD at 0.05 x batch / 256 with decay 1e-4, batch 512, 500 iterations of warm-up (a fifth of an epoch), cosine. Their
-    optional covariance term, whose part in that number is not said, is left out. bf16 where they have float32.
+    From scripts/ImageNet.sh, and the defaults of ImageNet/cfg.py and train.py: SGD at 0.05 x batch / 256 with decay
+    1e-4, batch 512, 500 iterations of warm-up (a fifth of an epoch), cosine, projector 2048-2048-1024, w_size 128, two
+    groups. Their optional covariance term, whose part in that number is not said, is left out. bf16 where they have
+    float32.
     """
     # Bilinear, torchvision's default, which ImageNet/train.py leaves as it is.
     view = w_mse_view(size=224, resampling="bilinear", grayscale_probability=0.2, blur_probability=0.5)
@@ -118,7 +137,9 @@ def cw_rgp_imagenet() -> TrialConfig:
     return TrialConfig(
         data=DataConfig(path="imagenet"),
         views=(view,) * 4,
-        model=ModelConfig(backbone=ResNetConfig(kind="resnet50"), projector=MLPConfig(widths=(2048, 2048, 1024))),
+        model=ModelConfig(
+            backbone=ResNetConfig(kind="resnet50", stem="imagenet"), projector=MLPConfig(widths=(2048, 2048, 1024))
+        ),
         objective=_cw_rgp(sub_batch_size=128, group_count=2),
         optimizer=OptimizerConfig(kind="sgd", learning_rate=0.05 * batch_size / 256, momentum=0.9, weight_decay=1e-4),
         schedule=ScheduleConfig(kind="cosine", warmup_share=0.2 / epochs, final_factor=0.0),
@@ -135,11 +156,10 @@ def w_mse_cifar10() -> TrialConfig:
     Cost: 1000 epochs of 45,000 images on a GPU; not timed.
     Expect: 91.55 % linear, 89.69 % 5-NN (its paper, as repeated by Jiao et al.); nobody has run this code to its end.
 
-    m = 2 d and Cholesky factors, as W-MSE has always. Batch, views, rate and length are the shared harness's.
+    The README's command "W-MSE 2": emb 64, w_size 128, lr 3e-3, 1000 epochs; batch 512, two views and one drawing of
+    the sub-batches (w_iter) are cfg.py's defaults. m = 2 d and Cholesky factors, as W-MSE has always.
     """
-    return _small(
-        "cifar10", _w_mse(64), size=32, widths=(1024, 64), learning_rate=3e-3, epochs=1000, views=2, batch_size=512
-    )
+    return _w_mse("cifar10", 64, size=32, learning_rate=3e-3, epochs=1000)
 
 
 def w_mse_cifar100() -> TrialConfig:
@@ -148,10 +168,10 @@ def w_mse_cifar100() -> TrialConfig:
     Command: `pretune data cifar100 --source …`, then `pretune train w_mse_cifar100`.
     Cost: 1000 epochs of 45,000 images on a GPU; not timed.
     Expect: 66.10 % linear, 56.69 % 5-NN (its paper, as repeated by Jiao et al.); nobody has run this code to its end.
+
+    The README's command "W-MSE 2", the same as for CIFAR-10.
     """
-    return _small(
-        "cifar100", _w_mse(64), size=32, widths=(1024, 64), learning_rate=3e-3, epochs=1000, views=2, batch_size=512
-    )
+    return _w_mse("cifar100", 64, size=32, learning_rate=3e-3, epochs=1000)
 
 
 def w_mse_stl10() -> TrialConfig:
@@ -160,10 +180,11 @@ def w_mse_stl10() -> TrialConfig:
     Command: `pretune data stl10 --source …`, then `pretune train w_mse_stl10`.
     Cost: 2000 epochs of about 105,000 images on a GPU; not timed.
     Expect: 90.36 % linear, 87.10 % 5-NN (its paper, as repeated by Jiao et al.); nobody has run this code to its end.
+
+    The README's command "W-MSE 2": emb 128, w_size 256, w_iter 4 (sub-batches are drawn four times a step), lr 2e-3,
+    2000 epochs; `train+unlabeled`.
     """
-    return _small(
-        "stl10", _w_mse(128), size=64, widths=(1024, 128), learning_rate=2e-3, epochs=2000, views=2, batch_size=512
-    )
+    return _w_mse("stl10", 128, size=64, learning_rate=2e-3, epochs=2000, repeats=4)
 
 
 def w_mse_tiny_imagenet() -> TrialConfig:
@@ -172,17 +193,28 @@ def w_mse_tiny_imagenet() -> TrialConfig:
     Command: `pretune data tiny-imagenet --source …`, then `pretune train w_mse_tiny_imagenet`.
     Cost: 1000 epochs of about 90,000 images on a GPU; not timed.
     Expect: 48.20 % linear, 34.16 % 5-NN (its paper, as repeated by Jiao et al.); nobody has run this code to its end.
+
+    The README's command "W-MSE 2", as for STL-10, for 1000 epochs.
     """
-    objective = _w_mse(128)
-    return _small(
-        "tiny-imagenet",
-        objective,
-        size=64,
-        widths=(1024, 128),
-        learning_rate=2e-3,
-        epochs=1000,
-        views=2,
-        batch_size=512,
+    return _w_mse("tiny-imagenet", 128, size=64, learning_rate=2e-3, epochs=1000, repeats=4)
+
+
+def w_mse_backbone(data: str, *, zero_init_residual: bool) -> ResNetConfig:
+    """The ResNet-18 of W-MSE's harness (model.py): its first layers depend on the data set's name."""
+    stem: Literal["imagenet", "small", "small_pooled"] = "small_pooled"
+    if data.startswith("cifar"):
+        stem = "small"
+    elif data.startswith("imagenet"):
+        stem = "imagenet"
+    return ResNetConfig(kind="resnet18", stem=stem, zero_init_residual=zero_init_residual)
+
+
+def w_mse_schedule(data: str, *, epochs: int, batch_size: int) -> ScheduleConfig:
+    """W-MSE's rate (train.py): 500 steps of warm-up, and times 0.2 at 50 and at 25 epochs before the end."""
+    images = {"cifar10": 45_000, "cifar100": 45_000, "stl10": 104_500, "tiny-imagenet": 90_000, "imagenet100": 114_000}
+    steps = images[data] // batch_size * epochs
+    return ScheduleConfig(
+        kind="step", warmup_share=500 / steps, drops=((epochs - 50) / epochs, (epochs - 25) / epochs), drop_factor=0.2
     )
 
 
@@ -190,10 +222,20 @@ def _cw_rgp(*, sub_batch_size: int = 64, group_count: int = 4) -> dict[str, Term
     return {"channel_whitening": ChannelWhitening(sub_batch_size=sub_batch_size, group_count=group_count)}
 
 
-def _w_mse(width: int) -> dict[str, TermConfig]:
-    return {
-        "batch_whitening": BatchWhitening(over="sub_batch", sub_batch_size=2 * width, group_count=1, factor="cholesky")
-    }
+def _w_mse(data: str, width: int, *, size: int, learning_rate: float, epochs: int, repeats: int = 1) -> TrialConfig:
+    """W-MSE of two views, batch 512, whitened over runs of twice as many images as dimensions."""
+    term = BatchWhitening(over="sub_batch", sub_batch_size=2 * width, group_count=1, factor="cholesky", repeats=repeats)
+    return _small(
+        data,
+        {"batch_whitening": term},
+        size=size,
+        widths=(1024, width),
+        learning_rate=learning_rate,
+        epochs=epochs,
+        views=2,
+        batch_size=512,
+        zero_init_residual=False,
+    )
 
 
 def _small(
@@ -206,17 +248,18 @@ def _small(
     epochs: int,
     views: int = 4,
     batch_size: int = 256,
+    zero_init_residual: bool = True,
 ) -> TrialConfig:
-    """The harness of W-MSE: ResNet-18, Adam with decay 1e-6, the rate times 0.2 50 and 25 epochs before the end."""
+    """The harness of W-MSE: ResNet-18, a hidden layer with batch norm, Adam with decay 1e-6."""
     return TrialConfig(
         data=DataConfig(path=data),
         views=(w_mse_view(size=size),) * views,
-        model=ModelConfig(backbone=ResNetConfig(kind="resnet18"), projector=MLPConfig(widths=widths)),
+        model=ModelConfig(
+            backbone=w_mse_backbone(data, zero_init_residual=zero_init_residual), projector=MLPConfig(widths=widths)
+        ),
         objective=objective,
         optimizer=OptimizerConfig(kind="adam", learning_rate=learning_rate, weight_decay=1e-6),
-        schedule=ScheduleConfig(
-            kind="step", warmup_share=1 / epochs, drops=((epochs - 50) / epochs, (epochs - 25) / epochs)
-        ),
+        schedule=w_mse_schedule(data, epochs=epochs, batch_size=batch_size),
         epochs=epochs,
         batch_size=batch_size,
     )

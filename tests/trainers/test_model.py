@@ -91,6 +91,36 @@ def test_the_stem_keeps_all_pixels_up_to_64_and_is_torchvisions_above(
     assert seen == [torch.Size([1, 64, pixels, pixels])]
 
 
+@pytest.mark.parametrize(
+    ("stem", "kernel", "stride", "padding", "pixels"),
+    [
+        ("imagenet", 7, 2, 3, {64: 16, 96: 24}),  # VICReg's and SFRIK's network, at any size
+        ("small", 3, 1, 1, {64: 64, 96: 96}),
+        ("small_pooled", 3, 1, 1, {64: 32, 96: 48}),  # W-MSE's and CW-RGP's for all but CIFAR and ImageNet
+        ("small_padded", 3, 1, 2, {64: 66, 96: 98}),  # solo-learn's for CIFAR
+    ],
+)
+def test_a_stem_that_is_named_is_built_at_any_size_of_views(
+    stem: Any, kernel: int, stride: int, padding: int, pixels: dict[int, int]
+) -> None:
+    for size, side in pixels.items():
+        network = build_model(trial(size, backbone=ResNetConfig(kind="resnet18", stem=stem))).backbone
+        conv: Any = network.get_submodule("conv1")
+        assert (conv.kernel_size, conv.stride, conv.padding) == ((kernel,) * 2, (stride,) * 2, (padding,) * 2)
+        with torch.no_grad():
+            assert network.get_submodule("maxpool")(conv(images(size, count=1))).shape == (1, 64, side, side)
+
+
+@pytest.mark.parametrize(("size", "stem"), [(32, "small"), (64, "small"), (65, "imagenet")])
+def test_a_stored_config_without_a_stem_builds_the_network_that_it_was_trained_with(size: int, stem: Any) -> None:
+    stored = trial(size, backbone=ResNetConfig(kind="resnet18")).model_dump(mode="json")
+    del stored["model"]["backbone"]["stem"]
+    before = build_model(TrialConfig.model_validate(stored)).state_dict()
+    named = build_model(trial(size, backbone=ResNetConfig(kind="resnet18", stem=stem))).state_dict()
+    assert before.keys() == named.keys()
+    assert all(torch.equal(before[name], named[name]) for name in named)
+
+
 @pytest.mark.parametrize("backbone", [ResNetConfig(), ViTConfig(kind="vit_tiny", patch_size=4)])
 def test_views_of_several_sizes_go_through_one_network(backbone: ResNetConfig | ViTConfig) -> None:
     outputs = run(build_model(trial(16, 16, 8, backbone=backbone)), images(16), images(16), images(8))
@@ -157,6 +187,28 @@ def test_heads_follow_their_config() -> None:
     layered = build_model(trial(norm="layer", projector=plain))
     # Layer norm does not cancel a bias for each unit, so hidden layers keep theirs.
     assert parameter_count(layered.projector) == parameter_count(model.projector) + 32 + 24
+
+
+def test_a_last_norm_without_scale_and_shift_has_no_parameters() -> None:
+    for norm in ("batch", "layer"):
+        model = build_model(trial(norm=norm, projector=MLPConfig(widths=(8, 6), final_norm=True, final_affine=False)))
+        last: Any = model.projector[-1] if isinstance(model.projector, nn.Sequential) else None
+        assert list(last.parameters()) == []
+        assert run(model, images(16), images(16)).projections[0].shape == (4, 6)
+
+
+def test_dinos_head_starts_normal_with_deviation_2_percent_and_without_bias() -> None:
+    head = MLPConfig(widths=(512, 512, 128), hidden_norm=False, activation="gelu", initialization="dino")
+    layers = [one for one in build_model(trial(projector=head)).projector.modules() if isinstance(one, nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        weight = layer.weight.detach()
+        assert float(weight.std()) == pytest.approx(0.02, rel=0.02)
+        assert abs(float(weight.mean())) < 5 * 0.02 / math.sqrt(weight.numel())
+        assert float(weight.abs().max()) > 0.06  # beyond 3 deviations: it is not cut off there
+        assert not layer.bias.any()
+    usual = [one for one in build_model(trial()).projector.modules() if isinstance(one, nn.Linear)]
+    assert all(layer.bias is None or layer.bias.any() for layer in usual)
 
 
 def test_everything_follows_torchs_default_dtype() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from trainers.config import OptimizerConfig, ScheduleConfig
-from trainers.optim import LARS, build_optimizer, clip_gradients, learning_rate
+from trainers.optim import LARS, build_optimizer, clip_gradients, learning_rate, set_step
 
 
 def small_network() -> nn.Sequential:
@@ -218,3 +218,35 @@ def test_the_gradient_norm_is_over_all_parameters_and_clipping_bounds_it() -> No
     assert float(parameters[0].grad[0]) == pytest.approx(1.5, rel=1e-5)
     assert float(clip_gradients(parameters, None)) == pytest.approx(2.5, rel=1e-5)
     assert float(clip_gradients([nn.Parameter(torch.zeros(3))], 1.0)) == 0.0
+
+
+def test_each_tensor_can_be_clipped_by_its_own_norm() -> None:
+    """As DINO's `clip_gradients` does, worked out by hand: tensors below the bound stay bit for bit."""
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 0.6], [0.8, 0.0]]), torch.zeros(3)]
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    assert float(clip_gradients(parameters, 2.0, "tensor")) == pytest.approx(math.sqrt(26.0))
+    expected = [gradients[0] * (2.0 / (5.0 + 1e-6)), gradients[1], gradients[2]]
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=0.0)
+    assert torch.equal(cast(Tensor, parameters[1].grad), gradients[1])
+    assert float(clip_gradients(parameters, None, "tensor")) == pytest.approx(math.sqrt(5.0), rel=1e-5)
+
+
+def test_the_decay_of_weights_can_rise_along_half_a_cosine_and_vectors_stay_without() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    config = OptimizerConfig(kind="adamw", learning_rate=0.1, weight_decay=0.04, final_weight_decay=0.4)
+    optimizer = build_optimizer(model, config)
+    seen = []
+    for step in (0, 25, 50, 100):
+        set_step(optimizer, config, 0.1, step, 100)
+        weights, vectors = optimizer.param_groups
+        assert vectors["weight_decay"] == 0.0
+        seen.append(weights["weight_decay"])
+    quarter = 0.4 - 0.36 * (1 + math.cos(math.pi / 4)) / 2
+    assert seen == pytest.approx([0.04, quarter, 0.22, 0.4])
+    steady = config.model_copy(update={"final_weight_decay": None})
+    optimizer = build_optimizer(model, steady)
+    set_step(optimizer, steady, 0.2, 50, 100)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.2, 0.04), (0.2, 0.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,3 +138,35 @@ def test_a_schedule_is_not_refused_for_what_its_kind_does_not_read() -> None:
     assert ScheduleConfig(kind="cosine", warmup_share=0.9, decay_share=0.9).kind == "cosine"
     assert ScheduleConfig(kind="constant", warmup_share=0.5, drops=(0.1, 0.2)).drops == (0.1, 0.2)
     assert ScheduleConfig(kind="step", drops=()).drops == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (ResNetConfig, {"stem": "imagenet"}, "stem must be auto or small with kind resnet_tiny"),
+        (ResNetConfig, {"stem": "small_pooled"}, "model.backbone.stem=auto"),
+        (ResNetConfig, {"kind": "resnet18", "stem": "cifar"}, "'small_padded'"),
+        (ViTConfig, {"kind": "vit_tiny", "stem": "small"}, "stem"),
+        (ViTConfig, {"kind": "vit_small", "heads": 5}, "heads must divide the width of vit_small, 384, but is 5"),
+        (ViTConfig, {"kind": "vit_micro", "embed_dim": 96, "heads": 64}, "of vit_micro, 96, but is 64"),
+        (ViTConfig, {"kind": "vit_tiny", "initialization": "jax"}, "'moco_v3'"),
+        (DataConfig, {"images": "unlabeled", "subset": 100}, "data.images=all"),
+        (OptimizerConfig, {"clip_scope": "layer"}, "'tensor'"),
+    ],
+)
+def test_what_a_part_can_not_be_is_refused_with_what_it_can(
+    config: type[Config], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError) as error:
+        config.model_validate(values)
+    assert message in str(error.value)
+
+
+OWN_NET = f"{Path(__file__).parents[1] / 'parts' / 'own_parts.py'}:Net"
+
+
+@pytest.mark.parametrize("kind", ["timm:resnet18", OWN_NET], ids=["timm", "own"])
+def test_a_stem_is_no_setting_of_other_peoples_networks(kind: str) -> None:
+    """One's own get it only if they have a parameter of that name."""
+    with pytest.raises(ValueError, match="stem"):
+        TypeAdapter[Any](Backbone).validate_python({"kind": kind, "stem": "small"}).check_call()

@@ -136,6 +136,105 @@ def test_without_position_embeddings_it_can_not_know_what_it_was_told() -> None:
     assert torch.equal(tokens, honest)
 
 
+def started_as(scheme: str, **changes: Any) -> Any:
+    """A transformer of width 192 with patches of 48 numbers, in its initial state."""
+    sizes = {"kind": "vit_tiny", "patch_size": 4, "initialization": scheme, **changes}
+    return build_model(trial(None, model=sizes, sizes=(SIDE,), objective={"mmd": {}})).backbone
+
+
+def is_uniform(matrix: Tensor, bound: float) -> None:
+    """Extremes, deviation and mean of a uniform law in ±bound, as far as so many draws tell."""
+    matrix, count = matrix.detach(), matrix.numel()
+    assert bound * (1 - 20 / count) < float(matrix.abs().max()) <= bound * (1 + 1e-6)
+    assert float(matrix.std()) == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(count))
+    assert abs(float(matrix.mean())) < 5 * bound / math.sqrt(3 * count)
+
+
+def is_normal(matrix: Tensor, deviation: float) -> None:
+    matrix, count = matrix.detach(), matrix.numel()
+    assert float(matrix.std()) == pytest.approx(deviation, rel=5 / math.sqrt(count))
+    assert abs(float(matrix.mean())) < 5 * deviation / math.sqrt(count)
+    assert float(matrix.abs().max()) > 2 * deviation  # a uniform law of this deviation ends at 1.73
+
+
+def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    found = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    assert len(found) == 12 * 4
+    assert all(layer.bias is not None and not layer.bias.any() for layer in found.values())
+    return found
+
+
+def test_moco_v3_starts_uniform_by_true_fans_and_query_key_and_value_apart() -> None:
+    network = started_as("moco_v3")
+    for name, layer in linear_layers(network).items():
+        parts = layer.weight.chunk(3) if name.endswith("qkv") else [layer.weight]
+        for matrix in parts:
+            is_uniform(matrix, math.sqrt(6 / sum(matrix.shape)))
+    is_uniform(network.patch_embed.proj.weight, math.sqrt(6 / (3 * 4 * 4 + 192)))
+    assert not network.patch_embed.proj.bias.any()
+    is_normal(network.cls_token, 1e-6)
+    # Together the three would have had 2 / 4 of the variance.
+    assert float(network.blocks[0].attn.qkv.weight.detach().std()) == pytest.approx(math.sqrt(2 / (2 * 192)), rel=0.02)
+
+
+def test_mae_starts_uniform_with_patches_as_a_linear_layer() -> None:
+    network = started_as("mae", positions="fixed")
+    for layer in linear_layers(network).values():
+        is_uniform(layer.weight, math.sqrt(6 / sum(layer.weight.shape)))
+    is_uniform(network.patch_embed.proj.weight, math.sqrt(6 / (3 * 4 * 4 + 192)))
+    is_uniform(network.patch_embed.proj.bias, 1 / math.sqrt(3 * 4 * 4))  # a convolution's: their code leaves it so
+    is_normal(network.cls_token, 0.02)
+
+
+def test_maes_decoder_starts_uniform_with_a_normal_mask_token() -> None:
+    values = {
+        "model": {
+            **trial({"drop_ratio": 0.5}, sizes=(SIDE,), objective={"mmd": {}}).model_dump(mode="json")["model"],
+            "decoder": {"width": 256},
+        },
+        "objective": {"reconstruction": {}},
+    }
+    config = TrialConfig.model_validate({"views": [{"size": SIDE}], **values})
+    decoder = build_model(config).decoder
+    assert decoder is not None
+    is_normal(decoder.mask_token, 0.02)
+    for layer in (one for one in decoder.modules() if isinstance(one, nn.Linear)):
+        is_uniform(layer.weight, math.sqrt(6 / sum(layer.weight.shape)))
+        assert not layer.bias.any()
+
+
+def test_dino_and_timm_start_normal_and_differ_in_the_class_token() -> None:
+    networks = {scheme: started_as(scheme) for scheme in ("dino", "timm")}
+    for scheme, network in networks.items():
+        for layer in linear_layers(network).values():
+            is_normal(layer.weight, 0.02)
+        is_uniform(network.patch_embed.proj.weight, 1 / math.sqrt(3 * 4 * 4))
+        is_normal(network.pos_embed, 0.02)
+        is_normal(network.cls_token, 0.02 if scheme == "dino" else 1e-6)
+    left, right = (network.state_dict() for network in networks.values())
+    assert [name for name in left if not torch.equal(left[name], right[name])] == ["cls_token"]
+
+
+def test_a_frozen_patch_projection_starts_as_a_trained_one_does() -> None:
+    frozen, trained = started_as("moco_v3", freeze_patches=True), started_as("moco_v3")
+    assert torch.equal(frozen.patch_embed.proj.weight, trained.patch_embed.proj.weight)
+    assert [parameter.requires_grad for parameter in frozen.patch_embed.parameters()] == [False, False]
+
+
+def test_a_stored_transformer_without_initialization_and_heads_starts_as_it_did() -> None:
+    config = trial(None, sizes=(SIDE,), objective={"mmd": {}})
+    stored = config.model_dump(mode="json")
+    assert stored["model"]["backbone"].pop("initialization") == "timm"
+    assert stored["model"]["backbone"].pop("heads") is None
+    assert TrialConfig.model_validate(stored) == config
+
+
+@pytest.mark.parametrize(("kind", "heads", "expected"), [("vit_tiny", None, 3), ("vit_tiny", 12, 12)])
+def test_heads_may_be_other_than_deits(kind: str, heads: int | None, expected: int) -> None:
+    attention: Any = started_as("timm", kind=kind, heads=heads).blocks[0].attn
+    assert attention.num_heads == expected
+
+
 def block_flops(count: int, d: int) -> int:
     """Multiplications and additions of one block over `count` tokens: 24 n d² for the layers, 4 n² d for attention."""
     return 24 * count * d**2 + 4 * count**2 * d

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.config import TrialConfig
+from trainers.config import DataConfig, TrialConfig
 from trainers.data.datasets import REPORT_FILE, SEARCH_FILE, Dataset, verify
 from trainers.data.quick_ffcv import Compiler, Loader, Operation, OrderOption, PipelineSpec, State, ctypes_imdecode
 from trainers.data.views import evaluation_table, render, settings_table
@@ -51,13 +51,25 @@ class Batch(NamedTuple):
 
 def steps_per_epoch(dataset: Dataset, config: TrialConfig) -> int:
     """Global batches in an epoch; the last partial one is dropped. ValueError if there is none."""
-    images = len(dataset.pretrain_ids(config.data.subset))
+    images = len(pretrain_ids(dataset, config.data))
     if images < config.batch_size:
         raise ValueError(
             f"batch_size must be at most the number of images to pretrain on, which is {images} here, "
             f"but is {config.batch_size}; lower batch_size or raise data.subset"
         )
     return images // config.batch_size
+
+
+def pretrain_ids(dataset: Dataset, data: DataConfig) -> Integers:
+    """Rows of the search file to pretrain on, sorted; ValueError where the data set has none of that kind."""
+    if data.images == "all":
+        return dataset.pretrain_ids(data.subset)
+    if not dataset.unlabeled_count:
+        raise ValueError(
+            f"data.images=unlabeled needs a data set with unlabeled images, but {dataset.folder} has none; set "
+            "data.images=all, or write the data set with --unlabelled"
+        )
+    return dataset.unlabeled_ids
 
 
 def epoch_order(ids: Integers, *, seed: int, epoch: int) -> Integers:
@@ -114,7 +126,7 @@ class Loaders:
             )
         file = self._open(dataset, "search", config.threads)
         rows = config.batch_size // world_size
-        order = epoch_order(dataset.pretrain_ids(config.data.subset), seed=config.seed, epoch=epoch)
+        order = epoch_order(pretrain_ids(dataset, config.data), seed=config.seed, epoch=epoch)
         mine = order[: steps * config.batch_size].reshape(steps, world_size, rows)[first_step:, rank].ravel()
         settings = settings_table(config.views, dataset.manifest.mean, dataset.manifest.std)
         batches = _batches(

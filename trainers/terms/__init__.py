@@ -24,6 +24,7 @@ from trainers.terms.prediction import Prediction
 from trainers.terms.reconstruction import Reconstruction
 from trainers.terms.singular_value import SingularValue
 from trainers.terms.spectral import Spectral
+from trainers.terms.swav import Swav
 from trainers.terms.variance import Variance
 from trainers.terms.whitening import BatchWhitening, ChannelWhitening
 from trainers.usercode import is_reference
@@ -45,6 +46,7 @@ ShippedTerm = Annotated[
     | Reconstruction
     | SingularValue
     | Spectral
+    | Swav
     | Variance,
     Field(discriminator="kind"),
 ]
@@ -84,6 +86,7 @@ __all__ = [
     "ShippedTerm",
     "SingularValue",
     "Spectral",
+    "Swav",
     "Term",
     "TermConfig",
     "Variance",

@@ -100,7 +100,7 @@ class Outputs(NamedTuple):
     scores: tuple[Tensor, ...] | None = None
     """Cosines of projections with the M prototypes per view, each [n, M]; None without a term that reads them."""
     target_scores: tuple[Tensor, ...] | None = None
-    """The teacher's, for the views that it sees, without gradient and not centered."""
+    """The teacher's, for the views that it sees, without gradient and not centered; None without DINO's term."""
     center: Tensor | None = None
     """Moving average of the mean of `target_scores` over images, as it was before this step, [M]."""
 

@@ -33,6 +33,7 @@ _FIXED = (
 MEASURES: dict[str, tuple[str, ...]] = {
     "mismatch_detection": ("balanced_accuracy", "mismatch_rate", "loss_floor"),
     "dino": ("information",),
+    "swav": ("information",),
 }
 """What shipped terms tell beyond their value, by kind."""
 _SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/")

@@ -382,3 +382,21 @@ def test_ids_that_are_no_rows_of_the_file_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="ids must be a list of rows"):
         loaders.images(digits, ids, size=16, batch_size=4, threads=1)
+
+
+def test_a_run_can_pretrain_on_the_unlabeled_images_alone_and_is_told_where_there_are_none(
+    loaders: Loaders, digits: Dataset, photos: Dataset, tmp_path: Path
+) -> None:
+    """As SFRIK does on STL-10."""
+    for index in range(20):
+        path = tmp_path / "more" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (100, 100), (index, 0, 0)).save(path)
+    source = photos.folder.parent / "source"
+    dataset = build("images", source=[source], unlabeled=tmp_path / "more", out=tmp_path / "data", select_images=16)
+    config = trial(batch_size=10, data=DataConfig(images="unlabeled"))
+    assert steps_per_epoch(dataset, config) == 2
+    seen = torch.cat([batch.sample_ids for batch in run(loaders, dataset, config)])
+    assert sorted(seen.tolist()) == dataset.unlabeled_ids.tolist()
+    with pytest.raises(ValueError, match=r"data.images=unlabeled needs .* set data.images=all"):
+        steps_per_epoch(digits, config)

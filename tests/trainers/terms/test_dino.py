@@ -135,6 +135,7 @@ def test_the_center_moves_a_tenth_of_the_way_to_the_mean_of_the_teachers_scores_
     model = build_model(trial()).double()
     model.eval()
     assert torch.equal(run(model, views_of(0, 8)).center, torch.zeros(24))  # type: ignore[arg-type]
+    assert model.center is not None
     assert float(model.center.abs().max()) == 0.0
     model.train()
     first = run(model, views_of(0, 8))
@@ -153,6 +154,7 @@ def center_after_a_step() -> Tensor:
     model = build_model(trial()).double().train()
     count = 8 // dist.world_size()
     run(model, views_of(dist.row_offset(count), count))
+    assert model.center is not None
     return model.center
 
 

@@ -1,0 +1,104 @@
+"""SwAV: a view should tell to which prototypes an equal partition of the batch sorts another view of its image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from trainers.terms.base import Facts, Outputs, TermConfig, wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Swav(TermConfig):
+    """Cross-entropy between codes of the first views, from Sinkhorn's iterations, and the softmax over M prototypes.
+
+    s_v = cosines of view v's projections with the prototypes, [n, M]. The code of view i has no gradient: Q =
+    exp(s_i / ε) over the N images of the global batch, ε = `code_temperature`, is scaled `iterations` times, each
+    column to a sum of 1 / M (each prototype has an equal share of the batch), then each row to a sum of 1 / N; q_i =
+    N Q, rows of sum 1. With p_v = softmax(s_v / τ), τ = `temperature`, the value is the mean over images and over all
+    pairs (i, v), v ≠ i, of -Σ q_i log p_v, i among the first `code_views` views (the global crops of a multi-crop
+    recipe). ln M where all is uniform.
+
+    N must be of M's size for an equal partition to mean anything; the authors' queue of earlier embeddings, for batches
+    below 4,096, is not here.
+
+    Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments", NeurIPS 2020
+    (arXiv 2006.09882), and facebookresearch/swav. The prototypes are `model.prototypes`.
+    """
+
+    kind: Literal["swav"] = "swav"
+    temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    code_temperature: Annotated[float, Field(ge=0.01)] = 0.05
+    iterations: Annotated[int, Field(ge=1, le=100)] = 3
+    code_views: Annotated[int, Field(ge=1)] = 2
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        import torch
+
+        from trainers import dist
+
+        scores = self._scores(outputs)
+        logs = [(wide(rows) / self.temperature).log_softmax(dim=1) for rows in scores]
+        costs = [
+            -(q * log_p).sum(1).mean()
+            for i, q in enumerate(self._codes(scores))
+            for v, log_p in enumerate(logs)
+            if i != v
+        ]
+        return dist.mean_over_ranks(torch.stack(costs).mean())
+
+    def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
+        """`information`: nats that a code tells of its image, H(mean of q) - mean of H(q) over the global batch, the
+        mean over the codes' views. At most ln min(M, N); 0 where all images have one code.
+        """
+        import torch
+
+        from trainers import dist
+
+        codes = torch.stack(self._codes(self._scores(outputs)))  # [views, n, M]
+        of_all = torch.special.entr(dist.mean_over_ranks(codes.mean(1))).sum(1)
+        of_each = torch.special.entr(codes).sum(2).mean(1)
+        return {"information": (of_all - dist.mean_over_ranks(of_each)).mean()}
+
+    def _codes(self, scores: tuple[Tensor, ...]) -> list[Tensor]:
+        """q of each of the first views, [n, M]."""
+        import torch
+
+        with torch.no_grad():
+            return [equal_partition(rows, self.code_temperature, self.iterations) for rows in scores[: self.code_views]]
+
+    def _scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        if outputs.scores is None:
+            raise ValueError("swav needs the scores of the views, but the outputs have none; set model.prototypes")
+        return outputs.scores
+
+    def check(self, name: str, facts: Facts) -> None:
+        facts.require_two_views(name, "swav")
+        if facts.model.prototypes is None:
+            raise ValueError(
+                f"objective.{name} (swav) needs model.prototypes, but it is null; set for example "
+                f"model.prototypes.count=1024, or objective.{name}.weight=0"
+            )
+        if self.code_views > len(facts.views):
+            raise ValueError(
+                f"objective.{name}.code_views must be at most the number of views, {len(facts.views)}, "
+                f"but is {self.code_views}; lower it"
+            )
+
+
+def equal_partition(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+    """Sinkhorn and Knopp's scaling of exp(scores / temperature) over the global batch, cosines [n, M] of this rank -> q
+    of its rows, [n, M] with row sums 1, in float32 or wider.
+
+    In float64, where exp(-2 / 0.01) is not yet 0: a prototype that nothing is near would have a share of 0 / 0.
+    """
+    from trainers import dist
+
+    shares = ((scores.double() - 1.0) / temperature).exp()
+    for _ in range(iterations):
+        shares = shares / dist.sum_over_ranks(shares.sum(0))
+        shares = shares / shares.sum(1, keepdim=True)
+    return shares.to(wide(scores).dtype)
