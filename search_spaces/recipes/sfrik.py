@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from search_spaces.recipes.views import digits_view, swav_views
 from trainers.changes import with_fields
@@ -148,9 +148,11 @@ def sfrik_imagenet20_obow_crops() -> TrialConfig:
     anywhere; their patches are five of nine of 96 px of one crop of 0.6 to 1 at 256 px, colored alike, here crops of
     those areas (0.6 to 1 times (96 / 256)²), each drawn and colored by itself.
     """
-    whole = ViewConfig(size=224, crop_scale=(0.7656, 0.7656), jitter_probability=0.0, grayscale_probability=0.0)
-    crop = ViewConfig(size=160, crop_scale=(0.08, 0.6), saturation=0.4, hue=0.4, blur_probability=0.5)
-    patch = ViewConfig(size=96, crop_scale=(0.0844, 0.1406), saturation=0.4, hue=0.4)
+    as_drawn: dict[str, Any] = {"jitter_probability": 0.0, "grayscale_probability": 0.0}
+    colored: dict[str, Any] = {"saturation": 0.4, "hue": 0.4}
+    whole = ViewConfig(size=224, resampling="bicubic", crop_scale=(0.7656, 0.7656), **as_drawn)
+    crop = ViewConfig(size=160, resampling="bicubic", crop_scale=(0.08, 0.6), blur_probability=0.5, **colored)
+    patch = ViewConfig(size=96, resampling="bicubic", crop_scale=(0.0844, 0.1406), **colored)
     objective = _published(lambda_sim=4000.0, embedding_width=8192, aligned=1)
     return with_fields(sfrik_imagenet20(), views=(whole, crop, crop, *(patch,) * 5), objective=objective)
 

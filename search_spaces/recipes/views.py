@@ -52,8 +52,8 @@ def byol_views(size: int) -> tuple[ViewConfig, ViewConfig]:
 
 def swav_views() -> tuple[ViewConfig, ...]:
     """SwAV's crops for ImageNet (facebookresearch/swav): two of 224 px, six of 96 px, all colored alike."""
-    strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur_probability": 0.5}
-    strengths |= {"resampling": "bilinear"}  # torchvision's default, which its code leaves as it is
+    strengths: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    strengths |= {"blur_probability": 0.5, "resampling": "bilinear"}  # torchvision's default, as in its code
     globe = ViewConfig(**{"size": 224, "crop_scale": (0.14, 1.0), **strengths})
     local = ViewConfig(**{"size": 96, "crop_scale": (0.05, 0.14), **strengths})
     return globe, globe, *(local,) * 6
