@@ -82,7 +82,7 @@ def newton_inverse_root(moment: Tensor, steps: int, noise: Noise = 0.0) -> Tenso
     trace = torch.where(blank[..., None, None], 1.0, trace)
     singular = ~_is_definite(moment.detach(), noise)[..., None, None]
     scaled = moment / trace
-    scaled = torch.where(singular, scaled + torch.finfo(moment.dtype).eps ** 0.5 * identity, scaled)
+    scaled = torch.where(singular, scaled + _epsilon(moment) ** 0.5 * identity, scaled)
     root = identity.expand_as(moment)
     for _ in range(steps):
         step = 1.5 * identity - 0.5 * (root @ scaled)
@@ -97,15 +97,29 @@ def _identity_like(moment: Tensor) -> Tensor:
 def _floor(moment: Tensor, largest: Tensor, noise: Noise) -> Tensor:
     """Eigenvalues up to this are rounding: of S's own arithmetic beside its `largest` one, or what is there of the
     rows'."""
-    return (moment.shape[-1] * torch.finfo(moment.dtype).eps * largest).clamp_min(noise)
+    return (8 * moment.shape[-1] * _epsilon(moment) * largest).clamp_min(noise)
+
+
+def _epsilon(moment: Tensor) -> float:
+    return float(torch.finfo(moment.dtype).eps)
+
+
+def _is_resolved(factor: Tensor, moment: Tensor, noise: Noise) -> Tensor:
+    """Whether rounding stays small where rows of Φ, [..., r, a], are applied to variables of second moment S: [..., r].
+
+    Φ_k carries a relative error of rounding in variable i on as |Φ_ki| √S_ii, and `noise` in each as |Φ_ki|.
+    """
+    deviations = moment.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    own = (factor.abs() @ deviations[..., None]).squeeze(-1).square() * (8 * moment.shape[-1] * _epsilon(moment))
+    carried = factor.square().sum(-1) * torch.as_tensor(noise)[..., None]
+    return (own < 1) & (carried < 1)
 
 
 def _is_definite(moment: Tensor, noise: Noise) -> Tensor:
-    """Whether all directions are above the floor, [...], by the pivots of Cholesky's factorization; not of a NaN."""
+    """Whether S has a Cholesky factor that rounding does not decide, [...]; False where it is not finite."""
     factor, failed_at = torch.linalg.cholesky_ex(moment)
-    diagonal = moment.diagonal(dim1=-2, dim2=-1)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    return (failed_at == 0) & (pivots.amin(-1) > _floor(moment, diagonal.amax(-1), noise))
+    inverse = torch.linalg.solve_triangular(factor, _identity_like(moment).expand_as(moment), upper=False)
+    return (failed_at == 0) & _is_resolved(inverse, moment, noise).all(-1)
 
 
 def _independent(moment: Tensor, noise: Noise) -> Tensor:
@@ -114,21 +128,22 @@ def _independent(moment: Tensor, noise: Noise) -> Tensor:
     singular = ~_is_definite(moment, noise)
     if not singular.any():
         return kept
-    found = moment[singular]  # [s, a, a]
+    found, noise = moment[singular], torch.as_tensor(noise).expand(singular.shape)[singular]  # [s, a, a], [s]
     size = found.shape[-1]
-    # A share τ of a variable's own variance: below a pivot of that share the rounding of others grows to 1 / sqrt(τ).
-    floor = found.diagonal(dim1=-2, dim2=-1) * (16 * size * torch.finfo(moment.dtype).eps) ** (2 / 3)
-    floor = floor.clamp_min(torch.as_tensor(noise).expand(singular.shape)[singular][:, None])
-    left, chosen = found.clone(), torch.ones_like(found[..., 0], dtype=torch.bool)
-    for place in range(size):
-        pivot = left[:, place, place]
-        chosen[:, place] = pivot > floor[:, place]
-        column = torch.where(chosen[:, place, None], left[:, place:, place] / pivot.clamp_min(0).sqrt()[:, None], 0.0)
-        left[:, place:, place:] -= column[:, :, None] * column[:, None, :]
+    identity = _identity_like(found)
+    left, lower, factor = found.clone(), torch.zeros_like(found), torch.zeros_like(found)
+    chosen = torch.ones_like(found[..., 0], dtype=torch.bool)
+    for k in range(size):  # Gram-Schmidt, a variable at a time
+        length = left[:, k, k].clamp_min(0).sqrt()[:, None]
+        row = (identity[k] - (lower[:, k, None, :] @ factor)[:, 0]) / length
+        chosen[:, k] = _is_resolved(row[:, None], found, noise)[:, 0]
+        factor[:, k] = torch.where(chosen[:, k, None], row, 0.0)
+        lower[:, k:, k] = torch.where(chosen[:, k, None], left[:, k:, k] / length, 0.0)
+        left[:, k:, k:] -= lower[:, k:, k, None] * lower[:, k:, k][:, None]
     # Another order of sums may still find a pivot that is not positive: what comes from there on is left out.
     _, failed_at = torch.linalg.cholesky_ex(_with_identity(found, chosen))
-    places = torch.arange(size, device=moment.device)
-    kept[singular] = chosen & ((failed_at[:, None] == 0) | (places < failed_at[:, None] - 1))
+    reached = (failed_at[:, None] == 0) | (torch.arange(size, device=moment.device) < failed_at[:, None] - 1)
+    kept[singular] = chosen & reached
     return kept
 
 
@@ -199,7 +214,7 @@ class _PrincipalFactor(torch.autograd.Function):
         projected = gradient @ vectors
         gaps = values[..., None, :] - values[..., :, None]
         larger = torch.maximum(values[..., None, :], values[..., :, None])
-        resolved = ~(gaps.abs() <= torch.finfo(values.dtype).eps ** 0.5 * larger)
+        resolved = ~(gaps.abs() <= _epsilon(values) ** 0.5 * larger)
         safe = torch.where(kept, values, 1.0)
         slopes = torch.where(resolved, -safe.rsqrt()[..., :, None] / torch.where(resolved, gaps, 1.0), 0.0)
         slopes.diagonal(dim1=-2, dim2=-1).copy_(-0.5 * safe.pow(-1.5))
