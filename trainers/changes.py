@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from trainers.arrival import arriving
 from trainers.config import Config, TrialConfig
 from trainers.upgrade import kind_at, renamed
 from trainers.usercode import is_reference
@@ -26,7 +27,8 @@ def with_changes(config: TrialConfig, changes: Mapping[str, Any]) -> TrialConfig
     """A copy of `config` with the value at each path replaced, checked as a whole.
 
     Values are what JSON can say; a whole object replaces a whole object. ValueError where a path leads nowhere or has
-    an old name, pydantic's ValidationError (one too) where the result is not a valid config.
+    an old name, LostError (one too) where config or values hold what JSON cannot say, pydantic's ValidationError where
+    the result is not a valid config.
     """
     changed, _ = _changed(config, changes)
     return changed
@@ -47,7 +49,7 @@ def left_out(config: TrialConfig, changes: Mapping[str, Any]) -> dict[str, list[
 
 def _changed(config: TrialConfig, changes: Mapping[str, Any]) -> tuple[TrialConfig, list[Keys]]:
     """The changed copy, and the inherited keys that new kinds have no room for."""
-    values = config.model_dump(mode="json")
+    values = arriving(config).model_dump(mode="json")
     _refuse_old_names(changes, values)
     chosen: set[Keys] = set()
     rekinded: list[Keys] = []
@@ -66,7 +68,7 @@ def _changed(config: TrialConfig, changes: Mapping[str, Any]) -> tuple[TrialConf
             chosen.add(keys)
     while True:
         try:
-            return TrialConfig.model_validate(values), dropped
+            return arriving(TrialConfig.model_validate(values)), dropped
         except ValidationError as error:
             foreign = _drop_foreign_keys(values, error, rekinded, chosen)
             if not foreign:

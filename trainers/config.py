@@ -249,13 +249,41 @@ class TrialConfig(Config):
         }
 
 
+def is_own_instance(term: object) -> bool:
+    """Whether it is of a class of one's own, derived from `TermConfig` or from a shipped term."""
+    return isinstance(term, TermConfig) and not isinstance(term, OwnTerm) and type(term) not in SHIPPED_TERMS
+
+
+def as_reference(name: str, term: TermConfig) -> OwnTerm:
+    """A term of a class of one's own as a config holds it: the reference to its class, and its settings.
+
+    LostError where the class has no place at which another process would find it, or the instance is more than that.
+    """
+    label, settings = usercode.where(type(term)), type(term).model_fields
+    if foreign := [key for key in vars(term) if key not in settings]:
+        raise usercode.LostError(
+            f"objective.{name} is a {label} with {', '.join(foreign)} set on it, which would not arrive where the trial "
+            "runs; make a field of it"
+        )
+    values = term.model_dump(mode="json", exclude={"kind"}, warnings=False, fallback=usercode.plain)
+    try:
+        own = OwnTerm.model_validate({**values, "kind": usercode.reference_to(type(term))})
+        arrived = type(term).model_validate(values)
+    except ValueError as error:
+        raise usercode.LostError(f"objective.{name} is a {label}, which would not arrive: {error}") from error
+    changed = [key for key in settings if key != "kind" and not usercode.alike(getattr(term, key), getattr(arrived, key))]
+    if changed or not usercode.alike(term.__pydantic_private__, arrived.__pydantic_private__):
+        raise usercode.LostError(
+            f"objective.{name} is a {label} whose {', '.join(changed) or 'private state'} JSON cannot say; use fields of "
+            "numbers, text, lists and objects of such"
+        )
+    return own
+
+
 def _found(name: Any, term: Any) -> Any:
     """A term of an objective with its kind: a shipped one, or a reference."""
     if isinstance(term, TermConfig):
-        if isinstance(term, OwnTerm) or type(term) in SHIPPED_TERMS:
-            return term
-        settings = term.model_dump(mode="json", exclude={"kind"})
-        return OwnTerm.model_validate({**settings, "kind": usercode.reference_to(type(term))})
+        return as_reference(name, term) if is_own_instance(term) else term
     if not isinstance(term, Mapping):
         return term
     kind = term.get("kind", name)

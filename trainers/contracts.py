@@ -22,7 +22,7 @@ from trainers import dist, masking, usercode
 from trainers.config import OwnBackbone, TimmConfig, TrialConfig, ViTConfig
 from trainers.keyed_random import Draws, keys_of
 from trainers.model import build_backbone
-from trainers.objective import Objective
+from trainers.objective import Objective, form_complaint
 from trainers.operations import check_kept
 from trainers.terms import (
     Alignment,
@@ -154,11 +154,8 @@ class TermTrial:
 
     def is_one_number(self) -> str:
         value = self._value(self._outputs())
-        if not isinstance(value, Tensor) or value.shape != ():
-            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise self._broken(f"must return one number, a tensor of shape [], but returned {found}; take the mean")
-        if not value.is_floating_point():
-            raise self._broken(f"must return a floating-point number, but returned {value.dtype}; convert it")
+        if complaint := form_complaint(value):
+            raise self._broken(complaint)
         return f"{value.item():.4g}, {str(value.dtype).removeprefix('torch.')}"
 
     def is_finite(self) -> str:

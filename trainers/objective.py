@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainers.terms import Outputs, TermConfig
-from trainers.usercode import named
+from trainers.usercode import named, where
 
 
 class Objective:
@@ -33,14 +33,28 @@ class Objective:
     def __call__(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, differentiable, and each term's unweighted value by name, detached.
 
-        All are scalars over the *global* batch, the same on every rank, float32 at least.
+        All are scalars over the *global* batch, the same on every rank, float32 at least. ValueError names the term
+        that returns something else, or what no gradient passes through.
         """
+        differentiable = torch.is_grad_enabled() and any(rows.requires_grad for rows in outputs.features)
         values = {name: term(outputs) for name, term in self.terms.items()}
+        for name, value in values.items():
+            if complaint := form_complaint(value):
+                raise ValueError(f"{self._label(name)} {complaint}")
+            if differentiable and not value.requires_grad:
+                raise ValueError(
+                    f"{self._label(name)} must depend on what the model computes, differentiably, but its value has no "
+                    "gradient; look for detach(), item(), no_grad() or argmax"
+                )
         weighted = [self.terms[name].weight * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
         return total, {name: value.detach() for name, value in values.items()}
+
+    def _label(self, name: str) -> str:
+        """`objective.spread, Spread (/home/me/mine.py:12),`"""
+        return f"objective.{name}, {where(type(self.terms[name]))},"
 
     @torch.no_grad()
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -48,3 +62,14 @@ class Objective:
         return {
             f"{name}/{key}": value for name, term in self.terms.items() for key, value in term.metrics(outputs).items()
         }
+
+
+def form_complaint(value: object) -> str:
+    """What is wrong with a term's value that is not one floating-point number; empty for one that is."""
+    if not isinstance(value, Tensor):
+        return f"must return one number, a tensor of shape [], but returned {value!r}; return the tensor itself"
+    if value.ndim:
+        return f"must return one number, a tensor of shape [], but returned shape {list(value.shape)}; take the mean"
+    if not value.is_floating_point():
+        return f"must return a floating-point number, but returned {value.dtype}; convert it"
+    return ""

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import linecache
+import math
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,10 @@ _HASH = "__pretune_sha256__"
 
 class ChangedError(ValueError):
     """A file is not the one that a run was requested with."""
+
+
+class LostError(ValueError):
+    """Something in a config that would not arrive in the process that runs it."""
 
 
 class SettingsError(ValueError):
@@ -59,10 +64,40 @@ def anchored(reference: str, folder: Path) -> str:
 
 
 def reference_to(thing: Callable[..., Any]) -> str:
-    """The reference by which a function or class is found again: in its file if `load` read it, else in its module."""
+    """The reference by which a function or class is found again: in its file if `load` read it or it lies in no
+    package, else in its module. ValueError where there is none.
+    """
     module = vars(sys.modules[thing.__module__])
-    by_file = _HASH in module or thing.__module__ == "__main__"
-    return f"{module['__file__'] if by_file else thing.__module__}:{thing.__qualname__}"
+    file = module.get("__file__")
+    if "<locals>" in thing.__qualname__ or (file is None and thing.__module__ == "__main__"):
+        name = thing.__qualname__.rpartition(".")[2]
+        raise ValueError(
+            f"{name} lies in no file in which another process would find it; move it to the top of one and name it, "
+            f"for example 'mine.py:{name}'"
+        )
+    in_a_package = "." in thing.__module__ or "__path__" in module
+    by_file = file is not None and file.endswith(".py") and not in_a_package
+    return f"{Path(file).resolve() if by_file else thing.__module__}:{thing.__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """JSON for what pydantic has none for: NumPy's numbers and arrays as Python's, anything else as its text."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def is_plain(value: object) -> bool:
+    """Whether JSON can say it as it is."""
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def alike(given: object, told: object) -> bool:
+    """Whether two values are one; a list and a tuple of the same are. What does not compare, as an array, is not."""
+    if isinstance(given, list | tuple) and isinstance(told, list | tuple):
+        return len(given) == len(told) and all(alike(one, other) for one, other in zip(given, told, strict=True))
+    try:
+        return bool(given == told)
+    except Exception:  # whatever comparing it raises
+        return False
 
 
 def where(thing: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -88,3 +88,49 @@ def test_a_term_of_weight_zero_is_not_checked_against_the_rest_of_the_config() -
     one_view = (ViewConfig(),)
     config = TrialConfig(views=one_view, objective={"push": KernelMMD(), "pull": Alignment(weight=0.0)})
     assert list(Objective(config.objective).terms) == ["push"]
+
+
+class Returning(TermConfig):
+    """Whatever it is told to return."""
+
+    kind: Literal["returning"] = "returning"
+    what: str
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        value = outputs.projections[0].square()
+        found: dict[str, Any] = {
+            "a vector": value.mean(1),
+            "one in a list": value.mean()[None],
+            "nothing": None,
+            "a float": 0.5,
+            "a count": torch.tensor(3),
+            "a constant": value.mean().detach(),
+            "a number": value.mean(),
+        }
+        return found[self.what]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("a vector", r"returned shape \[6\]; take the mean"),
+        ("one in a list", r"returned shape \[1\]; take the mean"),
+        ("nothing", "returned None; return the tensor"),
+        ("a float", r"returned 0\.5; return the tensor"),
+        ("a count", r"returned torch\.int64; convert it"),
+        ("a constant", r"its value has no gradient; look for detach"),
+    ],
+)
+def test_a_term_that_returns_no_number_with_a_gradient_is_named_with_its_line(what: str, said: str) -> None:
+    terms = {"pull": Alignment(), "mine": Returning(what=what)}
+    with pytest.raises(ValueError, match=rf"^objective\.mine, Returning \(.*test_objective\.py:\d+\), must .*{said}"):
+        Objective(terms)(random_outputs())
+
+
+def test_a_value_needs_a_gradient_only_where_the_outputs_have_one() -> None:
+    outputs = random_outputs()
+    for what in ("a constant", "a number"):
+        with torch.no_grad():
+            Objective({"mine": Returning(what=what)})(outputs)
+    fixed = tuple(view.detach() for view in outputs.projections)
+    Objective({"mine": Returning(what="a number")})(outputs._replace(features=fixed, projections=fixed))

@@ -42,6 +42,8 @@ class Alignment(TermConfig):
         rows = [unit_rows(view) if self.normalize else wide(view) for view in outputs.projections]
         z = torch.stack(rows)  # [V, n, q]
         view_count, row_count, q = z.shape
+        if view_count < 2:
+            raise ValueError(f"alignment compares views and needs at least 2, but has {view_count}; add one")
         if self.global_views is None:
             # Sum over pairs a < b of ||z_a - z_b||² = V · sum over v of ||z_v - center||²: linear in V, and it keeps
             # digits that 2 - 2 cos would lose between near views.

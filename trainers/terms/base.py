@@ -24,13 +24,20 @@ def wide(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
+SHORTEST, LARGEST = 1e-12, 1e15
+"""Rows are no shorter than the one, or have no direction; entries above the other have squares that may overflow."""
+
+
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows [n, q] over their length (at least 1e-12), in float32 or wider."""
+    """Rows [n, q] over their length (at least `SHORTEST`, below which they get no gradient), in float32 or wider."""
     import torch
 
     rows = wide(rows)
+    largest = rows.detach().abs().amax(-1, keepdim=True)
+    rows = rows / torch.where(largest > LARGEST, largest, 1.0)
     length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / length.clamp_min(1e-12)
+    rows = torch.where(length < SHORTEST, rows.detach(), rows)
+    return rows / length.clamp_min(SHORTEST)
 
 
 @contextmanager

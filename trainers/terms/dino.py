@@ -48,6 +48,8 @@ class Dino(TermConfig):
             for j, log_p in enumerate(logs)
             if i != j
         ]
+        if not costs:
+            raise ValueError(f"dino compares different views and needs at least 2, but has {len(logs)}; add a view")
         return dist.mean_over_ranks(torch.stack(costs).mean())
 
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:

@@ -31,6 +31,11 @@ class Kernel(BaseModel, ABC):
     singular: ClassVar[bool] = False
     """Whether φ(1) is infinite: then only pairs of different points count, and there is no scale to normalize by."""
 
+    @property
+    def delicate(self) -> bool:
+        """Whether single precision, or a difference from φ(1), would leave nothing of the mean over pairs."""
+        return self.singular
+
     @model_validator(mode="before")
     @classmethod
     def _names_are_todays(cls, values: Any) -> Any:
@@ -203,6 +208,10 @@ class LogRBF(Kernel):
     kind: Literal["rbf_log"] = "rbf_log"
     gamma: float = Field(2.5, ge=1e-3, le=40.0)
 
+    @property
+    def delicate(self) -> bool:
+        return self.gamma > 5  # orthogonal points have exp(-2 gamma), opposite ones exp(-4 gamma)
+
     def values(self, t: Tensor, q: int) -> Tensor:
         return _rbf(t, self.gamma)
 
@@ -288,7 +297,8 @@ class Energy(Kernel):
 class Riesz(Kernel):
     """φ = ||u - v||^-exponent, for exponent < q - 1 (Coulomb's at q - 2). Estimator "u", not normalized.
 
-    Points nearer than t's rounding resolves count as if at that distance, and do not repel each other.
+    Points nearer than t's rounding resolves, or so near that the slope by t exceeds `STEEPEST` (at exponent 1 a
+    distance of 1e-5, at 8 one of 0.03), count as if at that distance, and do not repel each other.
     """
 
     singular: ClassVar[bool] = True
@@ -297,7 +307,7 @@ class Riesz(Kernel):
     exponent: float = Field(1.0, gt=0.0, le=8.0)
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return _resolved_square(t).pow(-self.exponent / 2)
+        return _resolved_square(t, self.exponent).pow(-self.exponent / 2)
 
     def mean(self, q: int) -> float:
         """ValueError where it is infinite."""
@@ -323,7 +333,7 @@ class Logarithm(Kernel):
     kind: Literal["log"] = "log"
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return -_resolved_square(t).log() / 2
+        return -_resolved_square(t, 0.0).log() / 2
 
     def mean(self, q: int) -> float:
         return -log_chord_mean(q)
@@ -363,12 +373,18 @@ def _distance_to_the(power: float, t: Tensor) -> Tensor:
     return torch.where(resolved, torch.where(resolved, squared, 1.0).pow(power / 2), 0.0)
 
 
-def _resolved_square(t: Tensor) -> Tensor:
-    """||u - v||² from t, at least what t's rounding resolves, where its slope is 0."""
+STEEPEST = 1e15
+"""A step as long as the inverse of the slope is lost in rounding; and squares of steeper ones overflow in float32."""
+
+
+def _resolved_square(t: Tensor, exponent: float) -> Tensor:
+    """||u - v||² from t, at least what t's rounding resolves, and where ||u - v||^-(exponent + 2) is `STEEPEST`; there
+    its slope is 0.
+    """
     import torch
 
-    squared = 2 - 2 * t
-    return torch.where(squared <= _resolution(t), _resolution(t), squared)
+    squared, nearest = 2 - 2 * t, max(_resolution(t), STEEPEST ** (-2 / (exponent + 2)))
+    return torch.where(squared <= nearest, nearest, squared)
 
 
 def _resolution(t: Tensor) -> float:

@@ -30,8 +30,8 @@ class KernelMMD(TermConfig):
     weight divided by 81). Kernel `rbf_log`: log of the mean of φ (Wang and Isola); normalized, 1 - log(mean) /
     log(b_0): again 1 collapsed, 0 uniform.
 
-    Kernels `riesz` and `log` are infinite for a point with itself: they need estimator "u" and `normalize=False`, and
-    are computed in float64.
+    Kernels `riesz` and `log` are infinite for a point with itself: they need estimator "u" and `normalize=False`. They,
+    and a sharp `rbf_log`, are computed in float64.
 
     `global_views`: the mean is over that many of the first views only, such as the large ones of a multi-crop recipe;
     None: over all views (SFRIK's official `reg_small`).
@@ -71,7 +71,7 @@ class KernelMMD(TermConfig):
 
         views = outputs.projections[: self.global_views]
         dtype = torch.promote_types(views[0].dtype, torch.float32)
-        if self.kernel.singular:  # near points decide, whose distance single precision loses
+        if self.kernel.delicate:
             views = tuple(view.double() for view in views)
         rows = torch.stack([unit_rows(view) for view in views])  # [V, n, q]
         row_count, q = rows.shape[1] * dist.world_size(), rows.shape[2]
@@ -82,20 +82,21 @@ class KernelMMD(TermConfig):
             )
         degrees = self.kernel.low_degrees(q)
         mean = self.kernel.mean(q)
-        if self.kernel.singular:
-            with full_precision(rows.device):
-                value = pair_sums(rows, self.kernel) / (row_count * (row_count - 1)) - mean
-            return value.mean().to(dtype)
-        with full_precision(rows.device):
-            if degrees is None or self.form == "gram" or (self.form == "auto" and q >= row_count):
-                value = gram_form(rows, self.kernel)
-            else:
-                value = feature_form(rows, *degrees)
         collapsed = self.kernel.peak(q) - mean
-        if self.estimator == "u":
-            value = (row_count * value - collapsed) / (row_count - 1)
+        with full_precision(rows.device):
+            if self.kernel.delicate and self.estimator == "u":
+                of_pairs = pair_sums(rows, self.kernel) / (row_count * (row_count - 1))
+                value = of_pairs - mean
+            else:
+                if degrees is None or self.form == "gram" or (self.form == "auto" and q >= row_count):
+                    value = gram_form(rows, self.kernel)
+                else:
+                    value = feature_form(rows, *degrees)
+                if self.estimator == "u":
+                    value = (row_count * value - collapsed) / (row_count - 1)
+                of_pairs = value + mean
         if self.kernel.logarithmic:
-            logarithm = (value + mean).log()  # of a mean over the global batch: never a mean of logs over ranks
+            logarithm = of_pairs.log()  # of a mean over the global batch: never a mean of logs over ranks
             value = 1 - logarithm / torch.log(value.new_tensor(mean)) if self.normalize else logarithm
         elif self.normalize:
             value = value / collapsed

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Facts, Outputs, TermConfig, full_precision, unit_rows
+from trainers.terms.base import SHORTEST, Facts, Outputs, TermConfig, full_precision, unit_rows
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -30,11 +31,16 @@ class Whitening(TermConfig):
       runs as they are; each later one orders the images of the global batch anew, from (seed, step, repeat), which
       gathers all embeddings where there are several workers.
     * `factor`: the whitening matrix, see `trainers.terms.whitening_factor`; `newton_steps` is for "newton" only.
-    * `shrinkage` (ε): S <- (1 - ε) S + ε trace(S) / size · I. Keep it at 0 or tiny: above 0 an exactly collapsed batch
-      costs next to nothing. At 0 it has no whitening matrix, and the value is NaN, which ends a trial as diverged.
+    * `shrinkage` (ε): S <- (1 - ε) S + ε trace(S) / size · I. Keep it at 0 or tiny: it opens a way into collapse, where
+      batches whose images differ by less than about sqrt(ε / m) of their mean cost next to nothing.
 
     Second moments, factors and products are float64 whatever the model's precision: with blocks this small it is
     cheap, and nearly collapsed batches keep their digits.
+
+    Copies of an image, blank and constant ones, leave S singular. Directions in which embeddings vary by no more than
+    their own rounding (`resolution`) are left out of whitening (see `whitening_factor`): copies stay copies, and are
+    as near in one view as in the other. Wherever embeddings differ by more, it is as if there were no such floor. A
+    batch that collapsed exactly, to the last digit, is therefore finite and may cost nothing: the sentinel ends it.
 
     Sources: Weng et al., "An investigation into whitening loss for self-supervised learning", NeurIPS 2022 (arXiv
     2210.03586) and its official code winci-ai/CW-RGP; differences are named by each class.
@@ -69,8 +75,12 @@ class Whitening(TermConfig):
         """[..., m, d] less its means."""
 
     @abstractmethod
-    def _whiten(self, blocks: Tensor) -> Tensor:
-        """[..., m, d / g] -> the same shape, whitened."""
+    def _mean_square(self, runs: Tensor) -> Tensor:
+        """Of the embeddings that are whitened together, before centering: [..., m, d] -> [...], without gradient."""
+
+    @abstractmethod
+    def _whiten(self, blocks: Tensor, noise: Tensor) -> Tensor:
+        """[..., m, d / g] -> the same shape, whitened; `noise` [...] is the variance of rounding in a direction."""
 
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
@@ -107,13 +117,15 @@ class Whitening(TermConfig):
             raise ValueError(f"{_kind_of(self)} {problem}")
         with full_precision(z.device):
             runs = self._runs(z.double(), outputs)
+            noise = (resolution(z.dtype) ** 2 * self._mean_square(runs)).clamp_min(SHORTEST**2)
             centered = self._center(runs)
             if self.group_count == 1:
-                return self._whiten(centered)
+                return self._whiten(centered, noise)
             order = self._channel_orders(runs, outputs)
             shape = (*runs.shape[:-1], self.group_count, -1)
             blocks = permute_columns(centered, order).reshape(shape)
-            white = self._whiten(blocks.transpose(-3, -2)).transpose(-3, -2)  # inside: [R, V, runs, g, m, d / g]
+            # Inside: [R, V, runs, g, m, d / g].
+            white = self._whiten(blocks.transpose(-3, -2), noise[..., None]).transpose(-3, -2)
             return permute_columns(white.flatten(-2), order.argsort(dim=-1))
 
     def _runs(self, z: Tensor, outputs: Outputs) -> Tensor:
@@ -215,11 +227,14 @@ class ChannelWhitening(Whitening):
     def _center(self, runs: Tensor) -> Tensor:
         return runs - runs.mean(-1, keepdim=True)
 
-    def _whiten(self, blocks: Tensor) -> Tensor:
+    def _mean_square(self, runs: Tensor) -> Tensor:
+        return runs.detach().square().mean((-2, -1))
+
+    def _whiten(self, blocks: Tensor, noise: Tensor) -> Tensor:
         from trainers.terms.whitening_factor import whiten
 
         moment = blocks @ blocks.mT / max(blocks.shape[-1] - 1, 1)
-        return whiten(blocks, self._shrink(moment), self.factor, self.newton_steps)
+        return whiten(blocks, self._shrink(moment), self.factor, self.newton_steps, noise)
 
 
 class BatchWhitening(Whitening):
@@ -271,7 +286,13 @@ class BatchWhitening(Whitening):
         mean = runs.mean(-2, keepdim=True)
         return runs - (dist.mean_over_ranks(mean) if self.over == "batch" else mean)
 
-    def _whiten(self, blocks: Tensor) -> Tensor:
+    def _mean_square(self, runs: Tensor) -> Tensor:
+        from trainers import dist
+
+        mean = runs.detach().square().mean((-2, -1))
+        return dist.mean_over_ranks(mean) if self.over == "batch" else mean
+
+    def _whiten(self, blocks: Tensor, noise: Tensor) -> Tensor:
         from trainers import dist
         from trainers.terms.whitening_factor import whiten
 
@@ -279,7 +300,19 @@ class BatchWhitening(Whitening):
         moment, count = channels @ blocks, blocks.shape[-2]
         if self.over == "batch":
             moment, count = dist.sum_over_ranks(moment), count * dist.world_size()
-        return whiten(channels, self._shrink(moment / (count - 1)), self.factor, self.newton_steps).mT
+        return whiten(channels, self._shrink(moment / (count - 1)), self.factor, self.newton_steps, noise).mT
+
+
+def resolution(dtype: torch.dtype) -> float:
+    """The size of rounding in embeddings of this dtype, relative to them.
+
+    A few units in the last place, as a network's sums leave it; narrower than float32 only the result is rounded, as
+    autocast adds up in float32.
+    """
+    import torch
+
+    summed = torch.promote_types(dtype, torch.float32)
+    return max(8 * torch.finfo(summed).eps, torch.finfo(dtype).eps / 2)
 
 
 def _kind_of(term: TermConfig) -> str:

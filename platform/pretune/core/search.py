@@ -31,8 +31,9 @@ from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.messages import in_words
 from pretune.core.parameters import Names, SpaceTrial, ToldTrial, exhausted, size
+from trainers.arrival import arriving
 from trainers.config import TrialConfig
-from trainers.usercode import ChangedError, line_of, place_of
+from trainers.usercode import ChangedError, LostError, line_of, place_of
 
 Space = Callable[[optuna.Trial, TrialConfig], TrialConfig]
 
@@ -201,10 +202,12 @@ class Search:
                     f"space {name!r} must return a trainers.config.TrialConfig, but returned {type(config).__name__}; "
                     f"end it with `return base.model_copy(...)` or a new TrialConfig"
                 )
-            # model_copy checks nothing: whatever the space did, what leaves here is valid.
-            config = completed(TrialConfig.model_validate(config.model_dump(mode="json")), self.experiment)
+            # model_copy checks nothing: whatever the space did, what leaves here is valid, and is what will run.
+            config = completed(arriving(config), self.experiment)
         except RequestError:
             raise
+        except LostError as error:
+            raise RequestError(f"space {name!r} returns a config that would not arrive: {error}") from error
         except ChangedError as error:  # no fault of the parameters: each proposal from now on would be refused
             raise RequestError(str(error)) from error
         except (optuna.TrialPruned, ValueError) as error:

@@ -17,6 +17,7 @@ from pretune.request import json_text
 from pretune.request.usercode import with_absolute_kinds
 from trainers.changes import left_out, with_changes
 from trainers.config import TrialConfig
+from trainers.usercode import LostError
 
 Overrides = Mapping[str, Any]
 
@@ -71,6 +72,8 @@ def apply(config: TrialConfig, overrides: Overrides) -> TrialConfig:
         return with_changes(config, overrides)
     except ValidationError as error:
         raise RequestError(describe(error, TrialConfig)) from error
+    except LostError as error:
+        raise RequestError(str(error)) from error
     except ValueError as error:
         raise RequestError(f"--set {error}") from error
 

@@ -491,3 +491,39 @@ def test_a_part_that_cannot_be_in_a_trial_is_the_parameters_fault_and_a_changed_
     (tmp_path / "mine.py").unlink()
     with pytest.raises(RequestError, match="but there is no such file; put the file back"):
         made.ask([])
+
+
+def test_a_space_may_return_a_child_of_a_shipped_term_and_no_child_of_another_part(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CHILDREN)
+    found = {name: lookup.space(f"mine.py:{name}", folder=tmp_path).function for name in ("a_term", "a_view", "at_times")}
+    proposal = search(found["a_term"]).ask([])
+    assert proposal is not None
+    assert proposal.config is not None
+    (part,) = proposal.config.own_parts.values()
+    assert (part.kind, bool(part.source_sha256)) == (f"{tmp_path}/mine.py:MyAlignment", True)
+    assert not search(found["a_term"]).check()[0].own_parts.keys() - {"objective.alignment"}
+    for name in ("a_view", "at_times"):
+        with pytest.raises(RequestError, match=r"space 'mine' .* views\.0 is of class MyView \(.*mine.py:\d+\)"):
+            search(found[name]).check()
+
+
+CHILDREN = """
+from trainers.terms import Alignment
+from trainers.config import ViewConfig
+
+class MyAlignment(Alignment):
+    def __call__(self, outputs):
+        return 2 * super().__call__(outputs)
+
+class MyView(ViewConfig):
+    pass
+
+def a_term(trial, base):
+    return base.model_copy(update={"objective": {"alignment": MyAlignment()}})
+
+def a_view(trial, base):
+    return base.model_copy(update={"views": (MyView(), ViewConfig())})
+
+def at_times(trial, base):
+    return a_view(trial, base) if trial.suggest_float("x", 0, 1) > 0.8 else base
+"""

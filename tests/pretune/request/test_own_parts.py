@@ -129,6 +129,51 @@ def test_a_config_that_ran_with_another_file_is_refused(here: Path) -> None:
     assert after != before
 
 
+CHILDREN = """
+from search_spaces import RECIPES
+from trainers.terms import Alignment
+from trainers.config import ProbeConfig
+
+class MyAlignment(Alignment):
+    def __call__(self, outputs):
+        return 2 * super().__call__(outputs)
+
+class Vector(Alignment):
+    def __call__(self, outputs):
+        return outputs.projections[0].mean(1)
+
+class MyProbe(ProbeConfig):
+    pass
+
+def changed(**fields):
+    base = RECIPES["sfrik_tiny"]()
+    return base.model_copy(update=fields)
+
+def a_term():
+    return changed(objective={"alignment": MyAlignment()})
+
+def a_vector():
+    return changed(objective={"alignment": Vector()})
+
+def a_probe():
+    return changed(probe=MyProbe())
+"""
+
+
+def test_a_recipes_child_of_a_shipped_term_runs_and_one_of_another_part_is_refused(here: Path) -> None:
+    (here / "children.py").write_text(CHILDREN)
+    term = request.configure(lookup.recipe("children.py:a_term")).objective["alignment"]
+    assert isinstance(term, OwnTerm)
+    assert (term.kind, bool(term.source_sha256)) == (f"{here}/children.py:MyAlignment", True)
+    with pytest.raises(RequestError, match=r"^objective.alignment: Vector .*children.py:\d+\) .* shape \[16\]"):
+        request.configure(lookup.recipe("children.py:a_vector"))
+    with pytest.raises(RequestError, match=r"^probe is of class MyProbe \(.*children.py:\d+\), but only what Probe"):
+        request.configure(lookup.recipe("children.py:a_probe"))
+    with pytest.raises(RequestError, match=r"^probe is of class MyProbe"):
+        given = usercode.load("children.py:a_probe", what="RECIPE", folder=here)()
+        request.configure(lookup.space_and_recipe("kernels", given)[1], assignments=["epochs=3"])
+
+
 def test_levels_of_an_ablation_may_be_parts_of_ones_own(here: Path) -> None:
     factors = ablation.parse(["objective.mine.kind=mine.py:Spread", "model.backbone.kind=resnet_tiny,mine.py:Net"])
     assert factors["model.backbone.kind"] == ["resnet_tiny", f"{here}/mine.py:Net"]

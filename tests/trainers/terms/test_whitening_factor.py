@@ -80,7 +80,7 @@ def test_the_gradient_of_the_inverse_root_equals_finite_differences_where_eigenv
 
 
 @pytest.mark.parametrize("spectrum", ["identity", "repeated", "generic"])
-@pytest.mark.parametrize("factor", [cholesky_factor, lambda moment: newton_inverse_root(moment, 5)])
+@pytest.mark.parametrize("factor", [lambda moment: cholesky_factor(moment)[0], lambda moment: newton_inverse_root(moment, 5)])
 def test_the_other_gap_free_factors_have_exact_gradients_too(factor: Callable[[Tensor], Tensor], spectrum: str) -> None:
     def of_symmetric(moment: Tensor) -> Tensor:
         return factor((moment + moment.mT) / 2)
@@ -107,25 +107,75 @@ def test_plain_autograd_through_eigenvectors_fails_where_ours_does_not() -> None
     torch.testing.assert_close(ours, -1.5 * torch.eye(4, dtype=torch.float64))
 
 
+def low_rank(size: int, rank: int, seed: int = 0) -> Tensor:
+    """Rows [size, 7] in `rank` directions."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(size, rank, generator=generator, dtype=torch.float64)
+    return first @ torch.randn(rank, 7, generator=generator, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("kind", ["zca", "cholesky", "pca"])
-def test_what_has_no_factor_gives_nan_alone_and_never_a_number(kind: Any) -> None:
+def test_directions_without_variance_are_left_out_and_the_others_have_variance_one(kind: Any) -> None:
+    for rank in (1, 2, 4):
+        rows = low_rank(6, rank)
+        white = whiten(rows, rows @ rows.T, kind, 12)
+        spectrum = torch.linalg.eigvalsh(white @ white.T)
+        torch.testing.assert_close(spectrum, torch.tensor([0.0] * (6 - rank) + [1.0] * rank, dtype=torch.float64))
+        factor = matrix(kind, rows @ rows.T)
+        torch.testing.assert_close(factor @ rows if kind != "cholesky" else white, white)
+
+
+def test_cholesky_leaves_out_each_row_that_is_made_of_those_before_it_whatever_its_size() -> None:
+    rows = low_rank(6, 6)
+    rows[2], rows[4] = 1e3 * rows[0], 3 * rows[1] - 1e-3 * rows[3]
+    moment = (rows @ rows.T)[None].expand(2, 6, 6)
+    factor, kept = cholesky_factor(moment)
+    assert kept.tolist() == [[True, True, False, True, False, True]] * 2
+    white = whiten(rows.expand(2, 6, 7), moment, "cholesky", 12)[0]
+    torch.testing.assert_close(white @ white.T, torch.diag(kept[0].double()), rtol=0, atol=1e-9)
+    assert factor.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["zca", "cholesky", "pca"])
+def test_a_direction_that_is_left_out_has_the_derivative_of_those_that_stay(kind: Any) -> None:
+    """Of rows that keep their rank; where the sign of eigenvectors does not matter, in the product of two rows."""
+    other = low_rank(6, 3, seed=1)[:3]
+    rows = low_rank(3, 3)
+
+    def compared(rows: Tensor) -> Tensor:
+        copies = torch.cat([rows, rows])
+        white = whiten(copies, copies @ copies.T, kind, 12)
+        return (white @ other.T).square() if kind == "pca" else white @ other.T
+
+    assert torch.autograd.gradcheck(compared, (rows.requires_grad_(),), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["zca", "cholesky", "pca", "newton"])
+def test_what_has_no_factor_is_finite_with_a_finite_gradient_and_changes_nothing_beside_it(kind: Any) -> None:
     sound = moment_of("generic")
     ones = torch.ones(6, 6, dtype=torch.float64)
     bad = [
         torch.zeros(6, 6, dtype=torch.float64),
+        1e-40 * ones,
         ones,  # what a constant batch gives
         0.1 * ones + 1e-16 * torch.eye(6, dtype=torch.float64),
-        torch.full((6, 6), torch.nan, dtype=torch.float64),
-        sound.clone().fill_diagonal_(torch.inf),
+        1e50 * ones,
         -sound,
     ]
     moments = torch.stack([sound, *bad]).requires_grad_()
     rows = torch.ones(7, 6, 3, dtype=torch.float64)
-    whitened = whiten(rows, moments, kind, 12)
-    torch.testing.assert_close(whitened[0], whiten(rows[0], sound, kind, 12))
-    assert whitened[1:].flatten(1).isnan().any(1).all()
-    (gradient,) = torch.autograd.grad(whitened[0].square().sum(), moments)
-    assert gradient[0].isfinite().all()
+    whitened = whiten(rows, moments, kind, 12, 1e-24)
+    assert torch.equal(whitened[0], whiten(rows[0], sound, kind, 12))
+    assert whitened[:-1].isfinite().all()
+    (gradient,) = torch.autograd.grad(whitened[:-1].square().sum(), moments)
+    assert gradient[:-1].isfinite().all()
+    assert gradient[:-1].abs().max() < 1e8
+    for hole in (torch.nan, torch.inf):
+        broken = sound.clone()
+        broken[3, 3] = hole
+        mixed = whiten(rows[:2], torch.stack([sound, broken]), kind, 12)
+        assert torch.equal(mixed[0], whitened[0])
+        assert mixed[1].isnan().any()
 
 
 def test_newton_steps_whiten_slowly_as_published() -> None:

@@ -1,0 +1,101 @@
+"""What of a config arrives where its trial runs: what JSON says of it, and nothing else.
+
+A config travels as JSON to another process. Whatever JSON cannot say would silently be something else there: a class
+derived from one of ours would be its parent, an attribute that was added gone. `arriving` refuses it by path and class,
+before anything starts; a term of a class of one's own becomes the reference by which it is found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainers import usercode
+from trainers.config import OwnTerm, TrialConfig, as_reference, is_own_instance
+from trainers.usercode import LostError
+
+__all__ = ["LostError", "arriving"]
+
+
+def arriving(config: TrialConfig) -> TrialConfig:
+    """`config` as the process that runs it will have it.
+
+    LostError where that is not the same; pydantic's ValidationError where it is no valid config, as a copy with changes
+    that were not checked may be.
+    """
+    given: dict[str, Any] = {}
+    objective = config.objective
+    if isinstance(objective, Mapping):
+        given = {name: term for name, term in objective.items() if is_own_instance(term)}
+        if given:
+            terms = {name: as_reference(name, term) if name in given else term for name, term in objective.items()}
+            config = config.model_copy(update={"objective": terms})
+    values = config.model_dump(mode="json", warnings=False, fallback=usercode.plain)
+    told = TrialConfig.model_validate(values)
+    for path, complaint in _lost("", config, told):
+        raise LostError(f"{path or 'the config'} {complaint}")
+    return told
+
+
+def _lost(path: str, given: Any, told: Any) -> Iterator[tuple[str, str]]:
+    """Where `given` is not what arrives, and how."""
+    if isinstance(told, BaseModel):
+        if isinstance(given, BaseModel):
+            yield from _lost_of_a_class(path, given, told)
+        held: Any = given if isinstance(given, Mapping) else vars(given) if isinstance(given, BaseModel) else {}
+        held = {**held, **(getattr(given, "model_extra", None) or {})}
+        fields = {name: getattr(told, name) for name in type(told).model_fields} | (told.model_extra or {})
+        for name, value in held.items():
+            yield from _lost(f"{path}.{name}".lstrip("."), value, fields.get(name))
+    elif isinstance(told, Mapping) and isinstance(given, Mapping):
+        for name, value in given.items():
+            yield from _lost(f"{path}.{name}", value, told.get(name))
+    elif isinstance(told, list | tuple) and isinstance(given, list | tuple) and len(told) == len(given):
+        for place, (value, other) in enumerate(zip(given, told, strict=True)):
+            yield from _lost(f"{path}.{place}", value, other)
+    elif not (usercode.is_plain(given) or usercode.alike(given, told)):
+        yield (
+            path,
+            f"is {given!r} (a {type(given).__name__}), which JSON cannot say: it would arrive as {told!r}; give a "
+            "number, text, a list or an object of such",
+        )
+
+
+def _lost_of_a_class(path: str, given: BaseModel, told: BaseModel) -> Iterator[tuple[str, str]]:
+    ours = type(told)
+    if type(given) is not ours:
+        remedy = "set its fields instead, or write a part of your own and name it: kind='mine.py:Name'"
+        if is_own_instance(given):
+            remedy = f"name it: kind='mine.py:{type(given).__name__}'"
+        yield (
+            path,
+            f"is of class {usercode.where(type(given))}, but only what {ours.__name__} knows of it would arrive where "
+            f"the trial runs; {remedy}",
+        )
+    foreign = [name for name in vars(given) if name not in ours.model_fields]
+    if foreign:
+        yield (
+            path,
+            f"has {', '.join(foreign)} set on it, which {ours.__name__} does not have and which would not arrive where the "
+            f"trial runs; known: {', '.join(ours.model_fields)}{usercode.guess(foreign[0], list(ours.model_fields))}",
+        )
+    for member in _replaced(ours):
+        yield (
+            path,
+            f"is of class {ours.__name__}, whose {member} was replaced in this process, but not where the trial runs; "
+            "derive a class of your own and name it: kind='mine.py:Name'",
+        )
+
+
+def _replaced(ours: type) -> Iterator[str]:
+    """Methods of our classes that are functions of somebody else's."""
+    for owner in ours.__mro__:
+        if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            for name, member in vars(owner).items():
+                function = member.fget if isinstance(member, property) else member
+                if isinstance(function, FunctionType) and function.__module__ != owner.__module__:
+                    if not function.__module__.startswith("pydantic"):
+                        yield name
