@@ -271,7 +271,9 @@ def as_reference(name: str, term: TermConfig) -> OwnTerm:
         arrived = type(term).model_validate(values)
     except ValueError as error:
         raise usercode.LostError(f"objective.{name} is a {label}, which would not arrive: {error}") from error
-    changed = [key for key in settings if key != "kind" and not usercode.alike(getattr(term, key), getattr(arrived, key))]
+    changed = [
+        key for key in settings if key != "kind" and not usercode.alike(getattr(term, key), getattr(arrived, key))
+    ]
     if changed or not usercode.alike(term.__pydantic_private__, arrived.__pydantic_private__):
         raise usercode.LostError(
             f"objective.{name} is a {label} whose {', '.join(changed) or 'private state'} JSON cannot say; use fields of "

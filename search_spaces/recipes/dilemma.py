@@ -429,8 +429,8 @@ def dilemma_simclr_imagenet() -> TrialConfig:
 
     Published are the host, the data and the gain. Inferred: all of `dilemma_mocov3_imagenet` but the loss, its
     projector and its views, which are SimCLR's for ImageNet (google-research/simclr): temperature 0.1, 2048-128,
-    bicubic, jitter 0.8, 0.8, 0.8, 0.2 at 0.8, grayscale 0.2, blur 0.5. The loss is the mean over both views' anchors; the
-    official one is twice that.
+    bicubic, jitter 0.8, 0.8, 0.8, 0.2 at 0.8, grayscale 0.2, blur 0.5. The loss is the mean over both views' anchors;
+    the official one is twice that.
     """
     strengths: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
     view = ViewConfig(size=224, resampling="bicubic", blur_probability=0.5, **strengths)

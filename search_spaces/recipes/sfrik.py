@@ -150,9 +150,9 @@ def sfrik_imagenet20_obow_crops() -> TrialConfig:
     """
     as_drawn: dict[str, Any] = {"jitter_probability": 0.0, "grayscale_probability": 0.0}
     colored: dict[str, Any] = {"saturation": 0.4, "hue": 0.4}
-    whole = ViewConfig(size=224, resampling="bicubic", crop_scale=(0.7656, 0.7656), **as_drawn)
-    crop = ViewConfig(size=160, resampling="bicubic", crop_scale=(0.08, 0.6), blur_probability=0.5, **colored)
-    patch = ViewConfig(size=96, resampling="bicubic", crop_scale=(0.0844, 0.1406), **colored)
+    whole = ViewConfig(size=224, resampling="bilinear", crop_scale=(0.7656, 0.7656), **as_drawn)
+    crop = ViewConfig(size=160, resampling="bilinear", crop_scale=(0.08, 0.6), blur_probability=0.5, **colored)
+    patch = ViewConfig(size=96, resampling="bilinear", crop_scale=(0.0844, 0.1406), **colored)
     objective = _published(lambda_sim=4000.0, embedding_width=8192, aligned=1)
     return with_fields(sfrik_imagenet20(), views=(whole, crop, crop, *(patch,) * 5), objective=objective)
 

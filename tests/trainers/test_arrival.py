@@ -151,7 +151,9 @@ FULL = with_changes(
     RECIPES["dilemma_mocov3_tiny"](),
     {"objective.mmd.weight": 1.0, "objective.reconstruction.weight": 1.0, "model.decoder": {}, "model.prototypes": {}},
 )
-EVERY_PART = pytest.mark.parametrize(("path", "part"), parts(FULL), ids=lambda value: value if type(value) is str else "")
+EVERY_PART = pytest.mark.parametrize(
+    ("path", "part"), parts(FULL), ids=lambda value: value if type(value) is str else ""
+)
 
 
 @EVERY_PART

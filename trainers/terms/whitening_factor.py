@@ -153,8 +153,7 @@ def _with_identity(moment: Tensor, kept: Tensor) -> Tensor:
 
 
 def _eigen(moment: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues, ascending, all NaN where the matrix is not finite; which of them are above the floor; eigenvectors.
-    """
+    """Eigenvalues, ascending, all NaN where the matrix is not finite; which of them are above the floor; eigenvectors."""
     symmetric = (moment + moment.mT) / 2
     finite = symmetric.isfinite().all(-1).all(-1)
     safe = torch.where(finite[..., None, None], symmetric, _identity_like(moment))  # eigh refuses what is not finite

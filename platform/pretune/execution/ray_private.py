@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from pretune.execution.environment import environment
-
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
@@ -46,6 +44,16 @@ def forget_token() -> None:
 
 
 @contextmanager
+def _set(module: Any, **values: object) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+@contextmanager
 def on_loopback() -> Iterator[None]:
     """A cluster that is started in the block has the address 127.0.0.1, and listens there alone.
 
@@ -53,13 +61,8 @@ def on_loopback() -> Iterator[None]:
     on systems for which it offers no clusters of several machines. Which those are it reads from the environment once,
     while it is imported.
     """
-    constants: Any = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _set(ray._private.ray_constants, ENABLE_RAY_CLUSTER=False):
         yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -70,15 +73,13 @@ def keeping_signals() -> Iterator[None]:
     Ray's own handler ends the driver at once, from wherever it is. Its library puts another one on top, which prints a
     stack of C++, and may crash while the library is being set up. A signal that comes meanwhile is heard afterwards.
     """
-    utils: Any = ray._private.utils
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
+    no_handler = _set(ray._private.utils, set_sigterm_handler=lambda handler: None)
+    none_on_top = _set(ray._private.ray_constants, RAY_DISABLE_FAILURE_SIGNAL_HANDLER=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})  # children have their parent's
     try:
-        with environment({"RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}):
+        with no_handler, none_on_top:
             yield
     finally:
-        utils.set_sigterm_handler = before
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

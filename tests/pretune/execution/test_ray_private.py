@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def test_the_controller_gets_the_callback_and_may_pickle_it(trainers: tuple[Any,
     (arrived,) = ray.cloudpickle.loads(ray.cloudpickle.dumps(asking))  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="no further group"):
         arrived.before_controller_execute_resize_decision(None)
+
+
+# --- signals and addresses --------------------------------------------------------------------------------------------
+
+
+def test_what_is_set_for_a_start_is_what_ray_reads_then() -> None:
+    constants, utils = found("ray._private", "ray_constants"), found("ray._private", "utils")
+    services, worker = (Path(found("ray._private", name).__file__).read_text() for name in ("services", "worker"))
+    assert "ray_constants.ENABLE_RAY_CLUSTER" in services, VERSIONS
+    assert "ray._private.utils.set_sigterm_handler(" in worker, VERSIONS
+    before = (constants.ENABLE_RAY_CLUSTER, constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler)
+    with ray_private.on_loopback(), ray_private.keeping_signals():
+        assert not constants.ENABLE_RAY_CLUSTER
+        assert constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+        assert {signal.SIGTERM, signal.SIGHUP} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    after = (constants.ENABLE_RAY_CLUSTER, constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler)
+    assert before == after
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # --- a process, and a cluster -----------------------------------------------------------------------------------------
