@@ -56,7 +56,7 @@ def run(
     budget: Budget | None = None,
     slots: int | None = None,
     workers_per_trial: int = 1,
-    gpus_per_worker: float = 0.0,
+    gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
     sampler: SamplerName = "tpe",
     seed: int | None = None,
@@ -86,7 +86,8 @@ def run(
         budget: what weak trials are stopped by, "epochs", "views" or "seconds".
         slots: trials at once; what the cluster holds if None.
         workers_per_trial: DDP workers of each trial.
-        gpus_per_worker: a share below 1 packs several trials on a GPU.
+        gpus_per_worker: 0 trains on CPUs, a share below 1 packs several trials on a GPU; if None, 1 where the cluster
+            has any.
         cpus_per_worker: CPUs reserved for each worker.
         sampler: what proposes trials.
         seed: of the sampler and of every trial.
@@ -140,7 +141,7 @@ def run(
             slots=slots,
             workers_per_trial=workers_per_trial,
             cpus_per_worker=cpus_per_worker,
-            gpus_per_worker=gpus_per_worker,
+            gpus_per_worker=gpus_per_worker or 0.0,
             storage=str(storage),
             metric=metric,
             direction=direction,
@@ -155,7 +156,13 @@ def run(
     from pretune.display.watching import watching
 
     with watching(experiment, None if quiet else Console()) as listener:
-        result = sweeps.run(experiment, space=found_space.function, listener=listener, address=address)
+        result = sweeps.run(
+            experiment,
+            space=found_space.function,
+            listener=listener,
+            address=address,
+            auto_gpus=gpus_per_worker is None,
+        )
     return Sweep(results.read(result.folder, remote=result.remote))  # read anew, as it was still running then
 
 

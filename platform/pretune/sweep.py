@@ -48,6 +48,7 @@ def run(
     address: str | None = None,
     cpus: int | None = None,
     trainable: MakeTrainable | None = None,
+    auto_gpus: bool = False,
 ) -> SweepResult:
     """Runs `experiment` in its folder and returns what came out.
 
@@ -56,6 +57,7 @@ def run(
         listener: sees each record of the journal once it is on the disk.
         address: a running Ray cluster ("auto" for the one of this machine); None starts a local one with `cpus` CPUs.
         trainable: what serves trials, given the experiment and its folder; the warm slot if None.
+        auto_gpus: each worker gets a GPU where the cluster has any, whatever `experiment` says.
 
     After Ctrl-C, SIGTERM or SIGHUP it returns normally as well, with `closed` == "interrupted" and the signal's name as
     `detail`; `resume` goes on.
@@ -73,6 +75,8 @@ def run(
         journal_remote.opened(folder, remote, new=True) as journal,
         _cluster(interruption, folder, address, cpus) as private,
     ):
+        if auto_gpus:
+            experiment = _with_gpus(experiment, address)
         slots = _slots(experiment, address)
         with interruption.shielded():
             opened = journal.append(
@@ -263,6 +267,12 @@ def _cluster(interruption: Interruption, folder: Path, address: str | None, cpus
             yield private
         finally:
             interruption.hold()  # what ends with the cluster ends in order
+
+
+def _with_gpus(experiment: Experiment, address: str | None) -> Experiment:
+    from pretune.execution.cluster import has_gpus
+
+    return experiment.model_copy(update={"gpus_per_worker": 1.0 if has_gpus(address) else 0.0})
 
 
 def _slots(experiment: Experiment, address: str | None) -> int:

@@ -48,7 +48,7 @@ def ablate_command(
     epochs: Epochs = None,
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
-    gpus_per_worker: GpusPerWorker = 0.0,
+    gpus_per_worker: GpusPerWorker = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     storage: Storage = STORAGE,
     name: Name = None,
@@ -83,7 +83,7 @@ def ablate_command(
             points=points,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            gpus_per_worker=gpus_per_worker,
+            gpus_per_worker=gpus_per_worker or 0.0,
             cpus_per_worker=cpus_per_worker,
             storage=storage,
             stopping_enabled=False,
@@ -94,6 +94,8 @@ def ablate_command(
             note(console, f"--factor {line}")
 
     def run(listener: Any) -> Any:
-        return sweep.run(experiment, space=unvaried, listener=listener, address=address)
+        return sweep.run(
+            experiment, space=unvaried, listener=listener, address=address, auto_gpus=gpus_per_worker is None
+        )
 
     run_sweep(console, experiment, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,19 @@ import typer
 
 from pretune.cli import completion
 from pretune.core import choices
+
+
+def _gpus(typed: str) -> float | None:
+    if typed == "auto":
+        return None
+    try:
+        number = float(typed)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise typer.BadParameter(f"must be auto, or a number of at least 0, but is {typed!r}")
+    return number
+
 
 RUNS = Path("runs")
 STORAGE = choices.LOCAL_ROOT
@@ -51,7 +65,13 @@ Storage = Annotated[str, typer.Option("--storage", help="the folder or URI (s3:/
 Slots = Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")]
 WorkersPerTrial = Annotated[int, typer.Option("--workers-per-trial", min=1, help="DDP workers of each trial")]
 GpusPerWorker = Annotated[
-    float, typer.Option("--gpus-per-worker", min=0.0, help="a share below 1 packs several trials on a GPU")
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="auto|NUMBER",
+        parser=_gpus,
+        help="0: CPUs; a share below 1 packs several trials on a GPU; default: auto, 1 where the cluster has any",
+    ),
 ]
 CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")]
 Name = Annotated[

@@ -48,7 +48,7 @@ def sweep_command(
     ] = None,
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
-    gpus_per_worker: GpusPerWorker = 0.0,
+    gpus_per_worker: GpusPerWorker = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
     seed: Annotated[
@@ -89,7 +89,7 @@ def sweep_command(
             budget=budget,
             slots=slots,
             workers_per_trial=workers_per_trial,
-            gpus_per_worker=gpus_per_worker,
+            gpus_per_worker=gpus_per_worker or 0.0,
             cpus_per_worker=cpus_per_worker,
             sampler=sampler,
             storage=storage,
@@ -104,6 +104,12 @@ def sweep_command(
             note(console, f"the space sets {path} itself; --set {path} only changes what it starts from")
 
     def run(listener: Any) -> Any:
-        return sweep.run(experiment, space=found_space.function, listener=listener, address=address)
+        return sweep.run(
+            experiment,
+            space=found_space.function,
+            listener=listener,
+            address=address,
+            auto_gpus=gpus_per_worker is None,
+        )
 
     run_sweep(console, experiment, run)

@@ -189,7 +189,8 @@ class Progress:
         match record:
             case Opened():
                 return (
-                    f"sweep {record.experiment.name}: {record.experiment.trials} trials in {self.experiment.folder}",
+                    f"sweep {record.experiment.name}: {record.experiment.trials} trials in {self.experiment.folder}, "
+                    f"{_devices(record.experiment)}",
                     True,
                 )
             case Resumed():
@@ -217,6 +218,13 @@ class Progress:
 
     def _measured(self, trial: TrialHistory) -> str:
         return f"{self.experiment.metric} {self.score_text(trial)}"
+
+
+def _devices(experiment: Experiment) -> str:
+    """`2 workers each, on 1 GPU per worker`."""
+    count = experiment.workers_per_trial
+    workers = f"{count} worker{'s' if count > 1 else ''} each"
+    return f"{workers}, {f'{experiment.gpus_per_worker:g} GPU per worker' if experiment.gpus_per_worker else 'on CPUs'}"
 
 
 def picture(progress: Progress) -> RenderableType:

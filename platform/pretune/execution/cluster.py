@@ -128,6 +128,13 @@ def nodes(address: str | None) -> list[Node] | None:
     return None if _autoscales() else present
 
 
+def has_gpus(address: str | None) -> bool:
+    """Whether the connected cluster has a GPU, or would start a node that has, as far as its maximum can be read."""
+    known = nodes(address)
+    present: list[Node] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return any(node.get("GPU", 0.0) > 0.0 for node in [*present, *(known or [])])
+
+
 def configured_nodes(config: Mapping[str, Any]) -> list[Node] | None:
     """All nodes that an autoscaler with `config` (the YAML of `ray up`) would start at most, the head included.
 

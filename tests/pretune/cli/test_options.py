@@ -1,4 +1,4 @@
-"""Every option that a message, a help text or a docstring of ours names is one that can be typed."""
+"""Every option that a message, a help text or a docstring of ours names is one that can be typed; values of some."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 import typer.main
 
 from pretune.cli.app import app
+from pretune.cli.options import _gpus
+from tests.pretune.cli.command import pretune
 
 ROOT = Path(__file__).resolve().parents[3]
 FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config"}
@@ -38,3 +41,15 @@ def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
     found = named()
     assert len(found) > 20
     assert {option: place for option, place in found.items() if option not in options() | FOREIGN} == {}
+
+
+@pytest.mark.parametrize(("typed", "gpus"), [("auto", None), ("0", 0.0), ("0.25", 0.25), ("2", 2.0)])
+def test_gpus_are_a_number_or_found(typed: str, gpus: float | None) -> None:
+    assert _gpus(typed) == gpus
+
+
+@pytest.mark.parametrize("typed", ["-1", "nan", "inf", "all", ""])
+def test_other_gpus_are_refused_with_the_rule(typed: str) -> None:
+    done = pretune("sweep", "kernels", "--gpus-per-worker", typed)
+    assert done.exit_code == 2
+    assert "must be auto, or a number of at least 0" in " ".join(done.stderr.split())

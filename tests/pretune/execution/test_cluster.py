@@ -18,7 +18,7 @@ import yaml
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.execution import cluster, ray_private
-from pretune.execution.cluster import SLOT_MEMORY, configured_nodes, connected, slots
+from pretune.execution.cluster import SLOT_MEMORY, configured_nodes, connected, has_gpus, slots
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
@@ -76,6 +76,16 @@ def test_an_unknown_maximum_requires_slots() -> None:
     with pytest.raises(RequestError, match="say with --slots how many trials may run at once"):
         slots(experiment(), None)
     assert slots(experiment(slots=7), None) == 7
+
+
+@pytest.mark.parametrize(("resources", "expected"), [({"CPU": 8.0}, False), ({"CPU": 8.0, "GPU": 2.0}, True)])
+def test_a_cluster_has_gpus_if_a_node_has(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], expected: bool
+) -> None:
+    head = {"Alive": True, "Resources": {"CPU": 2.0}}
+    gone = {"Alive": False, "Resources": {"CPU": 2.0, "GPU": 8.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [head, {"Alive": True, "Resources": resources}, gone])
+    assert has_gpus(None) is expected
 
 
 CONFIG = """
