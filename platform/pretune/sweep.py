@@ -6,8 +6,9 @@ import hashlib
 import importlib.metadata
 import inspect
 import platform
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
+from pretune.request import sources
 from trainers import storage
 from trainers.config import MOST_EPOCHS, TrialConfig
 from trainers.usercode import packages_of
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "SweepFailedError", "resume", "run"]
 
+MOST_NAMED = 8
+"""Changes that an error names."""
 STUDY_FILE = "study.log"
 """What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
 
@@ -80,7 +84,12 @@ def run(
         slots = _slots(experiment, address)
         with interruption.shielded():
             opened = journal.append(
-                Opened(experiment=experiment, versions=versions(space, experiment.base), host=host())
+                Opened(
+                    experiment=experiment,
+                    versions=versions(space, experiment.base),
+                    sources=source_hashes(space, experiment.base),
+                    host=host(),
+                )
             )
         if listener is not None:
             listener.on_event(opened)
@@ -128,7 +137,12 @@ def resume(
         with _cluster(interruption, folder, address, cpus) as private:
             room = _slots(experiment.model_copy(update={"trials": target, "slots": slots or experiment.slots}), address)
             conductor = Conductor(journal, proposer, listener=listener)
-            resumed = Resumed(trials=target, versions=versions(space, experiment.base), host=host())
+            resumed = Resumed(
+                trials=target,
+                versions=versions(space, experiment.base),
+                sources=source_hashes(space, experiment.base),
+                host=host(),
+            )
             with interruption.shielded():
                 conductor.record(resumed)
                 for extension in extensions:
@@ -281,20 +295,38 @@ def _slots(experiment: Experiment, address: str | None) -> int:
     return slots(experiment, nodes(address), head_bytes=head_bytes())
 
 
-def check_unchanged(known: Mapping[str, str], space: Space, base: TrialConfig) -> None:
-    """Whether packages and space are those that a sweep last ran with (`versions`). RequestError names each change."""
-    now = versions(space, base)
-    changes = [f"{name} {known[name]} -> {now[name]}" for name in known if name in now and known[name] != now[name]]
-    if changes:
+def changes(last: Opened | Resumed, space: Space, base: TrialConfig) -> list[str]:
+    """What differs now from when a sweep `last` ran: packages with both versions, and source files."""
+    now, files = versions(space, base), source_hashes(space, base)
+    packages = {name: was for name, was in last.versions.items() if name in now and now[name] != was}
+    return [
+        *(f"{name} {was} -> {now[name]}" for name, was in packages.items()),
+        *(name for name, was in last.sources.items() if files.get(name) != was),
+    ]
+
+
+def check_unchanged(last: Opened | Resumed, space: Space, base: TrialConfig) -> None:
+    """Whether packages, space and code are those that a sweep `last` ran with. RequestError names each change."""
+    found = changes(last, space, base)
+    if found:
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise RequestError(
-            f"since this sweep last ran these changed: {', '.join(changes)}; trials from before and after may not "
-            "compare: put them back, or go on all the same with --accept-changes"
+            f"since this sweep last ran these changed: {', '.join(found[:MOST_NAMED])}{more}; trials from before and "
+            "after may not compare: put them back, or go on all the same with --accept-changes"
         )
 
 
+def source_hashes(space: Space, base: TrialConfig) -> dict[str, str]:
+    """Of each source file that decides what is computed, ours and the user's: see `request.sources`."""
+    places = [part.kind.rpartition(":")[0] for part in base.own_parts.values()]
+    with suppress(TypeError):  # of a function that was typed in there is no file
+        places.insert(0, inspect.getsourcefile(space) or "")
+    return {**sources.behind(places), **sources.ours()}
+
+
 def versions(space: Space, base: TrialConfig) -> dict[str, str]:
-    """What changes results beside the config: the packages' versions, also of those that space and parts of `base` are
-    from, and a hash of the file that the space is in. (The config itself has the hashes of its parts' files.)
+    """What changes results beside the config and the source files: the packages' versions, also of those that space and
+    parts of `base` are from, and a hash of the file that the space is in, as older versions wrote it.
     """
     names = (
         "pretune",
@@ -328,5 +360,6 @@ def host() -> dict[str, str]:
         "node": uname.node,
         "system": f"{uname.system} {uname.release}",
         "machine": uname.machine,
-        "command": sys.argv[0],
+        "command": shlex.join(sys.argv),
+        **({} if (commit := sources.commit()) is None else {"commit": commit}),
     }

@@ -67,7 +67,7 @@ def resume_command(
         points.proposer(experiment, space).check()
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
-            sweeps.check_unchanged(began[-1].versions, space, experiment.base)
+            sweeps.check_unchanged(began[-1], space, experiment.base)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(

@@ -73,6 +73,8 @@ class Opened(_Record):
     format: int = FORMAT
     experiment: Experiment
     versions: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    """Hashes of the files that decide what is computed; none in older journals."""
     host: dict[str, str] = {}
 
 
@@ -154,6 +156,7 @@ class Resumed(_Record):
     format: int = FORMAT
     trials: int
     versions: dict[str, str] = {}
+    sources: dict[str, str] = {}
     host: dict[str, str] = {}
 
 

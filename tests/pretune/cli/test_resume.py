@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 from pretune import sweep
@@ -36,3 +38,39 @@ def test_a_sweep_does_not_go_on_with_another_version_or_space_unless_that_is_acc
     (here / "mine.py").write_text(SPACE + "# and more")
     result = pretune("resume", "mine")
     assert f"space {known['space']} -> " in result.stderr
+
+
+RANGES = """
+def lowest():
+    from deep.inside import LOWEST
+    return LOWEST
+"""
+
+
+def test_a_sweep_does_not_go_on_with_edited_code_wherever_it_is_imported(here: Path) -> None:
+    (here / "mine.py").write_text(SPACE.replace("def space", "import ranges\n\ndef space"))
+    (here / "ranges.py").write_text(RANGES)
+    (here / "deep").mkdir()
+    (here / "deep" / "inside.py").write_text("LOWEST = 0.1")
+    (here / "unrelated.py").write_text("")
+    base = RECIPES["sfrik_tiny"]()
+    space = lookup.space("mine.py:space").function
+    known = sweep.source_hashes(space, base)
+    assert {name for name in known if "/" not in name} == {"mine.py", "ranges.py"}
+    assert {"deep/inside.py", "trainers/terms/mmd.py", "search_spaces/kernels.py", "pretune/sweep.py"} <= set(known)
+    assert not {"unrelated.py", "pretune/cli/app.py"} & set(known)
+
+    def refused(**edited: str) -> str:
+        asked = Experiment(name="mine", space=f"{here}/mine.py:space", base=base, storage=str(here / "sweeps"))
+        shutil.rmtree(asked.folder, ignore_errors=True)
+        with Journal(asked.folder, new=True) as journal:
+            journal.append(Opened(experiment=asked, sources={**known, **edited}))
+        result = pretune("resume", "mine")
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "these changed: trainers/terms/mmd.py; trials" in refused(**{"trainers/terms/mmd.py": "0"})
+    (here / "deep" / "inside.py").write_text("LOWEST = 0.2")
+    assert "these changed: deep/inside.py; trials" in refused()
+    many = refused(**dict.fromkeys(list(known)[:20], "0"))
+    assert re.search(r"and 1[0-9] more; trials", many)
