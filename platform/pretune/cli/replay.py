@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from pretune.cli import kinds
 from pretune.cli.exits import checking, fail, interrupted
 from pretune.cli.options import STORAGE, Storage, Sweep
+from pretune.core.errors import RequestError
 from trainers import scratch
 
 
@@ -22,9 +25,10 @@ def replay_command(
     """Run one trial of a sweep again, without Ray, and compare its numbers with the journal's bit for bit."""
     console = Console()
     with checking():
+        from pretune import sweep as sweeps
         from pretune.analysis import replay
         from pretune.core.history import History
-        from pretune.core.journal import read
+        from pretune.core.journal import Opened, Resumed, read
         from pretune.display import replay as display
         from pretune.display import tables
         from pretune.execution import launch
@@ -33,7 +37,12 @@ def replay_command(
         result = request.read_sweep(sweep, storage, fresh=True)
         config = replay.trial_of(result, trial)
         request.open_data(config.data.path, expected_hash=config.data.manifest)
-        told = History(read(result.folder)).trials[trial].epochs
+        records = read(result.folder)
+        told = History(records).trials[trial].epochs
+        began = [record for record in records if isinstance(record, Opened | Resumed)]
+        changed: list[str] = []
+        with suppress(RequestError):  # a space that is gone says nothing of the trial
+            changed = sweeps.changes(began[-1], kinds.of(result.experiment).space(result.experiment), config)
     workers = result.experiment.workers_per_trial
     console.print(
         Text(f"trial {trial} of {result.name}, {max(told)} of {config.epochs} epochs, {workers} worker(s)"),
@@ -49,9 +58,10 @@ def replay_command(
     console.print(display.table(compared, result.metric))
     different = next((one for one in compared if one.different), None)
     if different is not None:
+        since = f" Since the sweep last ran these changed: {', '.join(changed)}." if changed else ""
         fail(
             f"DIFFERENT from epoch {different.epoch} on, first in {different.different[0]}; equal numbers need the "
-            "same type of CPU, the same versions and, on a GPU, deterministic=true"
+            f"same type of CPU, the same versions and, on a GPU, deterministic=true.{since}"
         )
     if len(compared) < max(told):
         fail(f"the replay {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}")

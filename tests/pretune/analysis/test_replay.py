@@ -10,7 +10,11 @@ import pytest
 
 from pretune.analysis import replay
 from pretune.analysis.replay import EpochComparison
+from pretune.core.experiment import Experiment
+from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
 from pretune.execution import launch
+from pretune.request import request
+from tests.pretune.cli.command import pretune
 from trainers.config import TrialConfig
 from trainers.report import EpochReport, Outcome
 
@@ -47,3 +51,23 @@ def test_a_trial_is_run_as_far_as_the_journal_goes_and_times_do_not_matter(
 def test_the_last_bit_of_a_number_and_a_number_that_is_missing_are_differences() -> None:
     assert EpochComparison(1, {"a": 0.1 + 0.2, "b": 1.0}, {"a": 0.3, "b": 1.0}).different == ["a"]
     assert EpochComparison(1, {"a": 1.0}, {"b": 1.0}).different == ["a", "b"]
+
+
+def test_a_difference_is_told_with_the_files_that_have_changed_since(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term's formula that was edited is the likeliest cause."""
+    base = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"path": "digits"})})
+    experiment = Experiment(name="mine", space="kernels", base=base, storage=str(here / "sweeps"))
+    with Journal(experiment.folder, new=True) as journal:
+        journal.append(Opened(experiment=experiment, sources={"trainers/terms/mmd.py": "0" * 12}))
+        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
+        journal.append(Started(number=0, attempt=0, epoch=0))
+        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}))
+        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+    monkeypatch.setattr(request, "open_data", lambda *arguments, **options: None)
+    monkeypatch.setattr(launch, "run", training([0.625]))
+    done = pretune("replay", "mine", "0")
+    assert done.exit_code == 1
+    assert "DIFFERENT from epoch 1 on, first in probe/linear" in done.stderr
+    assert "since the sweep last ran these changed: trainers/terms/mmd.py" in done.stderr.lower()
