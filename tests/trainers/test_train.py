@@ -51,6 +51,7 @@ class MemoryDataset:
         std=(0.25, 0.25, 0.25),
     )
     class_count = CLASSES
+    has_labels = True
     train_count, select_count, unlabeled_count = TRAIN, SELECT, 0
     train_ids, select_ids = np.arange(TRAIN), np.arange(TRAIN, TRAIN + SELECT)
 

@@ -44,8 +44,9 @@ from trainers.data.manifest import (
     summary,
     verify,
 )
-from trainers.data.splits import Integers, carve, check_population
+from trainers.data.splits import UNLABELED, Integers, carve, check_population, count_of
 from trainers.files import sync, write_whole
+from trainers.settings import amount
 
 if TYPE_CHECKING:
     from trainers.data.sources.base import Branch, BrokenImageError, Images, Source
@@ -77,7 +78,6 @@ SPLITS: tuple[Split, ...] = ("train", "select", "unlabeled", "report")  # the or
 
 RAW_SIDE = 64  # images that all share one size up to this are stored as pixels, others as JPEG
 JPEG_QUALITY = 95  # of images that are encoded here, without chroma subsampling
-UNLABELED = -1
 BUILTIN_WAIT_S = 300.0  # for another process that builds the digits, which takes about two seconds
 ELSEWHERE = "build it elsewhere with `pretune data … --out DIR`"  # a remedy for a sweep that builds the digits as well
 
@@ -111,8 +111,8 @@ def build(
     out: Path,
     max_side: int | None = None,
     split_seed: int = 0,
-    select_images: int | None = None,
-    report_images: int | None = None,
+    select_images: int | str | None = None,
+    report_images: int | str | None = None,
     progress: Progress | None = None,
     download: bool = False,
     layout: str = "auto",
@@ -124,9 +124,11 @@ def build(
     """Write a data set of `kind` (see `kinds()`) to the new folder `out`, all of it or nothing.
 
     `source`: what the kind reads. `unlabeled`: a folder of images, a tar, an npz with `images`, or STL-10's
-    unlabeled_X.bin; they join pretraining only. `max_side`: bring the longer side down to so many pixels.
-    `select_images` defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000,
-    but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
+    unlabeled_X.bin; they join pretraining only. Without a `source` they are the whole data set, which then has no
+    labels, as one of a flat folder of images has none. `max_side`: bring the longer side down to so many pixels.
+    `select_images` and `report_images` are counts, or shares of the source's training part ("10%"), stratified. The
+    first defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000, but never
+    more than a quarter; the second, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
     `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
     (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
@@ -160,6 +162,9 @@ def build(
     for name, value, least in (("max_side", max_side, 4), ("threads", threads, 1), ("split_seed", split_seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}; raise it")
+    for name, asked in (("--select", select_images), ("--report", report_images)):
+        if asked is not None:
+            amount(asked, name)
     if skip_broken is not None and not 0 <= skip_broken <= 100:
         raise ValueError(f"skip_broken must be 0 to 100 percent, but is {skip_broken:g}; change it")
     _refuse_existing(request.out)
@@ -181,8 +186,8 @@ class _Request(NamedTuple):
     unlabeled: Path | None = None
     max_side: int | None = None
     split_seed: int = 0
-    select_images: int | None = None
-    report_images: int | None = None
+    select_images: int | str | None = None
+    report_images: int | str | None = None
     progress: Progress = _silent
     download: bool = False
     layout: str = "auto"
@@ -248,15 +253,25 @@ def _build_locked(request: _Request) -> Dataset:
     try:
         scratch = staging / "scratch"
         scratch.mkdir()
-        source = sources.load(
-            request.kind,
-            request.source,
-            scratch=scratch,
-            download=request.download,
-            layout=request.layout,
-            arrays=request.arrays or {},
-        )
+        sources.check(request.kind, layout=request.layout, arrays=request.arrays or {})
         unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
+        alone = unlabeled is not None and not (request.source or request.download)
+        if (
+            unlabeled is not None
+            and request.unlabeled is not None
+            and alone
+            and request.kind in sources.UNLABELED_ALONE
+        ):
+            source, unlabeled = sources.without_labels(request.kind, [request.unlabeled], unlabeled), None
+        else:
+            source = sources.load(
+                request.kind,
+                request.source,
+                scratch=scratch,
+                download=request.download,
+                layout=request.layout,
+                arrays=request.arrays or {},
+            )
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
             request.understood(sources.outline(source, unlabeled), notes)
@@ -372,13 +387,17 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         log.warning(
             "%s: images with equal pixels: %s", source.description, ", ".join(f"{p} {n}" for p, n in leaks.items())
         )
+    labeled = bool(source.class_names)
     return Manifest(
+        format_version=1 if labeled else 2,
         kind=request.kind,
         source=source.description,
         class_names=source.class_names,
         counts=Counts(**{name: len(by_name[name].indices) if name in by_name else 0 for name in SPLITS}),
         class_counts={
             name: tuple(np.bincount(by_name[name].labels, minlength=len(source.class_names)).tolist())
+            if labeled
+            else ()
             for name in ("train", "select", "report")
         },
         encoding=plan.encoding,
@@ -429,7 +448,15 @@ def _split(request: _Request, source: Source) -> list[_Rows]:
     key, digits = f"split/{request.split_seed}", request.kind == "digits"
     if not len(pool):
         raise ValueError(f"{where}: there must be images to train on, but there are none; check the source")
-    check_population(pool, 2 if source.test is not None else 3, class_names=names, where=where)
+    strata, least = pool, len(names)
+    if not names:
+        # As one class that has no name. A rank or a spread takes two images.
+        strata, names, least = np.zeros_like(pool), ("",), 2
+        if len(pool) < (most := 5 if source.test is None else 3):
+            raise ValueError(
+                f"{where}: there must be at least {most} images for the splits, but there are {len(pool)}; add some"
+            )
+    check_population(strata, 2 if source.test is not None else 3, class_names=names, where=where)
     if source.test is not None:
         if request.report_images is not None:
             raise ValueError(
@@ -440,25 +467,41 @@ def _split(request: _Request, source: Source) -> list[_Rows]:
     else:
         usual = 300 if digits else min(len(pool) // 6, 50_000)
         sizes = [
-            _share("report", request.report_images, usual, len(pool), most=len(pool) - 2 * len(names), least=len(names))
+            _share(
+                "report",
+                request.report_images,
+                usual,
+                len(pool),
+                len(pool),
+                most=len(pool) - least - len(names),
+                least=least,
+            )
         ]
     left = len(pool) - sum(sizes)
     usual = 500 if digits else min(max(left // 10, 500), 50_000, left // 4)
-    sizes.append(_share("select", request.select_images, usual, left, most=left - len(names), least=len(names)))
-    *carved, select, train = carve(pool, sizes, key=key, class_names=names, where=where)
+    sizes.append(_share("select", request.select_images, usual, left, len(pool), most=left - len(names), least=least))
+    *carved, select, train = carve(strata, sizes, key=key, class_names=names, where=where)
     images = source.train.images
     if source.test is None:
         report = _Rows("report", images, carved[0], pool[carved[0]])
     return [_Rows("train", images, train, pool[train]), _Rows("select", images, select, pool[select]), report]
 
 
-def _share(split: str, asked: int | None, usual: int, available: int, *, least: int, most: int) -> int:
-    """The size of a split: what was asked, if that leaves one image of each class here and in the others."""
-    if asked is not None and not least <= asked <= most:
+def _share(
+    split: str, asked: int | str | None, usual: int, available: int, whole: int, *, least: int, most: int
+) -> int:
+    """The size of a split: what was asked, a count or a share of the `whole` training part, if that leaves one image of
+    each class here and in the others.
+    """
+    if asked is None:
+        return min(max(usual, least), most)
+    count = count_of(amount(asked, f"--{split}"), whole)
+    if not least <= count <= most:
+        found = f"{count}" if isinstance(asked, int) else f"{asked}, which is {count}"
         raise ValueError(
-            f"the {split} split must take {least} to {most} of {available} images, but was asked for {asked}; change it"
+            f"the {split} split must take {least} to {most} of {available} images, but was asked for {found}; change it"
         )
-    return min(max(usual if asked is None else asked, least), most)
+    return count
 
 
 def _scan_count(splits: Sequence[_Rows]) -> int:

@@ -24,12 +24,13 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainers.data.splits import Integers, stratified_order
+from trainers.data.splits import Integers, count_of, stratified_order
 from trainers.upgrade import understood
 
-FORMAT: Final = 1
-"""Of a manifest, raised when this version would misread what a later one writes; all older ones stay readable. A key
-that is merely added needs no other format: who does not know it passes over it.
+FORMAT: Final = 2
+"""The newest of a manifest, raised when an older version would misread it; all older ones stay readable, and are still
+written where they say all there is. A key that is merely added needs no other format: who does not know it passes over
+it. 2: images without labels.
 """
 MANIFEST_FILE = "manifest.json"
 SEARCH_FILE, REPORT_FILE = "search.beton", "report.beton"
@@ -61,10 +62,11 @@ class Manifest(_Stored):
     to 1 scale.
     """
 
-    format_version: Literal[1] = FORMAT
+    format_version: Literal[1, 2] = 1
     kind: str
     source: str
     class_names: tuple[str, ...]
+    """None where the images have no labels."""
     counts: Counts
     class_counts: Mapping[str, tuple[int, ...]]
     """Images per class in `train`, `select` and `report`."""
@@ -125,6 +127,11 @@ class Dataset:
         return len(self.manifest.class_names)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether anybody says what is on the images that are not merely `unlabeled`. Nothing can be probed without."""
+        return bool(self.manifest.class_names)
+
+    @property
     def search_file(self) -> Path:
         return self.folder / SEARCH_FILE
 
@@ -148,21 +155,22 @@ class Dataset:
         start = self.train_count + self.select_count
         return np.arange(start, start + self.unlabeled_count, dtype=np.int64)
 
-    def pretrain_ids(self, subset: int | None = None) -> Integers:
+    def pretrain_ids(self, subset: int | str | None = None) -> Integers:
         """Rows to pretrain on, sorted: `train` and the unlabeled images, or a stratified `subset` of `train` of that
-        size.
+        size or share ("10%").
 
         The subset is a function of the data set alone; smaller ones lie inside larger ones.
         """
         if subset is None:
             return np.concatenate([self.train_ids, self.unlabeled_ids])
-        if not 1 <= subset <= self.train_count:
+        count = count_of(subset, self.train_count)
+        if not 1 <= count <= self.train_count:
             raise ValueError(
                 f"data.subset must be 1 to {self.train_count} (the images of `train` in {self.folder}), but is "
                 f"{subset}; lower it"
             )
         labels = self.search_labels()[: self.train_count]
-        return np.sort(stratified_order(labels, f"subset/{self.manifest.split_seed}")[:subset])
+        return np.sort(stratified_order(labels, f"subset/{self.manifest.split_seed}")[:count])
 
     def search_labels(self) -> Integers:
         """Labels of the search file's rows, [train + select + unlabeled]; -1 where unlabeled."""
@@ -268,7 +276,7 @@ def summary(dataset: Dataset) -> dict[str, str]:
     return {
         "folder": str(dataset.folder),
         "source": manifest.source,
-        "classes": f"{dataset.class_count}",
+        "classes": f"{dataset.class_count}" if dataset.has_labels else "none: the images have no labels",
         "train": f"{counts.train:,} images",
         "select": f"{counts.select:,} images, carved from the training part",
         "report": f"{counts.report:,} images, "

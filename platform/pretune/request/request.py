@@ -38,7 +38,7 @@ DATA_ROOT = Path("data")
 def configure(
     recipe: lookup.Recipe,
     *,
-    subset: int | None = None,
+    subset: int | str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     every_steps: int | None = None,
@@ -137,6 +137,11 @@ def check_data(config: TrialConfig, dataset: Dataset) -> None:
         )
     fewest = min(dataset.manifest.class_counts["train"], default=0)
     wanted = config.probe.labels_per_class
+    if wanted is not None and not dataset.has_labels:
+        raise RequestError(
+            f"probe.labels_per_class takes labels, but is {wanted} and the images of {dataset.folder} have none; leave "
+            f"it out with --set probe.labels_per_class=null"
+        )
     if wanted is not None and wanted > fewest:
         raise RequestError(
             f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, "
@@ -220,6 +225,8 @@ def checked(
     check_storage(asked)
     metrics.check(asked.metric, points.proposer(asked, space.function).check())
     bound, dataset = with_data(base, data)
+    if not dataset.has_labels:
+        metrics.check_labels(asked.metric, bound, dataset.folder)
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})

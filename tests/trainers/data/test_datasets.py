@@ -309,8 +309,8 @@ def test_a_manifest_of_a_later_format_is_refused_with_the_version_that_is_needed
     digits: Dataset, tmp_path: Path
 ) -> None:
     content = json.loads((digits.folder / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 2}))
-    with pytest.raises(ValueError, match=r"has format 2, but this version of pretune reads up to 1; use a newer one"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 3}))
+    with pytest.raises(ValueError, match=r"has format 3, but this version of pretune reads up to 2; use a newer one"):
         open_dataset(tmp_path)
 
 

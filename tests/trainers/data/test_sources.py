@@ -428,15 +428,36 @@ def test_a_test_class_without_training_images_and_an_image_beside_the_classes_ar
         load("images", tmp_path / "flat", scratch=scratch)
 
 
-def test_images_without_any_folder_are_refused_as_a_whole_and_a_webdataset_shard_by_its_name(
-    tmp_path: Path, scratch: Path
-) -> None:
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_images_without_any_folder_have_no_labels_and_that_is_said(tmp_path: Path, scratch: Path, form: str) -> None:
+    for number in range(5):
+        save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
+    path = tmp_path / "in"
+    if form != "folder":
+        path = pack(path, tmp_path / "x.tar") if form == "tar" else zipped(path, tmp_path / "x.zip")
+    source = load("images", path, scratch=scratch)
+    assert (source.class_names, source.train.labels.tolist(), source.test) == ((), [-1] * 5, None)
+    assert source.outline[0].text == f"{path.name}{'/' if form == 'folder' else ''}  train: 5 images without labels"
+    assert any("5 images without labels: a probe can not judge" in note for note in source.notes)
+    with pytest.raises(ValueError, match=r"with --layout classes every image must lie in the folder of its class"):
+        sources.load("images", [path], scratch=scratch, layout="classes")
+
+
+def test_flat_parts_are_told_by_their_names_and_not_mixed_with_labeled_ones(tmp_path: Path, scratch: Path) -> None:
+    for name, count in (("train", 4), ("test", 3)):
+        for number in range(count):
+            save_png(tmp_path / name / f"{number}.png", noise(1)[0])
+    source = load("images", tmp_path / "train", tmp_path / "test", scratch=scratch)
+    assert source.test is not None
+    assert (len(source.train.images), len(source.test.images), source.class_names) == (4, 3, ())
+    write_classes(tmp_path / "more", "cat", "dog")
+    with pytest.raises(ValueError, match=r"train: all sources must have labels, or none, .* give it by --unlabelled"):
+        load("images", tmp_path / "more", tmp_path / "train", scratch=scratch)
+
+
+def test_a_webdataset_shard_is_refused_by_its_name(tmp_path: Path, scratch: Path) -> None:
     for number in range(3):
         save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
-    with pytest.raises(
-        ValueError, match=r"in: every image must lie in the folder of its class, but all 3 lie right in"
-    ):
-        load("images", tmp_path / "in", scratch=scratch)
     for number in range(3):
         (tmp_path / "in" / f"{number}.cls").write_text("1")
     with pytest.raises(

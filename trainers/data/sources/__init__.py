@@ -13,9 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from trainers.data.sources import cifar, digits, images, npz, stl10, tiny_imagenet
-from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Source, existing, shown
+from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Part, Source, existing, no_labels, shown
 from trainers.data.sources.layout import LAYOUTS
+from trainers.data.splits import UNLABELED
 
 _NETWORK_TIMEOUT_S = 30.0
 
@@ -87,6 +90,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+UNLABELED_ALONE = frozenset({"images", "npz", "stl10"})
+"""Kinds for which images without labels may be the whole data set."""
+
+
 def load(
     kind: str,
     sources: Sequence[Path],
@@ -99,6 +106,15 @@ def load(
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
     `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`: by which key a .npz file holds what.
     """
+    check(kind, layout=layout, arrays=arrays)
+    _refuse_overlap(sources)
+    if download:
+        sources = [_download(kind, sources[0] if sources else scratch)]
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
+
+
+def check(kind: str, *, layout: str = "auto", arrays: Mapping[str, str] = MappingProxyType({})) -> None:
+    """ValueError where there is no such kind, or what is said of a source cannot be said of one of it."""
     if kind not in KINDS:
         raise ValueError(f"the kind of data must be one of {', '.join(KINDS)}, but is {kind!r}; choose one")
     known = KINDS[kind].layouts
@@ -110,10 +126,6 @@ def load(
         )
     if arrays and kind != "npz":
         raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
-    _refuse_overlap(sources)
-    if download:
-        sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
 
 
 def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", key: str = "images") -> Images:
@@ -131,6 +143,19 @@ def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", ke
     if path.suffix == ".npz":
         return npz.load_images(path, channels, key)
     return images.load_images(path, scratch)
+
+
+def without_labels(kind: str, paths: Sequence[Path], images: Images) -> Source:
+    """A source of images of which nobody says what is on them: no class, and -1 as every label."""
+    names = ", ".join(shown(path.resolve().name) for path in paths)
+    return Source(
+        description=f"{kind} without labels: {names}",
+        class_names=(),
+        train=Part(images, np.full(len(images), UNLABELED, dtype=np.int64)),
+        test=None,
+        outline=images.outline or (Branch(f"{names}: {len(images):,} images"),),
+        notes=(*images.notes, no_labels(len(images))),
+    )
 
 
 def outline(source: Source, unlabeled: Images | None) -> tuple[Branch, ...]:

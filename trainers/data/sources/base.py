@@ -266,8 +266,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled source. `test` is its own test part, if it has one. `description` has no absolute path: it enters
-    the manifest.
+    """Images with their labels; without classes, where all labels are -1. `test` is its own test part, if it has one.
+    `description` has no absolute path: it enters the manifest.
     """
 
     description: str
@@ -280,6 +280,14 @@ class Source:
     """How its folders were understood, where that had to be told from their names."""
     notes: tuple[str, ...] = ()
     """What is out of the ordinary in it, one sentence each."""
+
+
+def no_labels(count: int) -> str:
+    """What to say of images of which nobody says what is on them."""
+    return (
+        f"{count:,} images without labels: a probe can not judge what is trained on them; search for what needs none, "
+        f"such as --metric health/embedding/effective_rank"
+    )
 
 
 def shown(text: object) -> str:

@@ -1,16 +1,15 @@
 """Image files in one folder per class (ImageFolder), in a directory, tar or zip; any sizes and color modes that Pillow
-reads.
+reads. Without folders there are no labels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from trainers.data.sources.base import Branch, FileImages, Images, Part, Source, existing, shown
+from trainers.data.sources import joined
+from trainers.data.sources.base import Branch, FileImages, Images, Source, existing, shown
+from trainers.data.sources.joined import Found, Rows
 from trainers.data.sources.layout import Layout, Reading, class_lines, read, role
 from trainers.data.sources.listing import Entry, Listing, counted, listing
 
@@ -19,65 +18,16 @@ def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Sou
     """One folder per class; a class takes all images below its folder. Several sources are joined.
 
     A test part is recognized where the top folders are named as parts (`trainers.data.sources.layout`), and where
-    one of several sources (a folder, or an archive by its stem) is.
+    one of several sources (a folder, or an archive by its stem) is. Images that all lie right in a source have no
+    labels.
     """
     if not sources:
-        raise ValueError("images needs --source: a folder, tar or zip with one sub-folder per class; name it")
-    train: list[Entry] = []
-    test: list[Entry] = []
-    branches: list[Branch] = []
-    notes: list[str] = []
-    others: Counter[str] = Counter()
-    left_out = 0
-    for path in sources:
-        found = listing(existing(path, "the source of images"), scratch)
-        _refuse_flat(path, found)
-        named = len(sources) > 1 and role(_stem(path)) is not None
-        wanted = "auto" if named and layout == "parts" else layout
-        reading = read(found.entries, where=shown(path), layout=wanted, folder=path.is_dir())
-        if named and not reading.has_parts:
-            reading = _as_named(reading, path)
-        train += reading.train
-        test += reading.test or []
-        left_out += reading.left_out
-        others += found.others
-        notes += found.notes
-        branches.append(_branch(path, reading))
-    if not train:
         raise ValueError(
-            f"{shown(sources[0])}: there must be images to train on, but only a test part was found; add a --source "
-            f"for them"
+            "images needs --source: a folder, tar or zip with one sub-folder per class; name it, or give images "
+            "without labels by --unlabelled"
         )
-    names = sorted({_class_of(entry) for entry in train})
-    unknown = sorted({_class_of(entry) for entry in test} - set(names))
-    if unknown:
-        raise ValueError(
-            f"{shown(sources[-1])}: labels don't match: the test part has the class {shown(unknown[0])!r}, which the "
-            f"training part lacks "
-            f"(it has {', '.join(map(shown, names[:10]))}{' …' if len(names) > 10 else ''}); name the folders alike"
-        )
-    if len(names) == 1:
-        if layout == "auto":
-            raise ValueError(
-                f"{shown(sources[0])}: there must be two classes or more, but all {len(train):,} images to train on "
-                f"are in one, {shown(names[0])!r}; name the folder that holds the classes' folders; or take it so, "
-                f"which makes every probe right, with --layout {'parts' if test else 'classes'}; or give images "
-                f"without labels by --unlabelled"
-            )
-        notes.append(f"there is one class only, {shown(names[0])!r}: every probe will be right on every image")
-    if layout == "auto" and (parts := [shown(name) for name in names if role(name)]):
-        notes.append(f"taken for classes, though named as parts are: {', '.join(parts[:5])}; see --layout")
-    if others:
-        notes.append(f"no images that are read here, left out: {counted(others)}")
-    return Source(
-        description=f"images: {', '.join(shown(path.resolve().name) for path in sources)}",
-        class_names=tuple(map(shown, names)),
-        train=_part(train, names),
-        test=_part(test, names) if test else None,
-        skipped=left_out + others.total(),
-        outline=tuple(branches),
-        notes=tuple(notes),
-    )
+    several = len(sources) > 1
+    return joined.source(sources, [_found(path, scratch, layout, several) for path in sources], layout)
 
 
 def load_images(path: Path, scratch: Path) -> Images:
@@ -95,24 +45,47 @@ def load_images(path: Path, scratch: Path) -> Images:
     return images
 
 
-def _refuse_flat(path: Path, found: Listing) -> None:
+def _found(path: Path, scratch: Path, layout: Layout, several: bool) -> Found:
+    found = listing(existing(path, "the source of images"), scratch)
+    named = role(_stem(path)) if several else None
+    if not any(entry.folders for entry in found.entries):
+        return _flat(path, found, layout, named == "test")
+    wanted = "auto" if named and layout == "parts" else layout
+    reading = read(found.entries, where=shown(path), layout=wanted, folder=path.is_dir())
+    if named == "test" and not reading.has_parts:
+        reading = reading._replace(train=[], test=reading.train)
+    return Found(
+        train=_rows(reading.train),
+        test=_rows(reading.test or []),
+        outline=_branch(path, reading),
+        notes=tuple(found.notes),
+        others=found.others,
+        left_out=reading.left_out,
+    )
+
+
+def _flat(path: Path, found: Listing, layout: Layout, is_test: bool) -> Found:
+    """Images that lie right in the source. What labels may lie beside them is never passed over in silence."""
     count = len(found.entries)
-    if any(entry.folders for entry in found.entries):
-        return
     if max(found.others[".cls file"], found.others[".json file"]) >= count:
         raise ValueError(
             f"{shown(path)}: every image must lie in the folder of its class, but this is a WebDataset shard, with "
             f"labels in files beside {count:,} images; unpack it into one folder per class"
         )
-    raise ValueError(
-        f"{shown(path)}: every image must lie in the folder of its class, but all {count:,} lie right in it; sort them "
-        f"into folders, or give images without labels by --unlabelled"
+    if layout != "auto":
+        raise ValueError(
+            f"{shown(path)}: with --layout {layout} every image must lie in the folder of its class, but all {count:,} "
+            f"lie right in it; sort them into folders, or leave --layout out to take them as images without labels"
+        )
+    rows = Rows(FileImages([entry.blob for entry in found.entries]), None)
+    name = f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}"
+    return Found(
+        train=Rows.none() if is_test else rows,
+        test=rows if is_test else Rows.none(),
+        outline=Branch(f"{name}  {'test' if is_test else 'train'}: {count:,} images without labels"),
+        notes=tuple(found.notes),
+        others=found.others,
     )
-
-
-def _as_named(reading: Reading, path: Path) -> Reading:
-    """One of several sources is the part that its name says."""
-    return reading._replace(train=[], test=reading.train) if role(_stem(path)) == "test" else reading
 
 
 def _branch(path: Path, reading: Reading) -> Branch:
@@ -125,6 +98,10 @@ def _branch(path: Path, reading: Reading) -> Branch:
     return Branch(f"{name}  {own}: {len(entries):,} images, {count:,} classes", reading.below)
 
 
+def _rows(entries: Sequence[Entry]) -> Rows:
+    return Rows(FileImages([entry.blob for entry in entries]), [_class_of(entry) for entry in entries])
+
+
 def _class_of(entry: Entry) -> str:
     if not entry.folders:
         raise ValueError(
@@ -132,12 +109,6 @@ def _class_of(entry: Entry) -> str:
             "move it, or give images without labels by --unlabelled"
         )
     return entry.folders[0]
-
-
-def _part(entries: Sequence[Entry], names: Sequence[str]) -> Part:
-    label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of[_class_of(entry)] for entry in entries], dtype=np.int64)
-    return Part(FileImages([entry.blob for entry in entries]), labels)
 
 
 def _stem(path: Path) -> str:

@@ -1,0 +1,143 @@
+"""Several sources of images joined to one: whose labels are names of classes, each found in its own way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trainers.data.sources.base import (
+    Branch,
+    ChainedImages,
+    FileImages,
+    Images,
+    Part,
+    Source,
+    no_labels,
+    shown,
+)
+from trainers.data.sources.layout import role
+from trainers.data.sources.listing import counted
+from trainers.data.splits import UNLABELED
+
+
+class Rows(NamedTuple):
+    """Images, and the name of each one's class; None where they have no labels."""
+
+    images: Images
+    classes: list[str] | None
+
+    @classmethod
+    def none(cls) -> Rows:
+        """Not one image."""
+        return cls(FileImages([]), [])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one source holds: images to train on, and its test part; either may be empty."""
+
+    train: Rows
+    test: Rows
+    outline: Branch
+    """How it was understood."""
+    notes: tuple[str, ...] = ()
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by what they are."""
+    left_out: int = 0
+    """Images that are in neither part."""
+    names: tuple[str, ...] | None = None
+    """All its classes in the order of their numbers, where it says so itself."""
+    by_value: bool = False
+    """Whether classes that are numbers come in the order of their values. Folders come by letter, as ever."""
+
+
+def source(paths: Sequence[Path], found: Sequence[Found], layout: str) -> Source:
+    """The sources at `paths` as one. ValueError where their labels do not fit together."""
+    train = [one.train for one in found if len(one.train.images)]
+    test = [one.test for one in found if len(one.test.images)]
+    if not train:
+        raise ValueError(
+            f"{shown(paths[0])}: there must be images to train on, but only a test part was found; add a --source "
+            f"for them"
+        )
+    notes = [note for one in found for note in one.notes]
+    left_out, others = sum(one.left_out for one in found), sum((one.others for one in found), Counter[str]())
+    titles = ", ".join(shown(path.resolve().name) for path in paths)
+    if all(rows.classes is None for rows in (*train, *test)):
+        names: tuple[str, ...] = ()
+        notes.append(no_labels(sum(len(rows.images) for rows in train)))
+    else:
+        for path, one in zip(paths, found, strict=True):
+            if one.train.classes is None or one.test.classes is None:
+                raise ValueError(
+                    f"{shown(path)}: all sources must have labels, or none, but this one has none and others have; "
+                    f"give it by --unlabelled, as images that join pretraining only"
+                )
+        names = _names(paths, found, train, test)
+        notes += _about_classes(paths, names, train, layout, has_test=bool(test))
+    if others:
+        notes.append(f"no images that are read here, left out: {counted(others)}")
+    return Source(
+        description=f"images: {titles}" if names else f"images without labels: {titles}",
+        class_names=tuple(map(shown, names)),
+        train=_part(train, names),
+        test=_part(test, names) if test else None,
+        skipped=left_out + others.total(),
+        outline=tuple(one.outline for one in found),
+        notes=tuple(notes),
+    )
+
+
+def _names(
+    paths: Sequence[Path], found: Sequence[Found], train: Sequence[Rows], test: Sequence[Rows]
+) -> tuple[str, ...]:
+    """The classes in the order of their labels: as a source says itself, else by letter, or numbers by value."""
+    told = {one.names for one in found if one.names is not None}
+    seen = {name for rows in train for name in rows.classes or ()}
+    order = told.pop() if len(told) == 1 else ()
+    rest = seen - set(order)
+    numbers = any(one.by_value for one in found) and all(name.isdecimal() for name in rest)
+    names = (*order, *sorted(rest, key=(lambda name: (int(name), name)) if numbers else None))
+    unknown = sorted({name for rows in test for name in rows.classes or ()} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{shown(paths[-1])}: labels don't match: the test part has the class {shown(unknown[0])!r}, which the "
+            f"training part lacks "
+            f"(it has {', '.join(map(shown, names[:10]))}{' …' if len(names) > 10 else ''}); name the classes alike"
+        )
+    return names
+
+
+def _about_classes(
+    paths: Sequence[Path], names: Sequence[str], train: Sequence[Rows], layout: str, *, has_test: bool
+) -> list[str]:
+    """Notes on the classes. ValueError where there is one only that nobody asked for."""
+    notes = []
+    if len(names) == 1:
+        if layout == "auto":
+            raise ValueError(
+                f"{shown(paths[0])}: there must be two classes or more, but all {sum(len(r.images) for r in train):,} "
+                f"images to train on are in one, {shown(names[0])!r}; name the folder that holds the classes' folders; "
+                f"or take it so, which makes every probe right, with --layout {'parts' if has_test else 'classes'}; or "
+                f"give images without labels by --unlabelled"
+            )
+        notes.append(f"there is one class only, {shown(names[0])!r}: every probe will be right on every image")
+    if layout == "auto" and (parts := [shown(name) for name in names if role(name)]):
+        notes.append(f"taken for classes, though named as parts are: {', '.join(parts[:5])}; see --layout")
+    return notes
+
+
+def _part(rows: Sequence[Rows], names: Sequence[str]) -> Part:
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = [
+        UNLABELED if part.classes is None else label_of[part.classes[index]]
+        for part in rows
+        for index in range(len(part.images))
+    ]
+    images = rows[0].images if len(rows) == 1 else ChainedImages([part.images for part in rows])
+    return Part(images, np.array(labels, dtype=np.int64))
