@@ -62,9 +62,9 @@ def check_labels(metric: str, config: TrialConfig, data: object) -> None:
     known = [name for name in names(config) if not name.startswith(_OF_LABELS)]
     raise RequestError(
         f"--metric must be one that takes no labels, as the images of {data} have none, but is {metric!r}"
-        f"{', the default' if metric == DEFAULT else ''}; a trial on them reports {', '.join(known)}: choose one, such as "
-        f"--metric health/embedding/effective_rank, and with --direction which way is better, if not as usual (maximize; "
-        f"minimize for losses)"
+        f"{', the default' if metric == DEFAULT else ''}; a trial on them reports {', '.join(known)}: choose one, "
+        f"such as --metric health/embedding/effective_rank, and with --direction which way is better, if not as usual "
+        f"(maximize; minimize for losses)"
     )
 
 

@@ -137,12 +137,7 @@ def check_data(config: TrialConfig, dataset: Dataset) -> None:
         )
     fewest = min(dataset.manifest.class_counts["train"], default=0)
     wanted = config.probe.labels_per_class
-    if wanted is not None and not dataset.has_labels:
-        raise RequestError(
-            f"probe.labels_per_class takes labels, but is {wanted} and the images of {dataset.folder} have none; leave "
-            f"it out with --set probe.labels_per_class=null"
-        )
-    if wanted is not None and wanted > fewest:
+    if dataset.has_labels and wanted is not None and wanted > fewest:
         raise RequestError(
             f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, "
             f"but is {wanted}; lower it with --set probe.labels_per_class={fewest}"

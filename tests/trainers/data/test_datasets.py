@@ -139,6 +139,57 @@ def test_the_manifests_own_hashes_are_those_of_the_files(digits: Dataset) -> Non
     assert digits.manifest_hash == hashlib.sha256((digits.folder / "manifest.json").read_bytes()).hexdigest()
 
 
+def flat(folder: Path, count: int = 40, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    for index, pixels in enumerate(noise(count, seed=seed)):
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return folder
+
+
+def test_images_without_labels_are_split_as_others_and_have_no_class(tmp_path: Path, out: Path) -> None:
+    dataset = build("images", source=[flat(tmp_path / "in")], out=out)
+    assert (dataset.train_count, dataset.select_count, dataset.report_count) == (26, 8, 6)
+    assert not dataset.has_labels
+    assert set(dataset.search_labels().tolist()) == set(dataset.report_labels().tolist()) == {-1}
+    payloads = [row.payload for row in stored_rows(dataset.search_file) + stored_rows(dataset.report_file)]
+    assert sorted(payloads) == sorted(pixels.tobytes() for pixels in noise(40))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["format_version"], manifest["class_names"]) == (2, []), "an older version would misread it"
+    assert dataset.manifest.class_counts == {"train": (), "select": (), "report": ()}
+    assert datasets.summary(dataset)["classes"] == "none: the images have no labels"
+    quarter = dataset.pretrain_ids("25%").tolist()
+    assert len(quarter) == 7
+    assert set(quarter) < set(dataset.pretrain_ids("50%").tolist()) < set(dataset.train_ids.tolist())
+
+
+@pytest.mark.parametrize("kind", ["images", "npz"])
+def test_unlabelled_images_alone_are_a_data_set(npz: Path, tmp_path: Path, out: Path, kind: str) -> None:
+    path = flat(tmp_path / "a" / "cats").parent if kind == "images" else npz
+    dataset = build(kind, unlabeled=path, out=out)
+    assert (dataset.has_labels, dataset.unlabeled_count, dataset.report_count > 0) == (False, 0, True)
+    assert dataset.manifest.source == f"{kind} without labels: {path.name}"
+
+
+def test_too_few_images_without_labels_and_kinds_that_have_some_are_refused(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(ValueError, match="there must be at least 5 images for the splits, but there are 4; add some"):
+        build("images", source=[flat(tmp_path / "few", 4)], out=out)
+    assert build("images", source=[flat(tmp_path / "five", 5)], out=out).train_count == 1
+    with pytest.raises(ValueError, match="cifar10 needs exactly one --source"):
+        build("cifar10", unlabeled=tmp_path / "five", out=out.with_name("other"))
+
+
+def test_splits_are_drawn_as_shares_of_the_training_part(tmp_path: Path, out: Path) -> None:
+    source = [write_npz(tmp_path / "all.npz", count=200)]
+    dataset = build("npz", source=source, out=out, select_images="10%", report_images="25%")
+    assert (dataset.train_count, dataset.select_count, dataset.report_count) == (130, 20, 50)
+    assert max(dataset.manifest.class_counts["select"]) - min(dataset.manifest.class_counts["select"]) <= 1
+    same = build("npz", source=source, out=out.with_name("same"), select_images="20", report_images=50)
+    assert same.manifest_hash == dataset.manifest_hash
+    for wrong, said in (("99%", "but was asked for 99%, which is 198"), ("0%", "--select must be a number of images")):
+        with pytest.raises(ValueError, match=said):
+            build("npz", source=source, out=out.with_name("wrong"), select_images=wrong)
+
+
 def test_ids_follow_the_order_train_select_unlabeled(npz: Path, tmp_path: Path, out: Path) -> None:
     extra = tmp_path / "extra.npz"
     np.savez(extra, images=noise(7, seed=5))
