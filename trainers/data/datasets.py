@@ -117,6 +117,7 @@ def build(
     download: bool = False,
     layout: str = "auto",
     arrays: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     skip_broken: float | None = None,
     understood: Understood | None = None,
     threads: int = 2,
@@ -132,7 +133,8 @@ def build(
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
     `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
     (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
-    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `skip_broken`: leave images out that do
+    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `columns`: by which column a table
+    holds `path`, `label`, `split`. `skip_broken`: leave images out that do
     not decode, and list them in the manifest, up to so many percent of all; every image is then decoded once more,
     before the splits are drawn. `understood` gets what the source was taken for, before anything is written: a tree,
     and notes.
@@ -155,6 +157,7 @@ def build(
         download=download,
         layout=layout,
         arrays=arrays,
+        columns=columns,
         skip_broken=skip_broken,
         understood=understood,
         threads=threads,
@@ -192,6 +195,7 @@ class _Request(NamedTuple):
     download: bool = False
     layout: str = "auto"
     arrays: Mapping[str, str] | None = None
+    columns: Mapping[str, str] | None = None
     skip_broken: float | None = None
     understood: Understood | None = None
     threads: int = 2
@@ -253,7 +257,8 @@ def _build_locked(request: _Request) -> Dataset:
     try:
         scratch = staging / "scratch"
         scratch.mkdir()
-        sources.check(request.kind, layout=request.layout, arrays=request.arrays or {})
+        arrays, columns = request.arrays or {}, request.columns or {}
+        sources.check(request.kind, layout=request.layout, arrays=arrays, columns=columns)
         unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
         alone = unlabeled is not None and not (request.source or request.download)
         if (
@@ -270,7 +275,8 @@ def _build_locked(request: _Request) -> Dataset:
                 scratch=scratch,
                 download=request.download,
                 layout=request.layout,
-                arrays=request.arrays or {},
+                arrays=arrays,
+                columns=columns,
             )
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
@@ -300,13 +306,17 @@ def _build_locked(request: _Request) -> Dataset:
 
 
 def _unlabeled(request: _Request, path: Path, scratch: Path) -> Images:
-    """What was said of an npz holds for the unlabeled one, too."""
+    """What was said of an npz or a table holds for the unlabeled one, too."""
     from trainers.data import sources
     from trainers.data.sources.base import CHANNELS, Channels
 
     channels: Channels = next((one for one in CHANNELS if one == request.layout), "auto")
     return sources.load_unlabeled(
-        path, scratch=scratch, channels=channels, key=(request.arrays or {}).get("images", "images")
+        path,
+        scratch=scratch,
+        channels=channels,
+        key=(request.arrays or {}).get("images", "images"),
+        columns=request.columns or {},
     )
 
 

@@ -75,6 +75,15 @@ def data_command(
             help="of npz: the key that holds images, labels, test_images or test_labels; may be given again",
         ),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME=COLUMN",
+            help="of a table (CSV, Parquet): the column that holds path, label or split; a path may be made up, as "
+            "in 'path=images/{id}.jpg'; may be given again",
+        ),
+    ] = None,
     skip_broken: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +132,8 @@ def data_command(
                     progress=advance,
                     download=download,
                     layout=layout,
-                    arrays=dict(_pair(text) for text in array or ()),
+                    arrays=dict(_pair(text, "--array", "images=train_images") for text in array or ()),
+                    columns=dict(_pair(text, "--column", "label=species", empty=True) for text in column or ()),
                     skip_broken=None if skip_broken is None else _percent(skip_broken),
                     understood=partial(_show, console),
                 )
@@ -146,10 +156,11 @@ def data_command(
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str, example: str, *, empty: bool = False) -> tuple[str, str]:
     name, separator, key = text.partition("=")
-    if not (name and separator and key):
-        raise RequestError(f"--array must be NAME=KEY, such as images=train_images, but is {text!r}; change it")
+    if not (name and separator and (key or empty)):
+        form = "NAME=KEY" if option == "--array" else "NAME=COLUMN"
+        raise RequestError(f"{option} must be {form}, such as {example}, but is {text!r}; change it")
     return name, key
 
 

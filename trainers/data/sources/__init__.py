@@ -25,11 +25,12 @@ _NETWORK_TIMEOUT_S = 30.0
 
 class Asked(NamedTuple):
     """What a user says of a source that cannot always be told from it: one of its kind's `layouts`, and by which key a
-    .npz file holds what.
+    .npz file, or by which column a table, holds what.
     """
 
     layout: Any = "auto"
     arrays: Mapping[str, str] = MappingProxyType({})
+    columns: Mapping[str, str] = MappingProxyType({})
 
 
 class Kind(NamedTuple):
@@ -68,7 +69,7 @@ def _npz(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
 
 
 def _images(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
-    return images.load(sources, scratch, asked.layout)
+    return images.load(sources, scratch, asked.layout, asked.columns)
 
 
 KINDS: dict[str, Kind] = {
@@ -82,7 +83,8 @@ KINDS: dict[str, Kind] = {
     "stl10": Kind("a folder with train_X.bin, train_y.bin, test_X.bin, test_y.bin", _stl10, "STL10"),
     "tiny-imagenet": Kind("the original folder tiny-imagenet-200", _tiny_imagenet),
     "images": Kind(
-        "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders",
+        "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders; WebDataset "
+        "shards; a CSV or Parquet file; what Hugging Face's save_to_disk wrote",
         _images,
         layouts=LAYOUTS,
     ),
@@ -102,18 +104,26 @@ def load(
     download: bool = False,
     layout: str = "auto",
     arrays: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> Source:
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
-    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`: by which key a .npz file holds what.
+    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`, `columns`: by which key a .npz file, or by
+    which column a table, holds what.
     """
-    check(kind, layout=layout, arrays=arrays)
+    check(kind, layout=layout, arrays=arrays, columns=columns)
     _refuse_overlap(sources)
     if download:
         sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays, columns))
 
 
-def check(kind: str, *, layout: str = "auto", arrays: Mapping[str, str] = MappingProxyType({})) -> None:
+def check(
+    kind: str,
+    *,
+    layout: str = "auto",
+    arrays: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """ValueError where there is no such kind, or what is said of a source cannot be said of one of it."""
     if kind not in KINDS:
         raise ValueError(f"the kind of data must be one of {', '.join(KINDS)}, but is {kind!r}; choose one")
@@ -126,23 +136,33 @@ def check(kind: str, *, layout: str = "auto", arrays: Mapping[str, str] = Mappin
         )
     if arrays and kind != "npz":
         raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
+    if columns and kind != "images":
+        raise ValueError(f"--column is for tables of the kind images, but the kind is {kind}; leave it out")
 
 
-def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", key: str = "images") -> Images:
+def load_unlabeled(
+    path: Path,
+    *,
+    scratch: Path,
+    channels: Channels = "auto",
+    key: str = "images",
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Images:
     """Images without labels: a folder of images, a tar or zip, an .npz with `images`, STL-10's unlabeled_X.bin or the
-    folder it is in. `channels`, `key`: of an .npz, which axis they are on, and what its images are called.
+    folder it is in, a table. `channels`, `key`: of an .npz, which axis they are on, and what its images are called;
+    `columns`: of a table, as for `load`.
     """
     existing(path, "the unlabelled images")
     if path.is_dir():
         for inside in (path / "unlabeled_X.bin", path / "stl10_binary" / "unlabeled_X.bin"):
             if inside.exists():
                 return stl10.load_images(inside)
-        return images.load_images(path, scratch)
+        return images.load_images(path, scratch, columns)
     if path.suffix == ".bin":
         return stl10.load_images(path)
     if path.suffix == ".npz":
         return npz.load_images(path, channels, key)
-    return images.load_images(path, scratch)
+    return images.load_images(path, scratch, columns)
 
 
 def without_labels(kind: str, paths: Sequence[Path], images: Images) -> Source:

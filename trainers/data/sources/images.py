@@ -4,22 +4,24 @@ reads. Without folders there are no labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainers.data.sources import joined
+from trainers.data.sources import joined, tables
 from trainers.data.sources.base import Branch, FileImages, Images, Source, existing, shown
 from trainers.data.sources.joined import Found, Rows
 from trainers.data.sources.layout import Layout, Reading, class_lines, read, role
 from trainers.data.sources.listing import Entry, Listing, counted, listing
 
 
-def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Source:
+def load(
+    sources: Sequence[Path], scratch: Path, layout: Layout = "auto", columns: Mapping[str, str] | None = None
+) -> Source:
     """One folder per class; a class takes all images below its folder. Several sources are joined.
 
     A test part is recognized where the top folders are named as parts (`trainers.data.sources.layout`), and where
     one of several sources (a folder, or an archive by its stem) is. Images that all lie right in a source have no
-    labels.
+    labels. A source may be a table as well (`trainers.data.sources.tables`), whose `columns` hold what is asked for.
     """
     if not sources:
         raise ValueError(
@@ -27,11 +29,16 @@ def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Sou
             "without labels by --unlabelled"
         )
     several = len(sources) > 1
-    return joined.source(sources, [_found(path, scratch, layout, several) for path in sources], layout)
+    found = [_found(path, scratch, layout, columns or {}, several) for path in sources]
+    return joined.source(sources, found, layout)
 
 
-def load_images(path: Path, scratch: Path) -> Images:
-    """Every image below a folder or in an archive, whatever the layout."""
+def load_images(path: Path, scratch: Path, columns: Mapping[str, str] | None = None) -> Images:
+    """Every image below a folder, in an archive or in a table, whatever the layout and the labels."""
+    if tables.holds(path):
+        table = tables.load(path, scratch, {**(columns or {}), "label": "", "split": ""})
+        table.train.images.outline = (table.outline,)
+        return table.train.images
     found = listing(path, scratch)
     images = FileImages([entry.blob for entry in found.entries])
     name = f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}"
@@ -45,9 +52,13 @@ def load_images(path: Path, scratch: Path) -> Images:
     return images
 
 
-def _found(path: Path, scratch: Path, layout: Layout, several: bool) -> Found:
-    found = listing(existing(path, "the source of images"), scratch)
+def _found(path: Path, scratch: Path, layout: Layout, columns: Mapping[str, str], several: bool) -> Found:
+    existing(path, "the source of images")
     named = role(_stem(path)) if several else None
+    if tables.holds(path):
+        table = tables.load(path, scratch, columns)
+        return joined.as_test(table) if named == "test" and not len(table.test.images) else table
+    found = listing(path, scratch)
     if not any(entry.folders for entry in found.entries):
         return _flat(path, found, layout, named == "test")
     wanted = "auto" if named and layout == "parts" else layout
@@ -71,6 +82,11 @@ def _flat(path: Path, found: Listing, layout: Layout, is_test: bool) -> Found:
         raise ValueError(
             f"{shown(path)}: every image must lie in the folder of its class, but this is a WebDataset shard, with "
             f"labels in files beside {count:,} images; unpack it into one folder per class"
+        )
+    if table := next((what for what in ("CSV file", "Parquet file") if found.others[what]), ""):
+        raise ValueError(
+            f"{shown(path)}: images without folders have no labels, but a {table} lies beside them; name that file "
+            f"with --source to read its labels, or give the images by --unlabelled"
         )
     if layout != "auto":
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +56,11 @@ class Found:
     """Whether classes that are numbers come in the order of their values. Folders come by letter, as ever."""
 
 
+def as_test(found: Found) -> Found:
+    """The source as a test part."""
+    return replace(found, train=found.test, test=found.train)
+
+
 def source(paths: Sequence[Path], found: Sequence[Found], layout: str) -> Source:
     """The sources at `paths` as one. ValueError where their labels do not fit together."""
     train = [one.train for one in found if len(one.train.images)]
@@ -99,7 +104,7 @@ def _names(
     """The classes in the order of their labels: as a source says itself, else by letter, or numbers by value."""
     told = {one.names for one in found if one.names is not None}
     seen = {name for rows in train for name in rows.classes or ()}
-    order = told.pop() if len(told) == 1 else ()
+    order = tuple(name for name in told.pop() if name in seen) if len(told) == 1 else ()
     rest = seen - set(order)
     numbers = any(one.by_value for one in found) and all(name.isdecimal() for name in rest)
     names = (*order, *sorted(rest, key=(lambda name: (int(name), name)) if numbers else None))

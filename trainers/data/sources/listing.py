@@ -57,13 +57,15 @@ _REMEDIES = {
     "archive": "name the archive itself with --source, or unpack it",
     "tar": "name the tar itself with --source",
     ".npz file": "use `pretune data npz`",
+    "CSV file": "name the file itself with --source",
+    "Parquet file": "name the file itself with --source",
 }
 _FOREIGN: dict[bytes, tuple[str, str]] = {
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it and name the folder"),
     b"Rar!\x1a\x07": ("a RAR archive", "unpack it and name the folder"),
     b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", "unpack it and name the tar or the folder"),
     b"\x04\x22\x4d\x18": ("compressed by LZ4", "unpack it and name the tar or the folder"),
-    b"PAR1": ("a Parquet file", "export its images to one folder per class"),
+    b"PAR1": ("a Parquet file", "let its name end with .parquet"),
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file", "export its images to one folder per class"),
     b"\x93NUMPY": ("a .npy file", "save it with np.savez as `images` and `labels`, and use `pretune data npz`"),
     b"SQLite format 3": ("an SQLite database", "export its images to one folder per class"),
@@ -351,7 +353,7 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
                     f"{shown(path)}: images must come from a folder, tar or zip, but this is a .npz file of arrays; "
                     f"use `pretune data npz`"
                 )
-            _refuse_too_large(path, scratch, sum(member.file_size for member in members))
+            refuse_too_large(path, scratch, sum(member.file_size for member in members))
             for member in members:
                 parts = _parts_of(member.filename)
                 if not parts or _is_litter(parts):
@@ -383,7 +385,8 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
     return Listing(entries, others, [], folders)
 
 
-def _refuse_too_large(path: Path, scratch: Path, size: int) -> None:
+def refuse_too_large(path: Path, scratch: Path, size: int) -> None:
+    """ValueError where `size` bytes more have no room in the scratch folder."""
     free = shutil.disk_usage(scratch).free
     if size > free:
         raise ValueError(
