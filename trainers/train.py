@@ -561,7 +561,12 @@ def _save(
             "config": config.model_dump(mode="json"),
             "manifest": dataset.manifest_hash,
             # What an encoder needs of the data, so that it can be used where they are not.
-            "normalization": {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)},
+            "normalization": {
+                "mean": list(dataset.manifest.mean),
+                "std": list(dataset.manifest.std),
+                "gray_white": dataset.manifest.gray_white,
+                "max_side": dataset.manifest.max_side,
+            },
             "counters": asdict(counters),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),

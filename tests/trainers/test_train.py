@@ -49,6 +49,8 @@ class MemoryDataset:
         counts=SimpleNamespace(train=TRAIN),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        gray_white=65535,
+        max_side=None,
     )
     class_count = CLASSES
     has_labels = True

@@ -222,20 +222,26 @@ class _Plan(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """One image, ready to be written. `histogram`: counts of the 256 values of each channel, [3, 256]."""
+    """One image, ready to be written. `histogram`: counts of the 256 values of each channel, [3, 256]; `picture`: see
+    `trainers.data.duplicates`.
+    """
 
     payload: bytes
     height: int
     width: int
     digest: bytes
     histogram: NDArray[np.int64]
+    picture: bytes
     encoded: bool
 
 
 class _Written(NamedTuple):
-    """What one split's images were. `digests`: the first 64 bits of each image's hash of pixels, [n]."""
+    """What one split's images were. `digests`: the first 64 bits of each image's hash of pixels, [n]; `pictures`: each
+    one's small picture, [n, …].
+    """
 
     digests: NDArray[np.uint64]
+    pictures: NDArray[np.uint8]
     content: str
     histogram: NDArray[np.int64]
     encoded: int
@@ -367,7 +373,66 @@ def _path_in_source(request: _Request, name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
+def _contradictions(request: _Request, splits: Mapping[Split, _Rows], written: Mapping[Split, _Written]) -> int:
+    """How many images have pixels that occur under another label as well; the first are named."""
+    from trainers.data import duplicates
+
+    labeled = [split for split in written if split != "unlabeled"]
+    digests = np.concatenate([written[split].digests for split in labeled])
+    labels = np.concatenate([splits[split].labels for split in labeled])
+    names = [(split, row) for split in labeled for row in range(len(splits[split].labels))]
+    groups = duplicates.contradicting(digests, labels)
+    if not groups:
+        return 0
+    count = sum(map(len, groups))
+    few = [" = ".join(_named(splits, *names[row]) for row in group[:3]) for group in groups[:_NAMED]]
+    _say(request, f"{count:,} images have equal pixels and different labels: {_listed(few, len(groups))}")
+    return count
+
+
+def _near_duplicates(
+    request: _Request, splits: Mapping[Split, _Rows], written: Mapping[Split, _Written]
+) -> dict[str, int]:
+    """How many images of `select` and `report` are nearly equal to one of `train`, equal ones apart; the first are
+    named.
+    """
+    from trainers.data import duplicates
+
+    found: dict[str, int] = {}
+    judging: tuple[Split, ...] = ("select", "report")
+    for split in judging:
+        apart = np.flatnonzero(~np.isin(written[split].digests, written["train"].digests))
+        near = duplicates.near(written[split].pictures[apart], written["train"].pictures)
+        if count := len(near.rows):
+            found[f"{split}/train"] = count
+            few = [
+                f"{_named(splits, split, int(apart[row]))} ~ {_named(splits, 'train', int(other))}"
+                for row, other in zip(near.rows[:_NAMED], near.others[:_NAMED], strict=True)
+            ]
+            _say(request, f"{count:,} images of {split} are nearly equal to one of train: {_listed(few, count)}")
+    return found
+
+
+_NAMED = 3  # examples
+
+
+def _named(splits: Mapping[Split, _Rows], split: Split, row: int) -> str:
+    rows = splits[split]
+    return rows.images.name(int(rows.indices[row]))
+
+
+def _listed(few: Sequence[str], count: int) -> str:
+    return "; ".join(few) + (f"; and {count - len(few):,} more" if count > len(few) else "")
+
+
+def _say(request: _Request, text: str) -> None:
+    if request.understood is not None:
+        request.understood((), (text,))
+
+
 def _write(request: _Request, source: Source, unlabeled: Images | None, folder: Path) -> Manifest:
+    from trainers.data import duplicates
+
     splits = _split(request, source)
     if unlabeled is not None:
         count = len(unlabeled)
@@ -391,12 +456,14 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         sync(folder / name)
     mean, std = _moments(written["train"].histogram)
     by_name = {rows.split: rows for rows in splits}
-    duplicates = _duplicates({split: part.digests for split, part in written.items()})
-    leaks = {pair: n for pair, n in duplicates.items() if n}
+    twice = duplicates.equal({split: part.digests for split, part in written.items()})
+    leaks = {pair: n for pair, n in twice.items() if n}
     if leaks:
         log.warning(
             "%s: images with equal pixels: %s", source.description, ", ".join(f"{p} {n}" for p, n in leaks.items())
         )
+    contradictions = _contradictions(request, by_name, written) if source.class_names else 0
+    nearly = _near_duplicates(request, by_name, written)
     labeled = bool(source.class_names)
     return Manifest(
         format_version=1 if labeled else 2,
@@ -422,7 +489,9 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         reencoded=sum(part.encoded for part in written.values()),
         skipped=source.skipped,
         gray_white=plan.white,
-        duplicates=duplicates,
+        duplicates=twice,
+        contradictions=contradictions,
+        near_duplicates=nearly,
         content={split: part.content for split, part in written.items()},
         files={
             name: FileRecord(
@@ -435,7 +504,10 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
 
 def _write_rows(request: _Request, rows: _Rows, plan: _Plan, writer: BetonWriter, tally: _Tally) -> _Written:
     """Append one split to a file, in order."""
+    from trainers.data import duplicates
+
     content, digests = hashlib.sha256(), np.zeros(len(rows.indices), dtype=np.uint64)
+    pictures = np.zeros((len(rows.indices), duplicates.WIDTH * duplicates.HEIGHT), dtype=np.uint8)
     histogram, encoded = np.zeros((3, 256), dtype=np.int64), 0
     for number, image in enumerate(_prepare_all(request, rows, plan)):
         label = int(rows.labels[number])
@@ -446,10 +518,11 @@ def _write_rows(request: _Request, rows: _Rows, plan: _Plan, writer: BetonWriter
             raise ValueError(f"{name}: {error}, for example with --max-side") from error
         content.update(image.digest + label.to_bytes(8, "little", signed=True))
         digests[number] = int.from_bytes(image.digest[:8], "little")
+        pictures[number] = np.frombuffer(image.picture, dtype=np.uint8)
         histogram += image.histogram
         encoded += image.encoded
         tally.advance()
-    return _Written(digests, content.hexdigest(), histogram, encoded)
+    return _Written(digests, pictures, content.hexdigest(), histogram, encoded)
 
 
 def _split(request: _Request, source: Source) -> list[_Rows]:
@@ -589,9 +662,8 @@ def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
         if brightest > ranges[-1]:
             return WHITE
     white = next(top for top in ranges if brightest <= top)
-    if request.understood is not None:
-        said = f"{len(wide):,} images of 16-bit gray use {white.bit_length()} bits, up to {brightest:,}"
-        request.understood((), (f"{said}: 0 to {white:,} become black to white",))
+    said = f"{len(wide):,} images of 16-bit gray use {white.bit_length()} bits, up to {brightest:,}"
+    _say(request, f"{said}: 0 to {white:,} become black to white")
     return white
 
 
@@ -624,6 +696,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
 
     from PIL import Image, ImageOps
 
+    from trainers.data.duplicates import picture
     from trainers.data.sources.base import target_size
 
     image, jpeg = rows.images.read(index, plan.white)
@@ -645,7 +718,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
         payload = buffer.getvalue()
     digest = hashlib.blake2b(pixels, digest_size=16, key=f"{height}x{width}".encode()).digest()
     histogram = np.array(image.histogram(), dtype=np.int64).reshape(3, 256)
-    return _Prepared(payload, height, width, digest, histogram, encoded)
+    return _Prepared(payload, height, width, digest, histogram, picture(image), encoded)
 
 
 class _Tally:
@@ -674,21 +747,6 @@ def _moments(histogram: NDArray[np.int64]) -> tuple[tuple[float, float, float], 
         mean.append(first / count / 255)
         std.append(max(0.0, (second * count - first * first) / (count * count)) ** 0.5 / 255)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-
-def _duplicates(digests: Mapping[Split, NDArray[np.uint64]]) -> dict[str, int]:
-    pairs: tuple[tuple[Split, Split], ...] = (
-        ("select", "train"),
-        ("report", "train"),
-        ("report", "select"),
-        ("unlabeled", "select"),
-        ("unlabeled", "report"),
-    )
-    found = {"train/train": len(digests["train"]) - len(np.unique(digests["train"]))}
-    for one, other in pairs:
-        if one in digests and other in digests:
-            found[f"{one}/{other}"] = int(np.isin(digests[one], digests[other]).sum())
-    return found
 
 
 # ---- files

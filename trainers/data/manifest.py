@@ -93,6 +93,12 @@ class Manifest(_Stored):
     """`a/b`: images of `a` whose pixels occur in `b` too; `train/train`: images of `train` that repeat an earlier
     one.
     """
+    contradictions: int = 0
+    """Images with labels whose pixels occur under another label as well."""
+    near_duplicates: Mapping[str, int] = {}
+    """`select/train`, `report/train`: images of the first that are nearly equal to one of the other, equal ones apart
+    (`trainers.data.duplicates`); only where there are some.
+    """
     content: Mapping[str, str]
     """sha256 over every image's decoded pixels and label, per split: independent of how the file stores them."""
     files: Mapping[str, FileRecord]
@@ -247,7 +253,8 @@ def manifest_text(manifest: Manifest) -> str:
     """What manifest.json says. A key of a later version that says nothing is left out: the text, whose hash is the
     data set's name, is then what an older version wrote of the same source.
     """
-    silent = {key for key in ("broken", "gray_white") if getattr(manifest, key) == Manifest.model_fields[key].default}
+    added = ("broken", "gray_white", "contradictions", "near_duplicates")
+    silent = {key for key in added if getattr(manifest, key) == Manifest.model_fields[key].default}
     return manifest.model_dump_json(indent=1, exclude=silent) + "\n"
 
 
@@ -289,6 +296,16 @@ def summary(dataset: Dataset) -> dict[str, str]:
         "images": f"{size}, stored as {manifest.encoding}",
         **({"broken": f"{len(manifest.broken):,} left out, listed in the manifest"} if manifest.broken else {}),
         "duplicates": ", ".join(f"{pair} {count:,}" for pair, count in leaks.items()) or "none",
+        **(
+            {"labels": f"{manifest.contradictions:,} images occur with another label too"}
+            if manifest.contradictions
+            else {}
+        ),
+        **(
+            {"near": ", ".join(f"{pair} {n:,}" for pair, n in manifest.near_duplicates.items())}
+            if manifest.near_duplicates
+            else {}
+        ),
         "disk": f"{stored / 2**20:,.1f} MiB",
         "hash": dataset.manifest_hash,
     }

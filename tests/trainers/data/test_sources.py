@@ -455,17 +455,6 @@ def test_flat_parts_are_told_by_their_names_and_not_mixed_with_labeled_ones(tmp_
         load("images", tmp_path / "more", tmp_path / "train", scratch=scratch)
 
 
-def test_a_webdataset_shard_is_refused_by_its_name(tmp_path: Path, scratch: Path) -> None:
-    for number in range(3):
-        save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
-    for number in range(3):
-        (tmp_path / "in" / f"{number}.cls").write_text("1")
-    with pytest.raises(
-        ValueError, match=r"x\.tar: .* but this is a WebDataset shard, with labels in files beside 3 im"
-    ):
-        load("images", pack(tmp_path / "in", tmp_path / "x.tar"), scratch=scratch)
-
-
 def test_missing_and_empty_sources_are_refused(tmp_path: Path, scratch: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: .* must exist"):
         load("images", tmp_path / "nowhere", scratch=scratch)

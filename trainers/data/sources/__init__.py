@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainers.data.sources import cifar, digits, images, npz, stl10, tiny_imagenet
-from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Part, Source, existing, no_labels, shown
+from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Part, Source, no_labels, shown
 from trainers.data.sources.layout import LAYOUTS
 from trainers.data.splits import UNLABELED
 
@@ -152,7 +152,6 @@ def load_unlabeled(
     folder it is in, a table. `channels`, `key`: of an .npz, which axis they are on, and what its images are called;
     `columns`: of a table, as for `load`.
     """
-    existing(path, "the unlabelled images")
     if path.is_dir():
         for inside in (path / "unlabeled_X.bin", path / "stl10_binary" / "unlabeled_X.bin"):
             if inside.exists():

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainers.data.sources import joined, tables
+from trainers.data.sources import joined, tables, webdataset
+from trainers.data.sources import listing as listings
 from trainers.data.sources.base import Branch, FileImages, Images, Source, existing, shown
 from trainers.data.sources.joined import Found, Rows
 from trainers.data.sources.layout import Layout, Reading, class_lines, read, role
@@ -39,7 +40,8 @@ def load_images(path: Path, scratch: Path, columns: Mapping[str, str] | None = N
         table = tables.load(path, scratch, {**(columns or {}), "label": "", "split": ""})
         table.train.images.outline = (table.outline,)
         return table.train.images
-    found = listing(path, scratch)
+    shards = webdataset.shards(path)
+    found = listings.joined([listing(one, scratch) for one in shards or [existing(path, "the unlabelled images")]])
     images = FileImages([entry.blob for entry in found.entries])
     name = f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}"
     images.outline = (Branch(f"{name}  unlabeled: {len(images):,} images", class_lines(found.entries)),)
@@ -53,24 +55,30 @@ def load_images(path: Path, scratch: Path, columns: Mapping[str, str] | None = N
 
 
 def _found(path: Path, scratch: Path, layout: Layout, columns: Mapping[str, str], several: bool) -> Found:
-    existing(path, "the source of images")
     named = role(_stem(path)) if several else None
+    if shards := webdataset.shards(path):
+        found = webdataset.load_all(path, shards, scratch, columns)
+        return joined.as_test(found) if named == "test" and not len(found.test.images) else found
+    existing(path, "the source of images")
     if tables.holds(path):
         table = tables.load(path, scratch, columns)
         return joined.as_test(table) if named == "test" and not len(table.test.images) else table
-    found = listing(path, scratch)
-    if not any(entry.folders for entry in found.entries):
-        return _flat(path, found, layout, named == "test")
+    listed = listing(path, scratch)
+    if webdataset.is_one(listed):
+        found = webdataset.load(path, listed, columns)
+        return joined.as_test(found) if named == "test" else found
+    if not any(entry.folders for entry in listed.entries):
+        return _flat(path, listed, layout, named == "test")
     wanted = "auto" if named and layout == "parts" else layout
-    reading = read(found.entries, where=shown(path), layout=wanted, folder=path.is_dir())
+    reading = read(listed.entries, where=shown(path), layout=wanted, folder=path.is_dir())
     if named == "test" and not reading.has_parts:
         reading = reading._replace(train=[], test=reading.train)
     return Found(
         train=_rows(reading.train),
         test=_rows(reading.test or []),
         outline=_branch(path, reading),
-        notes=tuple(found.notes),
-        others=found.others,
+        notes=tuple(listed.notes),
+        others=listed.others,
         left_out=reading.left_out,
     )
 
@@ -78,10 +86,10 @@ def _found(path: Path, scratch: Path, layout: Layout, columns: Mapping[str, str]
 def _flat(path: Path, found: Listing, layout: Layout, is_test: bool) -> Found:
     """Images that lie right in the source. What labels may lie beside them is never passed over in silence."""
     count = len(found.entries)
-    if max(found.others[".cls file"], found.others[".json file"]) >= count:
+    if found.others[".json file"]:
         raise ValueError(
-            f"{shown(path)}: every image must lie in the folder of its class, but this is a WebDataset shard, with "
-            f"labels in files beside {count:,} images; unpack it into one folder per class"
+            f"{shown(path)}: images without folders have no labels, but a .json file lies beside them; write a CSV of "
+            f"path and label from it and name that with --source, or give the images by --unlabelled"
         )
     if table := next((what for what in ("CSV file", "Parquet file") if found.others[what]), ""):
         raise ValueError(

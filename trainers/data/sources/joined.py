@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainers.data.sources.base import (
+    Blob,
     Branch,
     ChainedImages,
     FileImages,
@@ -59,6 +61,66 @@ class Found:
 def as_test(found: Found) -> Found:
     """The source as a test part."""
     return replace(found, train=found.test, test=found.train)
+
+
+def sorted_into_parts(
+    path: Path,
+    by_part: Mapping[str, tuple[list[Blob], list[str | None]]],
+    names: tuple[str, ...] | None,
+    *,
+    others: Counter[str] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Found:
+    """Images and their classes (None: no label), by the name of their part (empty: it has none), as a source.
+
+    Beside a test part a validation part is left out, and so is one without labels where others have some. ValueError
+    where parts, or labels, leave a doubt.
+    """
+    where = shown(path)
+    train = [part for part in by_part if part == "" or role(part) == "train"]
+    tests = [part for part in by_part if part and role(part) == "test"]
+    if not train:
+        if len(by_part) > 1 or not tests:
+            raise ValueError(
+                f"{where}: one part must be called train, but the parts are {', '.join(map(repr, sorted(by_part)))}; "
+                f"rename them, or read no parts with --column split="
+            )
+        train, tests = tests, []
+    # A validation part is for choosing, as `select` is; what is reported on is the test part.
+    labeled = [part for part in tests if any(label is not None for label in by_part[part][1])]
+    final = [part for part in labeled if not re.search("val|dev|vld", part.lower())] or labeled
+    if len(final) > 1:
+        raise ValueError(
+            f"{where}: one part must be the test part, but {' and '.join(map(repr, sorted(final)))} may both be; keep "
+            f"one of them, or read no parts with --column split="
+        )
+    unlabeled = all(label is None for part in train for label in by_part[part][1])
+    if unlabeled and len(tests) == 1:
+        final = tests
+    lines, left_out = [], 0
+    rows = {}
+    for own, parts in (("train", train), ("test", final)):
+        blobs = [blob for part in parts for blob in by_part[part][0]]
+        labels = [label for part in parts for label in by_part[part][1]]
+        if labels and not unlabeled and None in labels:
+            lacking = labels.count(None)
+            raise ValueError(
+                f"{where}: every image must have a label, or none, but {lacking:,} of {len(labels):,} have none, such "
+                f"as {blobs[labels.index(None)].name}; remove these rows"
+            )
+        told = [label for label in labels if label is not None]
+        rows[own] = Rows(FileImages(blobs), None if unlabeled else told)
+        if blobs:
+            what = "without labels" if unlabeled else f"{len(set(told)):,} classes"
+            title = f"{', '.join(part for part in parts if part)}  " if any(parts) else ""
+            lines.append(Branch(f"{title}{own}: {len(blobs):,} images, {what}"))
+    for part, (blobs, _) in by_part.items():
+        if part not in (*train, *final):
+            why = "there is a test part" if part in labeled else "no labels" if part in tests else "no part's name"
+            lines.append(Branch(f"{part}  left out, {why}: {len(blobs):,} images"))
+            left_out += len(blobs)
+    outline = Branch(f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}", tuple(lines))
+    return Found(rows["train"], rows["test"], outline, notes, others or Counter(), left_out, names, by_value=True)
 
 
 def source(paths: Sequence[Path], found: Sequence[Found], layout: str) -> Source:

@@ -42,6 +42,9 @@ _LITTER = frozenset(
 )  # fmt: skip
 """What systems leave behind, in lower case; hidden files (such as .DS_Store or .ipynb_checkpoints) go as well."""
 
+_BESIDE = (".cls", ".json")
+"""Suffixes of files that may hold the label of the image of their name."""
+
 _KNOWN = {
     ".heic": "HEIC image", ".heif": "HEIF image", ".avif": "AVIF image", ".jxl": "JPEG XL image",
     ".jp2": "JPEG 2000 image", ".dng": "raw photo", ".cr2": "raw photo", ".cr3": "raw photo", ".nef": "raw photo",
@@ -75,10 +78,11 @@ _FOREIGN: dict[bytes, tuple[str, str]] = {
 
 
 class Entry(NamedTuple):
-    """An image file, and where it lies below its source: `folders` are the names between."""
+    """An image file, and where it lies below its source: `folders` are the names between, `file` is its own."""
 
     folders: tuple[str, ...]
     blob: Blob
+    file: str = ""
 
 
 class Listing(NamedTuple):
@@ -91,6 +95,8 @@ class Listing(NamedTuple):
     notes: list[str]
     folders: set[tuple[str, ...]]
     """Every folder that was seen, by the names above it and its own."""
+    beside: list[Entry]
+    """Of the others those that may hold the label of an image."""
 
 
 def listing(path: Path, scratch: Path) -> Listing:
@@ -118,6 +124,17 @@ def listing(path: Path, scratch: Path) -> Listing:
         found.notes.append(f"no image in {'this folder' if len(empty) == 1 else 'these folders'}: {few}{more}")
     found.entries.sort(key=lambda entry: (entry.folders, entry.blob.name))
     return found
+
+
+def joined(found: Sequence[Listing]) -> Listing:
+    """Several listings as one, in their order."""
+    return Listing(
+        [entry for one in found for entry in one.entries],
+        sum((one.others for one in found), Counter[str]()),
+        [note for one in found for note in one.notes],
+        {folders for one in found for folders in one.folders},
+        [entry for one in found for entry in one.beside],
+    )
 
 
 def counted(others: Counter[str]) -> str:
@@ -191,6 +208,7 @@ class _Folder(NamedTuple):
 
 def _from_folder(root: Path) -> Listing:
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     special: list[str] = []
@@ -222,17 +240,18 @@ def _from_folder(root: Path) -> Listing:
             elif mode is not None and not stat.S_ISREG(mode):
                 special.append(f"{shown(path)} ({_SPECIAL.get(stat.S_IFMT(mode), 'no regular file')})")
             elif _is_image(name, lambda path=path, mode=mode: b"" if mode is None else _head(path)):  # type: ignore[misc]
-                entries.append(Entry(here.folders, Blob(path, shown(path))))
+                entries.append(Entry(here.folders, Blob(path, shown(path)), name))
                 beyond += [shown(path)] if outside and status is not None else []
             else:
                 others[_called(name)] += 1
+                beside += [Entry(here.folders, Blob(path, shown(path)), name)] if name.lower().endswith(_BESIDE) else []
     notes = [
         *_note(special, "{} no regular file, never opened: {}", "is", "are"),
         *_note(again, "{} to a folder that is read already, left out: {}", "link leads", "links lead"),
         *_note(beyond, "{} outside of the source, reached by a link: {}", "image lies", "images lie"),
     ]
     others.update({"special file": len(special)} if special else {})
-    return Listing(entries, others, notes, folders)
+    return Listing(entries, others, notes, folders, beside)
 
 
 def _inside(folder: Path, seen: set[tuple[int, int]]) -> list[tuple[str, Path, os.stat_result | None]] | None:
@@ -282,6 +301,7 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         raise ValueError(f"{shown(path)}: images must come from a folder, tar or zip, but this is {what}; {remedy}")
     plain = _decompressed(path, scratch, head)
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     end = 0
@@ -299,9 +319,14 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
                 held = tar.getmember(member.linkname) if member.islnk() else member
                 blob = Blob(plain, f"{shown(path)}: {shown(member.name)}", held.offset_data, held.size)
                 if held.isreg() and _is_image(parts[-1], lambda blob=blob: blob.read()[:_HEAD]):  # type: ignore[misc]
-                    entries.append(Entry(parts[:-1], blob))
+                    entries.append(Entry(parts[:-1], blob, parts[-1]))
                 else:
                     others[_called(parts[-1]) if held.isreg() else "link or special file"] += 1
+                    beside += (
+                        [Entry(parts[:-1], blob, parts[-1])]
+                        if held.isreg() and parts[-1].lower().endswith(_BESIDE)
+                        else []
+                    )
         with plain.open("rb") as file:
             file.seek(end)
             complete = not any(file.read(_BLOCK)) and plain.stat().st_size > end
@@ -313,7 +338,7 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         raise ValueError(
             f"{shown(path)}: a tar must end with an empty block, but this one stops early: truncated; copy it again"
         )
-    return Listing(entries, others, [], folders)
+    return Listing(entries, others, [], folders, beside)
 
 
 def _decompressed(path: Path, scratch: Path, head: bytes) -> Path:
@@ -342,6 +367,7 @@ def _is_zip(path: Path, head: bytes) -> bool:
 def _from_zip(path: Path, scratch: Path) -> Listing:
     """Members are unpacked one after the other into a single file aside."""
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     plain = scratch / f"{uuid.uuid4().hex}.unzipped"
@@ -369,20 +395,22 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
                 regular = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
                 with archive.open(member) as packed:
                     head = packed.read(_HEAD) if regular else b""
-                    if not regular or not _is_image(parts[-1], lambda head=head: head):  # type: ignore[misc]
+                    image = regular and _is_image(parts[-1], lambda head=head: head)  # type: ignore[misc]
+                    if not image:
                         others[_called(parts[-1]) if regular else "link or special file"] += 1
-                        continue
+                        if not regular or not parts[-1].lower().endswith(_BESIDE):
+                            continue
                     start = file.tell()
                     file.write(head)
                     shutil.copyfileobj(packed, file, 1 << 20)
                 blob = Blob(plain, f"{shown(path)}: {shown(member.filename)}", start, file.tell() - start)
-                entries.append(Entry(parts[:-1], blob))
+                (entries if image else beside).append(Entry(parts[:-1], blob, parts[-1]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise ValueError(
             f"{shown(path)}: not a complete zip archive ({error}); it may be truncated: copy it again, or unpack it "
             f"and name the folder"
         ) from error
-    return Listing(entries, others, [], folders)
+    return Listing(entries, others, [], folders, beside)
 
 
 def refuse_too_large(path: Path, scratch: Path, size: int) -> None:

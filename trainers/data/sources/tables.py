@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, Branch, FileImages, shown
-from trainers.data.sources.joined import Found, Rows
-from trainers.data.sources.layout import role
+from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, shown
+from trainers.data.sources.joined import Found, sorted_into_parts
+from trainers.data.sources.layout import part_by_name
 from trainers.data.sources.listing import refuse_too_large
 
 COLUMNS = ("path", "label", "split")
@@ -92,7 +92,7 @@ def load(path: Path, scratch: Path, asked: Mapping[str, str] | None = None) -> F
     if not any(blobs for blobs, _ in by_part.values()):
         raise ValueError(f"{shown(path)}: a table must have a row for each image, but has none; check the file")
     orders = {names for table in tables for names in table.names.values()}
-    return _sorted_into_parts(path, by_part, orders.pop() if len(orders) == 1 else None)
+    return sorted_into_parts(path, by_part, orders.pop() if len(orders) == 1 else None)
 
 
 # ---- files
@@ -126,15 +126,7 @@ def _tables(path: Path) -> list[_Table]:
     if (path / _HUB[1]).is_file():
         return _saved(path, "")
     files = _parquet_files(path)
-    return [_parquet(file, _part_by_name(file.relative_to(path))) for file in files]
-
-
-def _part_by_name(path: Path) -> str:
-    """`train` of data/train-00000-of-00002.parquet or train/0000.parquet."""
-    for name in (re.sub(r"[-_.]?\d.*$", "", path.stem), *reversed(path.parts[:-1])):
-        if role(name):
-            return name
-    return ""
+    return [_parquet(file, part_by_name(file.relative_to(path))) for file in files]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -304,7 +296,7 @@ def _read(table: _Table, scratch: Path, asked: Mapping[str, str]) -> Iterator[tu
                 seen[image.path] = number
                 missing += [] if place.is_file() else [shown(place)]
                 blob = Blob(place, shown(place))
-            told = _label(row[len(pieces)], names, title) if label else None
+            told = label_text(row[len(pieces)], names, title) if label else None
             part = str(row[-1]) if split and row[-1] is not None else table.part
             yield part, blob, told
     if missing:
@@ -332,7 +324,7 @@ def _image(values: Mapping[str, Any], template: str, title: str) -> _Image:
     return _Image(None, path)
 
 
-def _label(value: Any, names: Sequence[str], title: str) -> str | None:
+def label_text(value: Any, names: Sequence[str], title: str) -> str | None:
     """The class's name; None where the row has no label."""
     if value is None or value == "" or (isinstance(value, float) and value != value):
         return None
@@ -356,8 +348,13 @@ def _text(value: Any, title: str) -> str:
     return str(value).strip()
 
 
+def names_a(what: str, name: str) -> bool:
+    """Whether a column, or a key, of this name holds a `path`, `label` or `split` in all likelihood."""
+    return re.sub(r"[^a-z]", "", name.lower()) in _WORDS[what]
+
+
 def _matching(table: _Table, what: str) -> list[str]:
-    found = [name for name in table.columns if re.sub(r"[^a-z]", "", name.lower()) in _WORDS[what]]
+    found = [name for name in table.columns if names_a(what, name)]
     if what == "path" and table.pictures:
         return [name for name in table.columns if name in table.pictures]
     return found
@@ -394,56 +391,3 @@ def _label_column(table: _Table, path: str, where: str) -> str:
             f"say which with --column label=COLUMN, or with --column label= that there are none"
         )
     return found
-
-
-# ---- parts
-
-
-def _sorted_into_parts(
-    path: Path, by_part: Mapping[str, tuple[list[Blob], list[str | None]]], names: tuple[str, ...] | None
-) -> Found:
-    where = shown(path)
-    train = [part for part in by_part if part == "" or role(part) == "train"]
-    tests = [part for part in by_part if part and role(part) == "test"]
-    if not train:
-        if len(by_part) > 1 or not tests:
-            raise ValueError(
-                f"{where}: one part must be called train, but the parts are {', '.join(map(repr, sorted(by_part)))}; "
-                f"rename them, or read no parts with --column split="
-            )
-        train, tests = tests, []
-    # A validation part is for choosing, as `select` is; what is reported on is the test part.
-    labeled = [part for part in tests if any(label is not None for label in by_part[part][1])]
-    final = [part for part in labeled if not re.search("val|dev|vld", part.lower())] or labeled
-    if len(final) > 1:
-        raise ValueError(
-            f"{where}: one part must be the test part, but {' and '.join(map(repr, sorted(final)))} may both be; keep "
-            f"one of them, or read no parts with --column split="
-        )
-    unlabeled = all(label is None for part in train for label in by_part[part][1])
-    if unlabeled and len(tests) == 1:
-        final = tests
-    lines, left_out = [], 0
-    rows = {}
-    for own, parts in (("train", train), ("test", final)):
-        blobs = [blob for part in parts for blob in by_part[part][0]]
-        labels = [label for part in parts for label in by_part[part][1]]
-        if labels and not unlabeled and None in labels:
-            lacking = labels.count(None)
-            raise ValueError(
-                f"{where}: every image must have a label, or none, but {lacking:,} of {len(labels):,} have none, such "
-                f"as {blobs[labels.index(None)].name}; remove these rows"
-            )
-        told = [label for label in labels if label is not None]
-        rows[own] = Rows(FileImages(blobs), None if unlabeled else told)
-        if blobs:
-            what = "without labels" if unlabeled else f"{len(set(told)):,} classes"
-            title = f"{', '.join(part for part in parts if part)}  " if any(parts) else ""
-            lines.append(Branch(f"{title}{own}: {len(blobs):,} images, {what}"))
-    for part, (blobs, _) in by_part.items():
-        if part not in (*train, *final):
-            why = "there is a test part" if part in labeled else "no labels" if part in tests else "no part's name"
-            lines.append(Branch(f"{part}  left out, {why}: {len(blobs):,} images"))
-            left_out += len(blobs)
-    outline = Branch(f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}", tuple(lines))
-    return Found(rows["train"], rows["test"], outline, left_out=left_out, names=names, by_value=True)
