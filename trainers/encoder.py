@@ -172,5 +172,5 @@ def _preparation(state: Mapping[str, Any], config: TrialConfig, data: Path | str
                 f"{error}; name it with load_encoder(…, data=FOLDER)"
             ) from error
         return Preparation(manifest.mean, manifest.std, manifest.gray_white, manifest.max_side)
-    # Those written before 0.3 say no more than the first two.
+    # Older checkpoints say no more than the first two.
     return Preparation(tuple(known["mean"]), tuple(known["std"]), known.get("gray_white", WHITE), known.get("max_side"))

@@ -118,6 +118,7 @@ def build(
     layout: str = "auto",
     arrays: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
+    classes: str | None = None,
     skip_broken: float | None = None,
     understood: Understood | None = None,
     threads: int = 2,
@@ -134,7 +135,8 @@ def build(
     `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
     (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
     which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `columns`: by which column a table
-    holds `path`, `label`, `split`. `skip_broken`: leave images out that do
+    holds `path`, `label`, `split`. `classes`: only these, a file with one a line or the name of a published list.
+    `skip_broken`: leave images out that do
     not decode, and list them in the manifest, up to so many percent of all; every image is then decoded once more,
     before the splits are drawn. `understood` gets what the source was taken for, before anything is written: a tree,
     and notes.
@@ -158,6 +160,7 @@ def build(
         layout=layout,
         arrays=arrays,
         columns=columns,
+        classes=classes,
         skip_broken=skip_broken,
         understood=understood,
         threads=threads,
@@ -196,6 +199,7 @@ class _Request(NamedTuple):
     layout: str = "auto"
     arrays: Mapping[str, str] | None = None
     columns: Mapping[str, str] | None = None
+    classes: str | None = None
     skip_broken: float | None = None
     understood: Understood | None = None
     threads: int = 2
@@ -264,7 +268,7 @@ def _build_locked(request: _Request) -> Dataset:
         scratch = staging / "scratch"
         scratch.mkdir()
         arrays, columns = request.arrays or {}, request.columns or {}
-        sources.check(request.kind, layout=request.layout, arrays=arrays, columns=columns)
+        sources.check(request.kind, layout=request.layout, arrays=arrays, columns=columns, classes=request.classes)
         unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
         alone = unlabeled is not None and not (request.source or request.download)
         if (
@@ -283,6 +287,7 @@ def _build_locked(request: _Request) -> Dataset:
                 layout=request.layout,
                 arrays=arrays,
                 columns=columns,
+                classes=request.classes,
             )
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))

@@ -84,6 +84,14 @@ def data_command(
             "in 'path=images/{id}.jpg'; may be given again",
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE|imagenet100",
+            help="of images: only these classes; a file with one a line, or a published list",
+        ),
+    ] = None,
     skip_broken: Annotated[
         str | None,
         typer.Option(
@@ -134,6 +142,7 @@ def data_command(
                     layout=layout,
                     arrays=dict(_pair(text, "--array", "images=train_images") for text in array or ()),
                     columns=dict(_pair(text, "--column", "label=species", empty=True) for text in column or ()),
+                    classes=classes,
                     skip_broken=None if skip_broken is None else _percent(skip_broken),
                     understood=partial(_show, console),
                 )
@@ -142,9 +151,8 @@ def data_command(
     table.add_column(overflow="fold")
     for key, value in datasets.summary(dataset).items():
         table.add_row(key, value)
-    if classes := dataset.manifest.class_names:
-        more = f", … ({len(classes) - 12} more)" if len(classes) > 12 else ""
-        table.add_row("names", ", ".join(classes[:12]) + more)
+    if found := dataset.manifest.class_names:
+        table.add_row("names", ", ".join(found[:12]) + (f", … ({len(found) - 12} more)" if len(found) > 12 else ""))
     console.print(table)
     done = "every byte is as its manifest says" if verify else "done"
     console.print(Text(f"{done}, {format.duration(time.monotonic() - started)}. Next:", style="dim"))

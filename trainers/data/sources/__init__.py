@@ -31,6 +31,7 @@ class Asked(NamedTuple):
     layout: Any = "auto"
     arrays: Mapping[str, str] = MappingProxyType({})
     columns: Mapping[str, str] = MappingProxyType({})
+    classes: str | None = None
 
 
 class Kind(NamedTuple):
@@ -69,7 +70,7 @@ def _npz(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
 
 
 def _images(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
-    return images.load(sources, scratch, asked.layout, asked.columns)
+    return images.load(sources, scratch, asked.layout, asked.columns, asked.classes)
 
 
 KINDS: dict[str, Kind] = {
@@ -105,16 +106,17 @@ def load(
     layout: str = "auto",
     arrays: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, str] = MappingProxyType({}),
+    classes: str | None = None,
 ) -> Source:
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
     `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`, `columns`: by which key a .npz file, or by
-    which column a table, holds what.
+    which column a table, holds what; `classes`: a list of those to read, of the kind images.
     """
-    check(kind, layout=layout, arrays=arrays, columns=columns)
+    check(kind, layout=layout, arrays=arrays, columns=columns, classes=classes)
     _refuse_overlap(sources)
     if download:
         sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch, Asked(layout, arrays, columns))
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays, columns, classes))
 
 
 def check(
@@ -123,6 +125,7 @@ def check(
     layout: str = "auto",
     arrays: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, str] = MappingProxyType({}),
+    classes: str | None = None,
 ) -> None:
     """ValueError where there is no such kind, or what is said of a source cannot be said of one of it."""
     if kind not in KINDS:
@@ -136,6 +139,8 @@ def check(
         )
     if arrays and kind != "npz":
         raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
+    if classes is not None and kind != "images":
+        raise ValueError(f"--classes is for the kind images, but the kind is {kind}; leave it out")
     if columns and kind != "images":
         raise ValueError(f"--column is for tables of the kind images, but the kind is {kind}; leave it out")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainers.data.sources import joined, tables, webdataset
+from trainers.data.sources import joined, published, tables, webdataset
 from trainers.data.sources import listing as listings
 from trainers.data.sources.base import Branch, FileImages, Images, Source, existing, shown
 from trainers.data.sources.joined import Found, Rows
@@ -16,13 +16,18 @@ from trainers.data.sources.listing import Entry, Listing, counted, listing
 
 
 def load(
-    sources: Sequence[Path], scratch: Path, layout: Layout = "auto", columns: Mapping[str, str] | None = None
+    sources: Sequence[Path],
+    scratch: Path,
+    layout: Layout = "auto",
+    columns: Mapping[str, str] | None = None,
+    classes: str | None = None,
 ) -> Source:
     """One folder per class; a class takes all images below its folder. Several sources are joined.
 
     A test part is recognized where the top folders are named as parts (`trainers.data.sources.layout`), and where
     one of several sources (a folder, or an archive by its stem) is. Images that all lie right in a source have no
     labels. A source may be a table as well (`trainers.data.sources.tables`), whose `columns` hold what is asked for.
+    `classes`: only those of a list (`trainers.data.sources.published`).
     """
     if not sources:
         raise ValueError(
@@ -31,7 +36,7 @@ def load(
         )
     several = len(sources) > 1
     found = [_found(path, scratch, layout, columns or {}, several) for path in sources]
-    return joined.source(sources, found, layout)
+    return joined.source(sources, found if classes is None else joined.only(found, classes), layout)
 
 
 def load_images(path: Path, scratch: Path, columns: Mapping[str, str] | None = None) -> Images:
@@ -60,6 +65,8 @@ def _found(path: Path, scratch: Path, layout: Layout, columns: Mapping[str, str]
         found = webdataset.load_all(path, shards, scratch, columns)
         return joined.as_test(found) if named == "test" and not len(found.test.images) else found
     existing(path, "the source of images")
+    if layout == "auto":
+        published.refuse(path)
     if tables.holds(path):
         table = tables.load(path, scratch, columns)
         return joined.as_test(table) if named == "test" and not len(table.test.images) else table

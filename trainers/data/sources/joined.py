@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trainers.data.sources import listing, published
 from trainers.data.sources.base import (
     Blob,
     Branch,
@@ -18,12 +19,12 @@ from trainers.data.sources.base import (
     FileImages,
     Images,
     Part,
+    SelectedImages,
     Source,
     no_labels,
     shown,
 )
 from trainers.data.sources.layout import role
-from trainers.data.sources.listing import counted
 from trainers.data.splits import UNLABELED
 
 
@@ -56,6 +57,43 @@ class Found:
     """All its classes in the order of their numbers, where it says so itself."""
     by_value: bool = False
     """Whether classes that are numbers come in the order of their values. Folders come by letter, as ever."""
+
+
+def only(found: Sequence[Found], classes: str) -> list[Found]:
+    """The images of these classes alone, of a list (`trainers.data.sources.published.classes`).
+
+    ValueError where one of them is in no source, or a source has no labels.
+    """
+    wanted = published.classes(classes)
+    present = {name for one in found for rows in (one.train, one.test) for name in rows.classes or ()}
+    # A line may say more than the name: `n01440764 tench`.
+    kept = {line if line in present else line.split()[0] for line in wanted}
+    if missing := sorted(kept - present):
+        some = ", ".join(map(shown, sorted(present)[:5])) + (" …" if len(present) > 5 else "")
+        raise ValueError(
+            f"--classes {classes}: every class of the list must be in the sources, but {len(missing):,} of "
+            f"{len(kept):,} are not, such as {missing[0]!r} (there are {some or 'none'}); check the list, or name the "
+            f"folder that holds the classes' folders"
+        )
+    return [_only(one, kept) for one in found]
+
+
+def _only(found: Found, kept: set[str]) -> Found:
+    def part(rows: Rows) -> Rows:
+        names = rows.classes or []
+        places = [place for place, name in enumerate(names) if name in kept]
+        return Rows(SelectedImages(rows.images, places), [names[place] for place in places])
+
+    train, test = part(found.train), part(found.test)
+    left = len(found.train.images) + len(found.test.images) - len(train.images) - len(test.images)
+    note = f"left out, of classes that are not in the list: {left:,} images"
+    return replace(
+        found,
+        train=train,
+        test=test,
+        notes=(*found.notes, *([note] if left else [])),
+        left_out=found.left_out + left,
+    )
 
 
 def as_test(found: Found) -> Found:
@@ -148,7 +186,7 @@ def source(paths: Sequence[Path], found: Sequence[Found], layout: str) -> Source
         names = _names(paths, found, train, test)
         notes += _about_classes(paths, names, train, layout, has_test=bool(test))
     if others:
-        notes.append(f"no images that are read here, left out: {counted(others)}")
+        notes.append(listing.left_out(others))
     return Source(
         description=f"images: {titles}" if names else f"images without labels: {titles}",
         class_names=tuple(map(shown, names)),

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, shown
+from trainers.data.sources.base import AVIF_SUFFIXES, HEIF_SUFFIXES, Blob, image_suffixes, shown
 
 _COMPRESSED: dict[bytes, type[gzip.GzipFile] | type[bz2.BZ2File] | type[lzma.LZMAFile]] = {
     b"\x1f\x8b": gzip.GzipFile,
@@ -46,7 +46,7 @@ _BESIDE = (".cls", ".json")
 """Suffixes of files that may hold the label of the image of their name."""
 
 _KNOWN = {
-    ".heic": "HEIC image", ".heif": "HEIF image", ".avif": "AVIF image", ".jxl": "JPEG XL image",
+    ".heic": "HEIC image", ".heif": "HEIF image", ".hif": "HEIF image", ".avif": "AVIF image", ".jxl": "JPEG XL image",
     ".jp2": "JPEG 2000 image", ".dng": "raw photo", ".cr2": "raw photo", ".cr3": "raw photo", ".nef": "raw photo",
     ".arw": "raw photo", ".svg": "SVG drawing", ".dcm": "DICOM file", ".mp4": "video", ".mov": "video", ".avi": "video",
     ".zip": "zip archive", ".tar": "tar", ".gz": "compressed file", ".tgz": "compressed tar", ".rar": "RAR archive",
@@ -55,6 +55,9 @@ _KNOWN = {
 }  # fmt: skip
 """What other files are called, by suffix."""
 _REMEDIES = {
+    "HEIC image": "read them with the extra: pip install 'pretune[heic]'; or convert them to JPEG or PNG",
+    "HEIF image": "read them with the extra: pip install 'pretune[heic]'; or convert them to JPEG or PNG",
+    "AVIF image": "install a Pillow that was built with AVIF, as its wheels are; or convert them to JPEG or PNG",
     "image": "convert them to JPEG or PNG",
     "photo": "convert them to JPEG or PNG",
     "archive": "name the archive itself with --source, or unpack it",
@@ -117,7 +120,9 @@ def listing(path: Path, scratch: Path) -> Listing:
         head = _head(path)
         found = _from_zip(path, scratch) if _is_zip(path, head) else _from_tar(path, scratch, head)
     if not found.entries:
-        raise ValueError(f"{shown(path)}: must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), {_but(found.others)}")
+        raise ValueError(
+            f"{shown(path)}: must hold images ({' '.join(sorted(image_suffixes()))}), {_but(found.others)}"
+        )
     if empty := _empty(found):
         few = ", ".join("/".join(map(shown, folders)) for folders in empty[:3])
         more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
@@ -135,6 +140,12 @@ def joined(found: Sequence[Listing]) -> Listing:
         {folders for one in found for folders in one.folders},
         [entry for one in found for entry in one.beside],
     )
+
+
+def left_out(others: Counter[str]) -> str:
+    """What is left out of a source, and what to do where that is photographs."""
+    remedies = dict.fromkeys(_REMEDIES[what] for what in ("HEIC image", "HEIF image", "AVIF image") if others[what])
+    return "; ".join(["no images that are read here, left out: " + counted(others), *remedies])
 
 
 def counted(others: Counter[str]) -> str:
@@ -166,7 +177,7 @@ def _is_litter(parts: Sequence[str]) -> bool:
 def _is_image(name: str, head: Callable[[], bytes]) -> bool:
     """By its suffix; a file without one (or with a mere number) by its first bytes, which `head` reads."""
     suffix = PurePosixPath(name).suffix.lower()
-    return suffix in IMAGE_SUFFIXES or (not suffix.lstrip(".0123456789") and _starts_as_image(head()))
+    return suffix in image_suffixes() or (not suffix.lstrip(".0123456789") and _starts_as_image(head()))
 
 
 def _starts_as_image(head: bytes) -> bool:
@@ -174,6 +185,8 @@ def _starts_as_image(head: bytes) -> bool:
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*"))
         or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
         or (head.startswith(b"BM") and head[6:10] == b"\0\0\0\0")
+        or (head[4:12] in (b"ftypavif", b"ftypavis") and image_suffixes() >= AVIF_SUFFIXES)
+        or (head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and image_suffixes() >= HEIF_SUFFIXES)
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, shown
+from trainers.data.sources.base import Blob, image_suffixes, shown
 from trainers.data.sources.joined import Found, sorted_into_parts
 from trainers.data.sources.layout import part_by_name
 from trainers.data.sources.listing import refuse_too_large
@@ -105,7 +105,7 @@ def _is_of_parquet_alone(folder: Path) -> bool:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in image_suffixes():
                 return False
             found = found or suffix == _PARQUET
     return found

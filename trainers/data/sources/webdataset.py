@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, shown
+from trainers.data.sources.base import Blob, image_suffixes, shown
 from trainers.data.sources.joined import Found, sorted_into_parts
 from trainers.data.sources.layout import part_by_name
 from trainers.data.sources.listing import Entry, Listing, joined, listing
@@ -40,7 +40,7 @@ def shards(path: Path) -> list[Path] | None:
     for root, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if os.path.splitext(name)[1].lower() in image_suffixes():
                 return None
             found += [Path(root, name)] if _SHARD.search(name) and not name.startswith(".") else []
     return found or None
