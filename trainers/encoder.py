@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from trainers import checkpoint as checkpoints
 from trainers.config import TrialConfig
 from trainers.data.data_cache import open_anywhere
 from trainers.data.own_images import OwnImage, rendered
+from trainers.data.sources.base import WHITE
 from trainers.data.views import LEAST_DEVIATION
 from trainers.evaluation.probe import BATCH_SIZE
 from trainers.model import build_model
@@ -29,6 +30,17 @@ from trainers.report import Checkpoint
 from trainers.upgrade import upgrade_config
 
 Branch = Literal["student", "teacher"]
+
+
+class Preparation(NamedTuple):
+    """What a data set does to its images, from its manifest: mean and standard deviation of red, green and blue on a
+    scale of 0..1, the value of 16-bit gray that is white, the longest side that images are brought down to.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    gray_white: int = WHITE
+    max_side: int | None = None
 
 
 class Encoder(nn.Module):
@@ -43,9 +55,7 @@ class Encoder(nn.Module):
     std: Tensor
     """Their standard deviations, [3]."""
 
-    def __init__(
-        self, backbone: nn.Module, *, config: TrialConfig, width: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, backbone: nn.Module, *, config: TrialConfig, width: int, preparation: Preparation) -> None:
         super().__init__()
         self.backbone = backbone
         """From normalized images to features; most take other sizes of images too."""
@@ -55,9 +65,9 @@ class Encoder(nn.Module):
         """S, in pixels: the size of images at which it was judged."""
         self.width = width
         """p, how many features an image has."""
-        self._statistics = tuple(mean), tuple(std)  # not rounded to the buffers' dtype
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std).clamp(min=LEAST_DEVIATION))
+        self._preparation = preparation  # not rounded to the buffers' dtype
+        self.register_buffer("mean", torch.tensor(preparation.mean))
+        self.register_buffer("std", torch.tensor(preparation.std).clamp(min=LEAST_DEVIATION))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, 3, S, S], floats in 0..1 or bytes, to features [n, p] in the dtype of the parameters.
@@ -89,11 +99,17 @@ class Encoder(nn.Module):
             raise ValueError(
                 "features are those of the evaluation mode, but the encoder is in training mode; call encoder.eval()"
             )
-        mean, std = self._statistics
+        known = self._preparation
         found = [np.zeros((0, self.width), dtype=torch.empty(0, dtype=self.mean.dtype).numpy().dtype)]
-        resampling = self.config.views[0].resampling
         for pixels in rendered(
-            images, size=self.size, mean=mean, deviation=std, resampling=resampling, batch_size=BATCH_SIZE
+            images,
+            size=self.size,
+            mean=known.mean,
+            deviation=known.std,
+            resampling=self.config.views[0].resampling,
+            batch_size=BATCH_SIZE,
+            white=known.gray_white,
+            max_side=known.max_side,
         ):
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.mean.device, self.mean.dtype)
             found.append(self._encode(batch).cpu().numpy())
@@ -139,15 +155,13 @@ def load_encoder(
             "config; take branch='student'"
         )
     backbone = model.backbone if model.teacher is None or branch == "student" else model.teacher["backbone"]
-    mean, std = _normalization(state, config, data)
-    encoder = Encoder(backbone, config=config, width=model.feature_count, mean=mean, std=std)
+    preparation = _preparation(state, config, data)
+    encoder = Encoder(backbone, config=config, width=model.feature_count, preparation=preparation)
     return encoder.requires_grad_(True).to(device).to(memory_format=torch.channels_last).eval()
 
 
-def _normalization(
-    state: Mapping[str, Any], config: TrialConfig, data: Path | str | None
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of the red, green and blue of the images that the run saw."""
+def _preparation(state: Mapping[str, Any], config: TrialConfig, data: Path | str | None) -> Preparation:
+    """What was done to the images that the run saw."""
     known = state.get("normalization")
     if known is None:
         place = config.data.path if data is None else str(data)
@@ -158,5 +172,6 @@ def _normalization(
                 f"the checkpoint does not hold the mean of its images, so the data set it was trained on is needed: "
                 f"{error}; name it with load_encoder(…, data=FOLDER)"
             ) from error
-        return manifest.mean, manifest.std
-    return known["mean"], known["std"]
+        return Preparation(manifest.mean, manifest.std, manifest.gray_white, manifest.max_side)
+    # Older checkpoints say no more than the first two.
+    return Preparation(tuple(known["mean"]), tuple(known["std"]), known.get("gray_white", WHITE), known.get("max_side"))

@@ -24,6 +24,7 @@ METRICS: Mapping[str, str] = {
     "probe/full_train_images": "images that the full probes are fitted on",
     "report/<probe>": "the same probes on `report`; by `pretune finalize` alone",
     "report/<probe>_stderr": "their standard errors",
+    "report/health/<kind>/<measure>": "health on `report`, of data without labels; by `pretune finalize` alone",
     "loss/total": "the weighted sum, mean over the epoch's steps",
     "loss/<name>": "a term's value without its weight, mean over the epoch's steps",
     "health/features/<measure>": "of backbone features of images of `select`: `rank`, `effective_rank` (exponential of "

@@ -7,10 +7,11 @@ the objective may read them, and is no part of them. Imports neither torch nor F
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from trainers import usercode
 from trainers.upgrade import refuse_old_names
@@ -29,13 +30,35 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def amount(value: Any, name: str, *, least: int = 1) -> int | str:
+    """`value` as a number of images, or as a share of them in percent: 5000, "5000", "10%", "0.5%".
+
+    A share is text, since 1 and 1.0 would be told apart by nobody. ValueError, naming `name`, where it is neither.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"\d+(\.\d+)?%", text) and 0.0 < float(text[:-1]) <= 100.0:
+            return text
+        value = int(text) if re.fullmatch(r"\d{1,18}", text) else value
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise ValueError(
+        f"{name} must be a number of images, at least {least}, or a share of them above 0% and up to 100%, such as "
+        f"10%, but is {value!r}; change it"
+    )
+
+
 class DataConfig(Config):
     """Which images. `manifest` is the hash of the data set's manifest; a worker that maps other bytes refuses."""
 
     path: str = Field("digits", description="folder or URI that has what `pretune data` wrote, or a built-in name")
     manifest: str | None = Field(None, description="sha256 of manifest.json; filled in when a run is requested")
-    subset: int | None = Field(
-        None, ge=2, description="pretrain on this many images of `train`, stratified and seeded by the data set"
+    subset: int | str | None = Field(
+        None,
+        description="pretrain on this many images of `train`, or on a share of them (`10%`), stratified and seeded by "
+        "the data set",
     )
     images: Literal["all", "unlabeled"] = Field(
         "all", description="pretrain on `train` and the unlabeled images, or on these alone (SFRIK on STL-10)"
@@ -49,6 +72,11 @@ class DataConfig(Config):
                 f"subset={self.subset}; set data.images=all, or leave out the subset"
             )
         return self
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _is_an_amount(cls, value: Any) -> Any:
+        return value if value is None else amount(value, "data.subset", least=2)
 
 
 class OwnOperation(Own, Config):

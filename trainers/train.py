@@ -44,7 +44,7 @@ GPU_CHECK_EVERY = 20
 NOTICE_EVERY = 10
 """Optimizer steps between which several ranks agree whether `progress` asked for a checkpoint."""
 JUDGED_BY = "probe/linear"
-"""The metric whose best checkpoint is kept."""
+"""The metric whose best checkpoint is kept; without labels there is no such number, and no such checkpoint."""
 
 
 @dataclass
@@ -246,9 +246,10 @@ def _run(
         if done or counters.epoch % config.probe.every == 0:
             started = time.perf_counter()
             model.eval()
-            metrics |= probe.evaluate(
-                model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=done
-            )
+            if dataset.has_labels:
+                metrics |= probe.evaluate(
+                    model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=done
+                )
             metrics |= health.evaluate(model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
             metrics["time/probe_s"] = time.perf_counter() - started
             _keep_threads(config)
@@ -560,7 +561,12 @@ def _save(
             "config": config.model_dump(mode="json"),
             "manifest": dataset.manifest_hash,
             # What an encoder needs of the data, so that it can be used where they are not.
-            "normalization": {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)},
+            "normalization": {
+                "mean": list(dataset.manifest.mean),
+                "std": list(dataset.manifest.std),
+                "gray_white": dataset.manifest.gray_white,
+                "max_side": dataset.manifest.max_side,
+            },
             "counters": asdict(counters),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -50,7 +50,7 @@ def run(
     recipe: GivenRecipe | None = None,
     *,
     data: str | Path | None = None,
-    subset: int | None = None,
+    subset: int | str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
     budget: Budget | None = None,
@@ -80,7 +80,7 @@ def run(
         recipe: the recipe to vary: a name or a function as for `space`, a config's `.json`, or a `TrialConfig`; the
             space's own if None.
         data: a folder or URI with what `pretune data` wrote, or "digits"; the recipe's if None.
-        subset: pretrain on so many images of `train`.
+        subset: pretrain on so many images of `train`, or on a share of each class, such as "10%".
         trials: how many to try in all.
         epochs: length of a run; the recipe's if None.
         budget: what weak trials are stopped by, "epochs", "views" or "seconds".

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,8 @@ def trained(folder: Path, dataset: Dataset, *, normalization: bool = True, **mod
             parameter.mul_(1.1)
     state = {"config": made.model_dump(mode="json"), "manifest": dataset.manifest_hash, "model": network.state_dict()}
     if normalization:
-        state["normalization"] = {"mean": list(dataset.manifest.mean), "std": list(dataset.manifest.std)}
+        names = ("mean", "std", "gray_white", "max_side")
+        state["normalization"] = {name: getattr(dataset.manifest, name) for name in names}
     return Trained(network.eval(), made, checkpoint.save(folder, state, epoch=3))
 
 
@@ -176,6 +178,18 @@ def test_a_tensor_in_0_to_1_and_one_of_bytes_give_the_features_of_the_same_image
     assert (encoder.size, encoder.width, encoder.training) == (SIZE, 32, False)
     with pytest.raises(ValueError, match=r"must have the shape \[n, 3, 16, 16\], but have \[5, 3, 8, 8\]"):
         encoder(torch.zeros(5, 3, 8, 8))
+
+
+def test_images_are_prepared_as_those_of_the_data_set_were(tmp_path: Path, digits: Dataset) -> None:
+    """A camera's 12 bits would be almost black by the usual range, and a large image has other pixels than a small."""
+    manifest = digits.manifest.model_copy(update={"gray_white": 4095, "max_side": 24})
+    encoder = load_encoder(trained(tmp_path, replace(digits, manifest=manifest)).saved)
+    wide = np.random.default_rng(0).integers(0, 4096, (30, 60), dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    narrow = Image.fromarray(np.round(wide / 4095 * 255).astype(np.uint8)).convert("RGB")
+    brought_down = narrow.resize((24, 12), Image.Resampling.LANCZOS)
+    found = encoder.features([tmp_path / "wide.png", Image.open(tmp_path / "wide.png"), narrow, brought_down])
+    assert all(np.array_equal(row, found[-1]) for row in found)
 
 
 def test_an_encoder_can_be_trained_on_and_refuses_features_while_it_is(tmp_path: Path, digits: Dataset) -> None:

@@ -49,8 +49,11 @@ class MemoryDataset:
         counts=SimpleNamespace(train=TRAIN),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        gray_white=65535,
+        max_side=None,
     )
     class_count = CLASSES
+    has_labels = True
     train_count, select_count, unlabeled_count = TRAIN, SELECT, 0
     train_ids, select_ids = np.arange(TRAIN), np.arange(TRAIN, TRAIN + SELECT)
 
@@ -244,6 +247,25 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert report.checkpoint.path == str(tmp_path / "checkpoints" / f"epoch-{report.epoch:04d}.pt")
     seconds = [report.metrics["budget/seconds"] for report in recorder.reports]
     assert seconds == pytest.approx(np.cumsum([report.metrics["time/epoch_s"] for report in recorder.reports]))
+
+
+def test_without_labels_nothing_is_probed_and_health_is_told_all_the_same(tmp_path: Path) -> None:
+    dataset, recorder = MemoryDataset(), Recorder()
+    dataset.has_labels, dataset._labels = False, np.full(TRAIN + SELECT, -1)
+    trial = config(probe={"labels_per_class": 5})  # of no use here, and no obstacle
+    outcome = train(
+        trial,
+        dataset=dataset,  # type: ignore[arg-type]
+        loaders=MemoryLoaders(),  # type: ignore[arg-type]
+        folder=tmp_path,
+        report=recorder,
+        device=torch.device("cpu"),
+    )
+    assert outcome.state == "complete"
+    names = set(recorder.reports[-1].metrics)
+    assert not [name for name in names if name.startswith("probe/")]
+    assert {"health/embedding/effective_rank", "health/features/std", "loss/total", "time/probe_s"} <= names
+    assert recorder.checkpoint.epoch == 3
 
 
 def test_every_name_that_a_run_reports_is_listed_with_its_meaning(tmp_path: Path) -> None:

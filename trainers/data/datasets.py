@@ -44,8 +44,9 @@ from trainers.data.manifest import (
     summary,
     verify,
 )
-from trainers.data.splits import Integers, carve, check_population
+from trainers.data.splits import UNLABELED, Integers, carve, check_population, count_of
 from trainers.files import sync, write_whole
+from trainers.settings import amount
 
 if TYPE_CHECKING:
     from trainers.data.sources.base import Branch, BrokenImageError, Images, Source
@@ -77,7 +78,6 @@ SPLITS: tuple[Split, ...] = ("train", "select", "unlabeled", "report")  # the or
 
 RAW_SIDE = 64  # images that all share one size up to this are stored as pixels, others as JPEG
 JPEG_QUALITY = 95  # of images that are encoded here, without chroma subsampling
-UNLABELED = -1
 BUILTIN_WAIT_S = 300.0  # for another process that builds the digits, which takes about two seconds
 ELSEWHERE = "build it elsewhere with `pretune data … --out DIR`"  # a remedy for a sweep that builds the digits as well
 
@@ -111,12 +111,14 @@ def build(
     out: Path,
     max_side: int | None = None,
     split_seed: int = 0,
-    select_images: int | None = None,
-    report_images: int | None = None,
+    select_images: int | str | None = None,
+    report_images: int | str | None = None,
     progress: Progress | None = None,
     download: bool = False,
     layout: str = "auto",
     arrays: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    classes: str | None = None,
     skip_broken: float | None = None,
     understood: Understood | None = None,
     threads: int = 2,
@@ -124,13 +126,17 @@ def build(
     """Write a data set of `kind` (see `kinds()`) to the new folder `out`, all of it or nothing.
 
     `source`: what the kind reads. `unlabeled`: a folder of images, a tar, an npz with `images`, or STL-10's
-    unlabeled_X.bin; they join pretraining only. `max_side`: bring the longer side down to so many pixels.
-    `select_images` defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000,
-    but never more than a quarter; `report_images`, used where the source has no test part, to a sixth, at most 50,000.
+    unlabeled_X.bin; they join pretraining only. Without a `source` they are the whole data set, which then has no
+    labels, as one of a flat folder of images has none. `max_side`: bring the longer side down to so many pixels.
+    `select_images` and `report_images` are counts, or shares of the source's training part ("10%"), stratified. The
+    first defaults to 500 for digits, else to a tenth of the training part, at least 500 and at most 50,000, but never
+    more than a quarter; the second, used where the source has no test part, to a sixth, at most 50,000.
     `progress(done, total)` is called often, from this thread. `download`: let torchvision fetch CIFAR or STL-10 (into
     `source`, if given). `layout`: of images, which folders are parts and which are classes, where names leave that open
     (`parts`, `classes`); of an npz, which axis holds the channels (`channels-first`, `channels-last`). `arrays`: by
-    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `skip_broken`: leave images out that do
+    which key an npz holds `images`, `labels`, `test_images`, `test_labels`. `columns`: by which column a table
+    holds `path`, `label`, `split`. `classes`: only these, a file with one a line or the name of a published list.
+    `skip_broken`: leave images out that do
     not decode, and list them in the manifest, up to so many percent of all; every image is then decoded once more,
     before the splits are drawn. `understood` gets what the source was taken for, before anything is written: a tree,
     and notes.
@@ -153,6 +159,8 @@ def build(
         download=download,
         layout=layout,
         arrays=arrays,
+        columns=columns,
+        classes=classes,
         skip_broken=skip_broken,
         understood=understood,
         threads=threads,
@@ -160,6 +168,9 @@ def build(
     for name, value, least in (("max_side", max_side, 4), ("threads", threads, 1), ("split_seed", split_seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}; raise it")
+    for name, asked in (("--select", select_images), ("--report", report_images)):
+        if asked is not None:
+            amount(asked, name)
     if skip_broken is not None and not 0 <= skip_broken <= 100:
         raise ValueError(f"skip_broken must be 0 to 100 percent, but is {skip_broken:g}; change it")
     _refuse_existing(request.out)
@@ -181,12 +192,14 @@ class _Request(NamedTuple):
     unlabeled: Path | None = None
     max_side: int | None = None
     split_seed: int = 0
-    select_images: int | None = None
-    report_images: int | None = None
+    select_images: int | str | None = None
+    report_images: int | str | None = None
     progress: Progress = _silent
     download: bool = False
     layout: str = "auto"
     arrays: Mapping[str, str] | None = None
+    columns: Mapping[str, str] | None = None
+    classes: str | None = None
     skip_broken: float | None = None
     understood: Understood | None = None
     threads: int = 2
@@ -213,20 +226,26 @@ class _Plan(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """One image, ready to be written. `histogram`: counts of the 256 values of each channel, [3, 256]."""
+    """One image, ready to be written. `histogram`: counts of the 256 values of each channel, [3, 256]; `picture`: see
+    `trainers.data.duplicates`.
+    """
 
     payload: bytes
     height: int
     width: int
     digest: bytes
     histogram: NDArray[np.int64]
+    picture: bytes
     encoded: bool
 
 
 class _Written(NamedTuple):
-    """What one split's images were. `digests`: the first 64 bits of each image's hash of pixels, [n]."""
+    """What one split's images were. `digests`: the first 64 bits of each image's hash of pixels, [n]; `pictures`: each
+    one's small picture, [n, …].
+    """
 
     digests: NDArray[np.uint64]
+    pictures: NDArray[np.uint8]
     content: str
     histogram: NDArray[np.int64]
     encoded: int
@@ -248,15 +267,28 @@ def _build_locked(request: _Request) -> Dataset:
     try:
         scratch = staging / "scratch"
         scratch.mkdir()
-        source = sources.load(
-            request.kind,
-            request.source,
-            scratch=scratch,
-            download=request.download,
-            layout=request.layout,
-            arrays=request.arrays or {},
-        )
+        arrays, columns = request.arrays or {}, request.columns or {}
+        sources.check(request.kind, layout=request.layout, arrays=arrays, columns=columns, classes=request.classes)
         unlabeled = None if request.unlabeled is None else _unlabeled(request, request.unlabeled, scratch)
+        alone = unlabeled is not None and not (request.source or request.download)
+        if (
+            unlabeled is not None
+            and request.unlabeled is not None
+            and alone
+            and request.kind in sources.UNLABELED_ALONE
+        ):
+            source, unlabeled = sources.without_labels(request.kind, [request.unlabeled], unlabeled), None
+        else:
+            source = sources.load(
+                request.kind,
+                request.source,
+                scratch=scratch,
+                download=request.download,
+                layout=request.layout,
+                arrays=arrays,
+                columns=columns,
+                classes=request.classes,
+            )
         if request.understood is not None:
             notes = (*source.notes, *(() if unlabeled is None else unlabeled.notes))
             request.understood(sources.outline(source, unlabeled), notes)
@@ -285,13 +317,17 @@ def _build_locked(request: _Request) -> Dataset:
 
 
 def _unlabeled(request: _Request, path: Path, scratch: Path) -> Images:
-    """What was said of an npz holds for the unlabeled one, too."""
+    """What was said of an npz or a table holds for the unlabeled one, too."""
     from trainers.data import sources
     from trainers.data.sources.base import CHANNELS, Channels
 
     channels: Channels = next((one for one in CHANNELS if one == request.layout), "auto")
     return sources.load_unlabeled(
-        path, scratch=scratch, channels=channels, key=(request.arrays or {}).get("images", "images")
+        path,
+        scratch=scratch,
+        channels=channels,
+        key=(request.arrays or {}).get("images", "images"),
+        columns=request.columns or {},
     )
 
 
@@ -342,7 +378,66 @@ def _path_in_source(request: _Request, name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
+def _contradictions(request: _Request, splits: Mapping[Split, _Rows], written: Mapping[Split, _Written]) -> int:
+    """How many images have pixels that occur under another label as well; the first are named."""
+    from trainers.data import duplicates
+
+    labeled = [split for split in written if split != "unlabeled"]
+    digests = np.concatenate([written[split].digests for split in labeled])
+    labels = np.concatenate([splits[split].labels for split in labeled])
+    names = [(split, row) for split in labeled for row in range(len(splits[split].labels))]
+    groups = duplicates.contradicting(digests, labels)
+    if not groups:
+        return 0
+    count = sum(map(len, groups))
+    few = [" = ".join(_named(splits, *names[row]) for row in group[:3]) for group in groups[:_NAMED]]
+    _say(request, f"{count:,} images have equal pixels and different labels: {_listed(few, len(groups))}")
+    return count
+
+
+def _near_duplicates(
+    request: _Request, splits: Mapping[Split, _Rows], written: Mapping[Split, _Written]
+) -> dict[str, int]:
+    """How many images of `select` and `report` are nearly equal to one of `train`, equal ones apart; the first are
+    named.
+    """
+    from trainers.data import duplicates
+
+    found: dict[str, int] = {}
+    judging: tuple[Split, ...] = ("select", "report")
+    for split in judging:
+        apart = np.flatnonzero(~np.isin(written[split].digests, written["train"].digests))
+        near = duplicates.near(written[split].pictures[apart], written["train"].pictures)
+        if count := len(near.rows):
+            found[f"{split}/train"] = count
+            few = [
+                f"{_named(splits, split, int(apart[row]))} ~ {_named(splits, 'train', int(other))}"
+                for row, other in zip(near.rows[:_NAMED], near.others[:_NAMED], strict=True)
+            ]
+            _say(request, f"{count:,} images of {split} are nearly equal to one of train: {_listed(few, count)}")
+    return found
+
+
+_NAMED = 3  # examples
+
+
+def _named(splits: Mapping[Split, _Rows], split: Split, row: int) -> str:
+    rows = splits[split]
+    return rows.images.name(int(rows.indices[row]))
+
+
+def _listed(few: Sequence[str], count: int) -> str:
+    return "; ".join(few) + (f"; and {count - len(few):,} more" if count > len(few) else "")
+
+
+def _say(request: _Request, text: str) -> None:
+    if request.understood is not None:
+        request.understood((), (text,))
+
+
 def _write(request: _Request, source: Source, unlabeled: Images | None, folder: Path) -> Manifest:
+    from trainers.data import duplicates
+
     splits = _split(request, source)
     if unlabeled is not None:
         count = len(unlabeled)
@@ -366,19 +461,25 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         sync(folder / name)
     mean, std = _moments(written["train"].histogram)
     by_name = {rows.split: rows for rows in splits}
-    duplicates = _duplicates({split: part.digests for split, part in written.items()})
-    leaks = {pair: n for pair, n in duplicates.items() if n}
+    twice = duplicates.equal({split: part.digests for split, part in written.items()})
+    leaks = {pair: n for pair, n in twice.items() if n}
     if leaks:
         log.warning(
             "%s: images with equal pixels: %s", source.description, ", ".join(f"{p} {n}" for p, n in leaks.items())
         )
+    contradictions = _contradictions(request, by_name, written) if source.class_names else 0
+    nearly = _near_duplicates(request, by_name, written)
+    labeled = bool(source.class_names)
     return Manifest(
+        format_version=1 if labeled else 2,
         kind=request.kind,
         source=source.description,
         class_names=source.class_names,
         counts=Counts(**{name: len(by_name[name].indices) if name in by_name else 0 for name in SPLITS}),
         class_counts={
             name: tuple(np.bincount(by_name[name].labels, minlength=len(source.class_names)).tolist())
+            if labeled
+            else ()
             for name in ("train", "select", "report")
         },
         encoding=plan.encoding,
@@ -393,7 +494,9 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         reencoded=sum(part.encoded for part in written.values()),
         skipped=source.skipped,
         gray_white=plan.white,
-        duplicates=duplicates,
+        duplicates=twice,
+        contradictions=contradictions,
+        near_duplicates=nearly,
         content={split: part.content for split, part in written.items()},
         files={
             name: FileRecord(
@@ -406,7 +509,10 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
 
 def _write_rows(request: _Request, rows: _Rows, plan: _Plan, writer: BetonWriter, tally: _Tally) -> _Written:
     """Append one split to a file, in order."""
+    from trainers.data import duplicates
+
     content, digests = hashlib.sha256(), np.zeros(len(rows.indices), dtype=np.uint64)
+    pictures = np.zeros((len(rows.indices), duplicates.WIDTH * duplicates.HEIGHT), dtype=np.uint8)
     histogram, encoded = np.zeros((3, 256), dtype=np.int64), 0
     for number, image in enumerate(_prepare_all(request, rows, plan)):
         label = int(rows.labels[number])
@@ -417,10 +523,11 @@ def _write_rows(request: _Request, rows: _Rows, plan: _Plan, writer: BetonWriter
             raise ValueError(f"{name}: {error}, for example with --max-side") from error
         content.update(image.digest + label.to_bytes(8, "little", signed=True))
         digests[number] = int.from_bytes(image.digest[:8], "little")
+        pictures[number] = np.frombuffer(image.picture, dtype=np.uint8)
         histogram += image.histogram
         encoded += image.encoded
         tally.advance()
-    return _Written(digests, content.hexdigest(), histogram, encoded)
+    return _Written(digests, pictures, content.hexdigest(), histogram, encoded)
 
 
 def _split(request: _Request, source: Source) -> list[_Rows]:
@@ -429,7 +536,15 @@ def _split(request: _Request, source: Source) -> list[_Rows]:
     key, digits = f"split/{request.split_seed}", request.kind == "digits"
     if not len(pool):
         raise ValueError(f"{where}: there must be images to train on, but there are none; check the source")
-    check_population(pool, 2 if source.test is not None else 3, class_names=names, where=where)
+    strata, least = pool, len(names)
+    if not names:
+        # As one class that has no name. A rank or a spread takes two images.
+        strata, names, least = np.zeros_like(pool), ("",), 2
+        if len(pool) < (most := 5 if source.test is None else 3):
+            raise ValueError(
+                f"{where}: there must be at least {most} images for the splits, but there are {len(pool)}; add some"
+            )
+    check_population(strata, 2 if source.test is not None else 3, class_names=names, where=where)
     if source.test is not None:
         if request.report_images is not None:
             raise ValueError(
@@ -440,25 +555,41 @@ def _split(request: _Request, source: Source) -> list[_Rows]:
     else:
         usual = 300 if digits else min(len(pool) // 6, 50_000)
         sizes = [
-            _share("report", request.report_images, usual, len(pool), most=len(pool) - 2 * len(names), least=len(names))
+            _share(
+                "report",
+                request.report_images,
+                usual,
+                len(pool),
+                len(pool),
+                most=len(pool) - least - len(names),
+                least=least,
+            )
         ]
     left = len(pool) - sum(sizes)
     usual = 500 if digits else min(max(left // 10, 500), 50_000, left // 4)
-    sizes.append(_share("select", request.select_images, usual, left, most=left - len(names), least=len(names)))
-    *carved, select, train = carve(pool, sizes, key=key, class_names=names, where=where)
+    sizes.append(_share("select", request.select_images, usual, left, len(pool), most=left - len(names), least=least))
+    *carved, select, train = carve(strata, sizes, key=key, class_names=names, where=where)
     images = source.train.images
     if source.test is None:
         report = _Rows("report", images, carved[0], pool[carved[0]])
     return [_Rows("train", images, train, pool[train]), _Rows("select", images, select, pool[select]), report]
 
 
-def _share(split: str, asked: int | None, usual: int, available: int, *, least: int, most: int) -> int:
-    """The size of a split: what was asked, if that leaves one image of each class here and in the others."""
-    if asked is not None and not least <= asked <= most:
+def _share(
+    split: str, asked: int | str | None, usual: int, available: int, whole: int, *, least: int, most: int
+) -> int:
+    """The size of a split: what was asked, a count or a share of the `whole` training part, if that leaves one image of
+    each class here and in the others.
+    """
+    if asked is None:
+        return min(max(usual, least), most)
+    count = count_of(amount(asked, f"--{split}"), whole)
+    if not least <= count <= most:
+        found = f"{count}" if isinstance(asked, int) else f"{asked}, which is {count}"
         raise ValueError(
-            f"the {split} split must take {least} to {most} of {available} images, but was asked for {asked}; change it"
+            f"the {split} split must take {least} to {most} of {available} images, but was asked for {found}; change it"
         )
-    return min(max(usual if asked is None else asked, least), most)
+    return count
 
 
 def _scan_count(splits: Sequence[_Rows]) -> int:
@@ -536,9 +667,8 @@ def _white(request: _Request, wide: Sequence[tuple[Images, int]]) -> int:
         if brightest > ranges[-1]:
             return WHITE
     white = next(top for top in ranges if brightest <= top)
-    if request.understood is not None:
-        said = f"{len(wide):,} images of 16-bit gray use {white.bit_length()} bits, up to {brightest:,}"
-        request.understood((), (f"{said}: 0 to {white:,} become black to white",))
+    said = f"{len(wide):,} images of 16-bit gray use {white.bit_length()} bits, up to {brightest:,}"
+    _say(request, f"{said}: 0 to {white:,} become black to white")
     return white
 
 
@@ -571,6 +701,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
 
     from PIL import Image, ImageOps
 
+    from trainers.data.duplicates import picture
     from trainers.data.sources.base import target_size
 
     image, jpeg = rows.images.read(index, plan.white)
@@ -592,7 +723,7 @@ def _prepare(rows: _Rows, index: int, plan: _Plan, max_side: int | None) -> _Pre
         payload = buffer.getvalue()
     digest = hashlib.blake2b(pixels, digest_size=16, key=f"{height}x{width}".encode()).digest()
     histogram = np.array(image.histogram(), dtype=np.int64).reshape(3, 256)
-    return _Prepared(payload, height, width, digest, histogram, encoded)
+    return _Prepared(payload, height, width, digest, histogram, picture(image), encoded)
 
 
 class _Tally:
@@ -621,21 +752,6 @@ def _moments(histogram: NDArray[np.int64]) -> tuple[tuple[float, float, float], 
         mean.append(first / count / 255)
         std.append(max(0.0, (second * count - first * first) / (count * count)) ** 0.5 / 255)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-
-def _duplicates(digests: Mapping[Split, NDArray[np.uint64]]) -> dict[str, int]:
-    pairs: tuple[tuple[Split, Split], ...] = (
-        ("select", "train"),
-        ("report", "train"),
-        ("report", "select"),
-        ("unlabeled", "select"),
-        ("unlabeled", "report"),
-    )
-    found = {"train/train": len(digests["train"]) - len(np.unique(digests["train"]))}
-    for one, other in pairs:
-        if one in digests and other in digests:
-            found[f"{one}/{other}"] = int(np.isin(digests[one], digests[other]).sum())
-    return found
 
 
 # ---- files

@@ -24,12 +24,13 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainers.data.splits import Integers, stratified_order
+from trainers.data.splits import Integers, count_of, stratified_order
 from trainers.upgrade import understood
 
-FORMAT: Final = 1
-"""Of a manifest, raised when this version would misread what a later one writes; all older ones stay readable. A key
-that is merely added needs no other format: who does not know it passes over it.
+FORMAT: Final = 2
+"""The newest of a manifest, raised when an older version would misread it; all older ones stay readable, and are still
+written where they say all there is. A key that is merely added needs no other format: who does not know it passes over
+it. 2: images without labels.
 """
 MANIFEST_FILE = "manifest.json"
 SEARCH_FILE, REPORT_FILE = "search.beton", "report.beton"
@@ -61,10 +62,11 @@ class Manifest(_Stored):
     to 1 scale.
     """
 
-    format_version: Literal[1] = FORMAT
+    format_version: Literal[1, 2] = 1
     kind: str
     source: str
     class_names: tuple[str, ...]
+    """None where the images have no labels."""
     counts: Counts
     class_counts: Mapping[str, tuple[int, ...]]
     """Images per class in `train`, `select` and `report`."""
@@ -90,6 +92,12 @@ class Manifest(_Stored):
     duplicates: Mapping[str, int]
     """`a/b`: images of `a` whose pixels occur in `b` too; `train/train`: images of `train` that repeat an earlier
     one.
+    """
+    contradictions: int = 0
+    """Images with labels whose pixels occur under another label as well."""
+    near_duplicates: Mapping[str, int] = {}
+    """`select/train`, `report/train`: images of the first that are nearly equal to one of the other, equal ones apart
+    (`trainers.data.duplicates`); only where there are some.
     """
     content: Mapping[str, str]
     """sha256 over every image's decoded pixels and label, per split: independent of how the file stores them."""
@@ -125,6 +133,11 @@ class Dataset:
         return len(self.manifest.class_names)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether anybody says what is on the images that are not merely `unlabeled`. Nothing can be probed without."""
+        return bool(self.manifest.class_names)
+
+    @property
     def search_file(self) -> Path:
         return self.folder / SEARCH_FILE
 
@@ -148,21 +161,22 @@ class Dataset:
         start = self.train_count + self.select_count
         return np.arange(start, start + self.unlabeled_count, dtype=np.int64)
 
-    def pretrain_ids(self, subset: int | None = None) -> Integers:
+    def pretrain_ids(self, subset: int | str | None = None) -> Integers:
         """Rows to pretrain on, sorted: `train` and the unlabeled images, or a stratified `subset` of `train` of that
-        size.
+        size or share ("10%").
 
         The subset is a function of the data set alone; smaller ones lie inside larger ones.
         """
         if subset is None:
             return np.concatenate([self.train_ids, self.unlabeled_ids])
-        if not 1 <= subset <= self.train_count:
+        count = count_of(subset, self.train_count)
+        if not 1 <= count <= self.train_count:
             raise ValueError(
                 f"data.subset must be 1 to {self.train_count} (the images of `train` in {self.folder}), but is "
                 f"{subset}; lower it"
             )
         labels = self.search_labels()[: self.train_count]
-        return np.sort(stratified_order(labels, f"subset/{self.manifest.split_seed}")[:subset])
+        return np.sort(stratified_order(labels, f"subset/{self.manifest.split_seed}")[:count])
 
     def search_labels(self) -> Integers:
         """Labels of the search file's rows, [train + select + unlabeled]; -1 where unlabeled."""
@@ -239,7 +253,8 @@ def manifest_text(manifest: Manifest) -> str:
     """What manifest.json says. A key of a later version that says nothing is left out: the text, whose hash is the
     data set's name, is then what an older version wrote of the same source.
     """
-    silent = {key for key in ("broken", "gray_white") if getattr(manifest, key) == Manifest.model_fields[key].default}
+    added = ("broken", "gray_white", "contradictions", "near_duplicates")
+    silent = {key for key in added if getattr(manifest, key) == Manifest.model_fields[key].default}
     return manifest.model_dump_json(indent=1, exclude=silent) + "\n"
 
 
@@ -268,7 +283,7 @@ def summary(dataset: Dataset) -> dict[str, str]:
     return {
         "folder": str(dataset.folder),
         "source": manifest.source,
-        "classes": f"{dataset.class_count}",
+        "classes": f"{dataset.class_count}" if dataset.has_labels else "none: the images have no labels",
         "train": f"{counts.train:,} images",
         "select": f"{counts.select:,} images, carved from the training part",
         "report": f"{counts.report:,} images, "
@@ -281,6 +296,16 @@ def summary(dataset: Dataset) -> dict[str, str]:
         "images": f"{size}, stored as {manifest.encoding}",
         **({"broken": f"{len(manifest.broken):,} left out, listed in the manifest"} if manifest.broken else {}),
         "duplicates": ", ".join(f"{pair} {count:,}" for pair, count in leaks.items()) or "none",
+        **(
+            {"labels": f"{manifest.contradictions:,} images occur with another label too"}
+            if manifest.contradictions
+            else {}
+        ),
+        **(
+            {"near": ", ".join(f"{pair} {n:,}" for pair, n in manifest.near_duplicates.items())}
+            if manifest.near_duplicates
+            else {}
+        ),
         "disk": f"{stored / 2**20:,.1f} MiB",
         "hash": dataset.manifest_hash,
     }

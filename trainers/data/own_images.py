@@ -1,6 +1,7 @@
 """Images that are in no data set, as evaluation sees those of one: resized, cropped and normalized by the same code.
 
-What a data set would hold of an image is what is rendered here: the bytes of a plain JPEG, else its upright RGB pixels.
+What a data set would hold of an image is what is rendered here: the bytes of a plain JPEG, else its upright RGB pixels,
+with the data set's own range of 16-bit gray and its longest side.
 (Of an image that is no JPEG, a data set of JPEGs holds one of quality 95, which differs a little.)
 
 Letters: n = images, S = a view's height and width in pixels.
@@ -19,7 +20,7 @@ from PIL import Image
 
 from trainers.data.beton import LARGEST_SIDE, MODES, ROW
 from trainers.data.datasets import RAW_SIDE
-from trainers.data.sources.base import Blob, FileImages, as_pixels, upright_rgb
+from trainers.data.sources.base import WHITE, Blob, FileImages, as_pixels, target_size, upright_rgb
 from trainers.data.views import evaluation_table, render
 from trainers.settings import Resampling
 
@@ -44,10 +45,14 @@ def rendered(
     deviation: Sequence[float],
     resampling: Resampling,
     batch_size: int,
+    white: int = WHITE,
+    max_side: int | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Batches [n, S, S, 3] of normalized pixels, in the order of `images`; the last one may be smaller.
 
     The shorter side is resized to S = `size`, the center cropped; `mean` and `deviation` per channel, 0..1 scale.
+    `white`, `max_side`: as in the manifest of the data set trained on, the value of 16-bit gray that becomes white and
+    the longest side that an image was brought down to.
     ValueError, naming the image, where one is broken, of a kind that is not known, or larger than 65,535 pixels.
     """
     settings = evaluation_table(size, mean, deviation, resampling=resampling)
@@ -56,17 +61,19 @@ def rendered(
         pixels = np.empty(count * size * size * 3, np.float32)
         for place in range(count):
             name = f"images[{start + place}]"
-            _render(_stored(images[start + place], name), name, pixels, settings, place=place, rows=count)
+            _render(
+                _stored(images[start + place], name, white, max_side), name, pixels, settings, place=place, rows=count
+            )
         yield pixels.reshape(count, size, size, 3)
 
 
-def _stored(image: OwnImage, name: str) -> _Stored:
+def _stored(image: OwnImage, name: str, white: int, max_side: int | None) -> _Stored:
     jpeg: bytes | None = None
     match image:
         case str() | Path():
-            decoded, jpeg = FileImages([Blob(Path(image), str(image))]).read(0)
+            decoded, jpeg = FileImages([Blob(Path(image), str(image))]).read(0, white)
         case Image.Image():
-            decoded = upright_rgb(image)
+            decoded = upright_rgb(image, white)
         case np.ndarray():
             decoded = Image.fromarray(as_pixels(image[None], name)[0])
         case _:
@@ -74,6 +81,9 @@ def _stored(image: OwnImage, name: str) -> _Stored:
                 f"{name} must be a path, an image of Pillow's or an array of pixels, but is {type(image).__name__}; "
                 "give one of these (a batch that is a tensor already goes to the encoder itself)"
             )
+    height, width = target_size(decoded.height, decoded.width, max_side)
+    if (width, height) != decoded.size:
+        decoded, jpeg = decoded.resize((width, height), Image.Resampling.LANCZOS), None
     if max(decoded.size) > LARGEST_SIDE:
         raise ValueError(
             f"{name} must have sides of at most {LARGEST_SIDE} pixels, but has {decoded.width}x{decoded.height}; "

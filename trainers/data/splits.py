@@ -5,12 +5,26 @@ version.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+
+UNLABELED = -1
+"""In the place of a label."""
+
+
+def count_of(amount: int | str, available: int) -> int:
+    """How many of `available` images an amount (`trainers.settings.amount`) is: a count as it is, a share such as
+    "10%" rounded to the nearest, but at least 1.
+    """
+    if isinstance(amount, int):
+        return amount
+    return max(1, math.floor(available * Fraction(amount.removesuffix("%")) / 100 + Fraction(1, 2)))
 
 
 def keyed_ranks(count: int, key: str) -> NDArray[np.uint64]:

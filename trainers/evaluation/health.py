@@ -7,8 +7,9 @@ d] matrix.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,14 +26,23 @@ ROWS = 1024
 
 
 def evaluate(
-    embed: probe.Embed, *, dataset: Dataset, loaders: Loaders, config: TrialConfig, device: torch.device
+    embed: probe.Embed,
+    *,
+    dataset: Dataset,
+    loaders: Loaders,
+    config: TrialConfig,
+    device: torch.device,
+    split: Literal["search", "report"] = "search",
 ) -> dict[str, float]:
-    """`measure` on the first `ROWS` images of the probe's part of `select`, the same numbers on all ranks.
+    """`measure` on the first `ROWS` images of the probe's part of `select`, the same numbers on all ranks; of `report`
+    where that is asked for, which only `pretune finalize` may do.
 
     `embed` is `Model.embed`, in evaluation mode: [n, 3, S, S] -> features [n, p], projections [n, q].
     """
-    rows = probe.select_subset(dataset, config).ids[:ROWS]
-    features, embedding = probe.extract(embed, rows, dataset=dataset, loaders=loaders, config=config, device=device)
+    ids = probe.select_subset(dataset, config).ids if split == "search" else np.arange(dataset.report_count)
+    features, embedding = probe.extract(
+        embed, ids[:ROWS], dataset=dataset, loaders=loaders, config=config, device=device, split=split
+    )
     return dist.broadcast_object(measure(features, embedding) if dist.rank() == 0 else {})
 
 

@@ -198,6 +198,11 @@ def _judge(
         )
         return found[0]
 
+    if not dataset.has_labels:
+        raise ValueError(
+            f"a probe must be fitted on labels, but the images of {dataset.folder} have none; look at the health of "
+            f"their features instead (trainers.evaluation.health)"
+        )
     searched = train_subset(dataset, config)
     features = features_of(scored, split)
     fit_ids = searched.ids

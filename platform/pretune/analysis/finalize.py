@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,9 @@ class Read(BaseModel):
     checkpoint: Checkpoint
     manifest: str
     metrics: dict[str, float] = {}
-    """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`."""
+    """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`; of data without labels
+    `report/health/…` and `health/…`.
+    """
 
 
 class ReportReads(BaseModel):
@@ -90,14 +93,16 @@ def check(result: SweepResult, *, again: bool) -> Winner:
 
 
 def run(result: SweepResult, winner: Winner) -> ReportReads:
-    """Full probes of the winner: on `select`, then on `report`. Counts the read before it happens."""
+    """Full probes of the winner: on `select`, then on `report`; without labels, its health on both. Counts the read
+    before it happens.
+    """
     import torch
 
     from trainers import checkpoint
     from trainers.data.data_cache import open_anywhere
     from trainers.data.loader import Loaders
     from trainers.data.manifest import DATA_FILES
-    from trainers.evaluation import probe
+    from trainers.evaluation import health, probe
     from trainers.model import build_model
 
     config = winner.config
@@ -108,7 +113,9 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
     model.load_state_dict(checkpoint.load(winner.checkpoint)["model"])
     model.eval()
     loaders = Loaders()
-    metrics = probe.evaluate(model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=True)
+    look = partial(health.evaluate, model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
+    judge = partial(probe.evaluate, model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
+    metrics = judge(full=True) if dataset.has_labels else look()
 
     read = Read(
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -117,7 +124,10 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
         manifest=dataset.manifest_hash,
     )
     _write(result, winner, (*winner.earlier, read))
-    metrics |= probe.report_split(model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
+    if dataset.has_labels:
+        metrics |= probe.report_split(model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
+    else:
+        metrics |= {f"report/{name}": value for name, value in look(split="report").items()}
     return _write(result, winner, (*winner.earlier, read.model_copy(update={"metrics": metrics})))
 
 

@@ -76,11 +76,11 @@ class Verdict:
 
 
 def shortened(config: TrialConfig, images: int) -> TrialConfig:
-    """The recipe in two epochs of at most eight steps, with checkpoints within them; of data with so many `images`.
+    """The recipe in two epochs of at most eight steps, with checkpoints within them, of the `images` that it trains on.
 
     RequestError if there are too few for as many steps as it takes.
     """
-    subset = min(images, config.data.subset or images, STEPS * config.batch_size)
+    subset = min(images, STEPS * config.batch_size)
     needed = (EVERY_STEPS + 3) * config.batch_size
     if subset < needed:
         raise RequestError(

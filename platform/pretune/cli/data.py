@@ -30,19 +30,33 @@ def data_command(
         list[Path] | None, typer.Option("--source", help="what the kind reads; may be given again")
     ] = None,
     unlabelled: Annotated[
-        Path | None, typer.Option("--unlabelled", "--unlabeled", help="images that join pretraining only")
+        Path | None,
+        typer.Option(
+            "--unlabelled", "--unlabeled", help="images that join pretraining only; without --source, all there are"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="the new folder; default: data/KIND")] = None,
     max_side: Annotated[
         int | None, typer.Option("--max-side", min=4, help="bring longer sides down to so many pixels")
     ] = None,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="another draw of the splits")] = 0,
-    select_images: Annotated[
-        int | None, typer.Option("--select-images", min=1, help="size of the split the search sees")
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            "--select-images",
+            metavar="N|N%",
+            help="size of the split the search sees, or its share of the training part",
+        ),
     ] = None,
-    report_images: Annotated[
-        int | None,
-        typer.Option("--report-images", min=1, help="size of the split read once, where the source has no test part"),
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report",
+            "--report-images",
+            metavar="N|N%",
+            help="the same of the split that is read once, where the source has no test part",
+        ),
     ] = None,
     layout: Annotated[
         str,
@@ -59,6 +73,23 @@ def data_command(
             "--array",
             metavar="NAME=KEY",
             help="of npz: the key that holds images, labels, test_images or test_labels; may be given again",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME=COLUMN",
+            help="of a table (CSV, Parquet): the column that holds path, label or split; a path may be made up, as "
+            "in 'path=images/{id}.jpg'; may be given again",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE|imagenet100",
+            help="of images: only these classes; a file with one a line, or a published list",
         ),
     ] = None,
     skip_broken: Annotated[
@@ -104,12 +135,14 @@ def data_command(
                     out=folder,
                     max_side=max_side,
                     split_seed=split_seed,
-                    select_images=select_images,
-                    report_images=report_images,
+                    select_images=select,
+                    report_images=report,
                     progress=advance,
                     download=download,
                     layout=layout,
-                    arrays=dict(_pair(text) for text in array or ()),
+                    arrays=dict(_pair(text, "--array", "images=train_images") for text in array or ()),
+                    columns=dict(_pair(text, "--column", "label=species", empty=True) for text in column or ()),
+                    classes=classes,
                     skip_broken=None if skip_broken is None else _percent(skip_broken),
                     understood=partial(_show, console),
                 )
@@ -118,22 +151,24 @@ def data_command(
     table.add_column(overflow="fold")
     for key, value in datasets.summary(dataset).items():
         table.add_row(key, value)
-    classes = dataset.manifest.class_names
-    table.add_row("names", ", ".join(classes[:12]) + (f", … ({len(classes) - 12} more)" if len(classes) > 12 else ""))
+    if found := dataset.manifest.class_names:
+        table.add_row("names", ", ".join(found[:12]) + (f", … ({len(found) - 12} more)" if len(found) > 12 else ""))
     console.print(table)
     done = "every byte is as its manifest says" if verify else "done"
     console.print(Text(f"{done}, {format.duration(time.monotonic() - started)}. Next:", style="dim"))
     flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {folder}"
+    flag += "" if dataset.has_labels else " --metric health/embedding/effective_rank"
     console.print(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str, example: str, *, empty: bool = False) -> tuple[str, str]:
     name, separator, key = text.partition("=")
-    if not (name and separator and key):
-        raise RequestError(f"--array must be NAME=KEY, such as images=train_images, but is {text!r}; change it")
+    if not (name and separator and (key or empty)):
+        form = "NAME=KEY" if option == "--array" else "NAME=COLUMN"
+        raise RequestError(f"{option} must be {form}, such as {example}, but is {text!r}; change it")
     return name, key
 
 

@@ -55,7 +55,10 @@ Data = Annotated[
     str | None,
     typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),
 ]
-Subset = Annotated[int | None, typer.Option("--subset", min=2, help="pretrain on so many images of `train`")]
+Subset = Annotated[
+    str | None,
+    typer.Option("--subset", metavar="N|N%", help="pretrain on so many images of `train`, or on a share of each class"),
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="length of a run; default: the recipe's")]
 Settings = Annotated[
     list[str] | None,

@@ -129,7 +129,8 @@ def _verify_resume(
         if resume or out is not None:
             raise RequestError("--verify-resume keeps nothing and goes on with nothing; leave out --out and --resume")
         _, dataset = request.with_data(config, data)
-        config, dataset = request.with_data(verify.shortened(config, len(dataset.pretrain_ids(None))), data)
+        images = len(dataset.pretrain_ids(config.data.subset))
+        config, dataset = request.with_data(verify.shortened(config, images), data)
     steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
     with scratch.folder() as folder:
         try:

@@ -36,6 +36,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "swav": ("information",),
 }
 """What shipped terms tell beyond their value, by kind."""
+_OF_LABELS = "probe/"
+"""How the names of those begin that data without labels do not have."""
 _SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/")
 
 
@@ -52,6 +54,19 @@ def names(config: TrialConfig) -> list[str]:
     losses = [f"loss/{name}" for name in terms]
     told = [f"health/{name}/{measure}" for name, term in terms.items() for measure in MEASURES.get(term.kind, ())]
     return [*_FIXED, *losses, *told]
+
+
+def check_labels(metric: str, config: TrialConfig, data: object) -> None:
+    """RequestError where `metric` takes labels; for `data` that have none."""
+    if not metric.startswith(_OF_LABELS):
+        return
+    known = [name for name in names(config) if not name.startswith(_OF_LABELS)]
+    raise RequestError(
+        f"--metric must be one that takes no labels, as the images of {data} have none, but is {metric!r}"
+        f"{', the default' if metric == DEFAULT else ''}; a trial on them reports {', '.join(known)}: choose one, "
+        f"such as --metric health/embedding/effective_rank, and with --direction which way is better, if not as usual "
+        f"(maximize; minimize for losses)"
+    )
 
 
 def check(metric: str, configs: Iterable[TrialConfig], *, spelled: str = "--metric") -> None:

@@ -18,6 +18,8 @@ def line(report: EpochReport, epochs: int) -> str:
         for name in ("probe/linear", "probe/knn")
         if name in metrics
     ]
+    if not parts and "health/embedding/effective_rank" in metrics:  # of data without labels
+        parts.append(f"effective rank {metrics['health/embedding/effective_rank']:.3g}")
     if "loss/total" in metrics:
         parts.append(f"loss {metrics['loss/total']:.4g}")
     if "time/images_per_s" in metrics:
@@ -47,4 +49,6 @@ def closing(report: EpochReport) -> RenderableType:
             table.add_row(f"effective rank, {kind}", f"{rank:.3g}")
     if "budget/seconds" in metrics:
         table.add_row("training time", format.duration(metrics["budget/seconds"]))
-    return Group(Text("accuracies are on `select`, ± standard error", style="dim"), table)
+    judged = "probe/linear" in metrics
+    note = "accuracies are on `select`, ± standard error" if judged else "ranks are of images of `select`"
+    return Group(Text(note, style="dim"), table)

@@ -38,7 +38,7 @@ DATA_ROOT = Path("data")
 def configure(
     recipe: lookup.Recipe,
     *,
-    subset: int | None = None,
+    subset: int | str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     every_steps: int | None = None,
@@ -137,7 +137,7 @@ def check_data(config: TrialConfig, dataset: Dataset) -> None:
         )
     fewest = min(dataset.manifest.class_counts["train"], default=0)
     wanted = config.probe.labels_per_class
-    if wanted is not None and wanted > fewest:
+    if dataset.has_labels and wanted is not None and wanted > fewest:
         raise RequestError(
             f"probe.labels_per_class must be at most {fewest}, the images of the smallest class in `train`, "
             f"but is {wanted}; lower it with --set probe.labels_per_class={fewest}"
@@ -220,6 +220,8 @@ def checked(
     check_storage(asked)
     metrics.check(asked.metric, points.proposer(asked, space.function).check())
     bound, dataset = with_data(base, data)
+    if not dataset.has_labels:
+        metrics.check_labels(asked.metric, bound, dataset.folder)
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pretune.analysis import finalize
@@ -102,6 +103,20 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
     record = json.loads(finalize.path(result).read_text())
     assert record["report_reads"] == 2
     assert record["reads"][0]["metrics"] == record["reads"][1]["metrics"] == metrics
+
+
+@pytest.mark.ffcv
+def test_without_labels_the_health_of_the_winner_is_read(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "all.npz", images=pixels)
+    config = on(datasets.build("npz", unlabeled=tmp_path / "all.npz", out=tmp_path / "flat"))
+    folder = tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "trials" / "0000" / "checkpoints", config))
+    (read,) = finalize.run(result, finalize.check(result, again=False)).reads
+    assert {name.removeprefix("report/") for name in read.metrics} == {
+        name for name in read.metrics if not name.startswith("report/")
+    }
+    assert read.metrics["report/health/features/std"] != read.metrics["health/features/std"]
 
 
 @pytest.mark.ffcv

@@ -110,3 +110,30 @@ def test_the_arrays_of_a_file_are_asked_for_and_named_one_by_one(here: Path) -> 
     done = pretune(*arguments, *options)
     assert done.exit_code == 0, done.output
     assert "train: 40 images, 2 classes" in done.stdout
+
+
+def test_images_without_labels_come_with_the_metric_to_search_for(here: Path) -> None:
+    write_images(here, "flat", count=40)
+    result = pretune("data", "images", "--source", "flat", "--out", "mine", "--select", "25%", "--report", "5")
+    assert result.exit_code == 0, result.output
+    assert "note: 40 images without labels" in result.output
+    assert "pretune sweep kernels --data mine --metric health/embedding/effective_rank" in result.stdout
+    counts = datasets.open_dataset(here / "mine").manifest.counts
+    assert (counts.train, counts.select, counts.report) == (25, 10, 5)
+    refused = pretune("sweep", "kernels", "--data", "mine", "--set", "batch_size=8")
+    assert refused.exit_code == 2
+    assert "is 'probe/linear', the default" in refused.stderr
+
+
+def test_columns_and_classes_are_asked_for_by_options(here: Path) -> None:
+    write_images(here, "img", count=12)
+    rows = "".join(f"{number},{'abc'[number % 3]}\n" for number in range(12))
+    (here / "list.csv").write_text(f"id,species\n{rows}")
+    (here / "two.txt").write_text("c\na\n")
+    asked = ["--column", "path=img/{id}.png", "--column", "label=species", "--classes", "two.txt"]
+    result = pretune("data", "images", "--source", "list.csv", "--out", "mine", *asked)
+    assert result.exit_code == 0, result.output
+    assert datasets.open_dataset(here / "mine").manifest.class_names == ("a", "c")
+    wrong = pretune("data", "images", "--source", "list.csv", "--out", "other", "--column", "path")
+    assert wrong.exit_code == 2
+    assert "--column must be NAME=COLUMN, such as label=species, but is 'path'" in wrong.stderr

@@ -29,6 +29,17 @@ def test_each_probe_is_shown_on_select_and_on_report() -> None:
     assert ["linear", "probe,", "all", "labels", "–", "0.900"] in lines
 
 
+def test_without_labels_the_health_is_shown_on_select_and_on_report() -> None:
+    read = (
+        record(1)
+        .reads[0]
+        .model_copy(update={"metrics": {"health/embedding/std": 0.9, "report/health/embedding/std": 0.8}})
+    )
+    lines = words(table(record(1).model_copy(update={"reads": (read,)})))
+    assert ["embedding,", "std", "0.900", "0.800"] in lines
+    assert not any("probe," in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("reads", "said"),
     [

@@ -17,6 +17,12 @@ def test_an_epoch_that_was_not_judged_has_a_line_without_probes() -> None:
     assert line(EpochReport(epoch=2, metrics=metrics), 8) == "epoch 2 of 8: loss 0.1235, 1,240 img/s"
 
 
+def test_without_labels_the_rank_stands_in_the_place_of_the_probes() -> None:
+    last = EpochReport(epoch=2, metrics={"loss/total": 0.5, "health/embedding/effective_rank": 12.34})
+    assert line(last, 8) == "epoch 2 of 8: effective rank 12.3, loss 0.5"
+    assert "accuracies" not in shown(closing(last))
+
+
 def test_the_last_epoch_shows_every_probe_and_the_parts_of_the_loss() -> None:
     metrics = {
         "probe/linear": 0.7,

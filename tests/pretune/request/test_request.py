@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pretune.core import results
@@ -51,6 +52,32 @@ def ablation(digits: Path, *points: dict[str, Any]) -> Experiment:
         trials=len(points),
         stopping_enabled=False,
     )
+
+
+@pytest.fixture(scope="module")
+def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unlabeled")
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 8, 8, 3), dtype=np.uint8)
+    np.savez(folder / "all.npz", images=pixels)
+    return datasets.build("npz", unlabeled=folder / "all.npz", out=folder / "data").folder
+
+
+@pytest.mark.parametrize("metric", [None, "probe/linear", "probe/full_knn"])
+def test_what_takes_labels_is_not_searched_for_on_images_that_have_none(unlabeled: Path, metric: str | None) -> None:
+    with pytest.raises(RequestError) as error:
+        search(unlabeled, metric=metric)
+    said = str(error.value)
+    assert f"takes no labels, as the images of {unlabeled} have none, but is {metric or 'probe/linear'!r}" in said
+    assert "reports loss/total, health/features/effective_rank" in said
+    assert "--direction" in said
+    assert "probe/" not in said.partition("a trial on them reports")[2]
+    with pytest.raises(RequestError, match="takes no labels"):
+        ablation(unlabeled, {"threads": 1})
+
+
+def test_what_takes_no_labels_is_searched_for_on_images_that_have_none(unlabeled: Path) -> None:
+    assert search(unlabeled, metric="health/embedding/effective_rank").maximize
+    assert not search(unlabeled, metric="loss/total").maximize
 
 
 @pytest.mark.parametrize(
@@ -145,6 +172,11 @@ def test_options_and_set_change_the_recipe_and_nothing_else() -> None:
     changed = request.configure(recipe, subset=100, epochs=3, seed=7, every_steps=5, assignments=["threads=2"])
     assert (changed.data.subset, changed.epochs, changed.seed) == (100, 3, 7)
     assert (changed.checkpoint_every_steps, changed.threads) == (5, 2)
+    assert request.configure(recipe, subset="100").data.subset == 100
+    assert request.configure(recipe, subset="12.5%").data.subset == "12.5%"
+    for wrong in ("0%", "101%", "0.2", "1", "many", "-5%", "1e1%"):
+        with pytest.raises(RequestError, match=r"data\.subset must be a number of images, at least 2, or a share"):
+            request.configure(recipe, subset=wrong)
     paths = ["data.subset", "epochs", "seed", "checkpoint_every_steps", "threads"]
     before = {path: value_at(recipe.config, path) for path in paths}
     assert overrides.apply(changed, before) == recipe.config

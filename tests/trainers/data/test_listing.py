@@ -137,8 +137,8 @@ def test_a_file_without_a_suffix_is_told_by_its_first_bytes(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("suffix", "what", "remedy"),
     [
-        ("HEIC", "3 HEIC images", "convert them to JPEG or PNG"),
-        ("avif", "3 AVIF images", "convert them to JPEG or PNG"),
+        ("JXL", "3 JPEG XL images", "convert them to JPEG or PNG"),
+        ("csv", "3 CSV files", "name the file itself with --source"),
         ("CR2", "3 raw photos", "convert them to JPEG or PNG"),
         ("zip", "3 zip archives", "name the archive itself with --source"),
         ("tar", "3 tars", "name the tar itself with --source"),

@@ -102,6 +102,11 @@ def test_unlabeled_images_join_pretraining_where_no_subset_is_asked_for(data: Da
     assert set(subset.tolist()) < set(data.pretrain_ids(9).tolist())
 
 
+@pytest.mark.parametrize(("share", "count"), [("50%", 6), ("100%", 12), ("1%", 1), ("12.5%", 2), ("0.001%", 1)])
+def test_a_share_is_the_subset_of_so_many_images(data: Dataset, share: str, count: int) -> None:
+    assert data.pretrain_ids(share).tolist() == data.pretrain_ids(count).tolist()
+
+
 @pytest.mark.parametrize("subset", [0, -1, TRAIN + 1])
 def test_a_subset_is_of_the_images_of_train(data: Dataset, subset: int) -> None:
     assert refused(lambda: data.pretrain_ids(subset)) == (

@@ -16,11 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from trainers.data import sources
+from trainers.data.sources import base, listing
 from trainers.data.sources.base import Images, Source
 from trainers.data.sources.cifar import unpickle
+
+TURNS = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What undoes each orientation of EXIF, so that a reader that heeds it sees the picture upright."""
 
 
 def noise(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
@@ -428,21 +436,31 @@ def test_a_test_class_without_training_images_and_an_image_beside_the_classes_ar
         load("images", tmp_path / "flat", scratch=scratch)
 
 
-def test_images_without_any_folder_are_refused_as_a_whole_and_a_webdataset_shard_by_its_name(
-    tmp_path: Path, scratch: Path
-) -> None:
-    for number in range(3):
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_images_without_any_folder_have_no_labels_and_that_is_said(tmp_path: Path, scratch: Path, form: str) -> None:
+    for number in range(5):
         save_png(tmp_path / "in" / f"{number}.png", noise(1)[0])
-    with pytest.raises(
-        ValueError, match=r"in: every image must lie in the folder of its class, but all 3 lie right in"
-    ):
-        load("images", tmp_path / "in", scratch=scratch)
-    for number in range(3):
-        (tmp_path / "in" / f"{number}.cls").write_text("1")
-    with pytest.raises(
-        ValueError, match=r"x\.tar: .* but this is a WebDataset shard, with labels in files beside 3 im"
-    ):
-        load("images", pack(tmp_path / "in", tmp_path / "x.tar"), scratch=scratch)
+    path = tmp_path / "in"
+    if form != "folder":
+        path = pack(path, tmp_path / "x.tar") if form == "tar" else zipped(path, tmp_path / "x.zip")
+    source = load("images", path, scratch=scratch)
+    assert (source.class_names, source.train.labels.tolist(), source.test) == ((), [-1] * 5, None)
+    assert source.outline[0].text == f"{path.name}{'/' if form == 'folder' else ''}  train: 5 images without labels"
+    assert any("5 images without labels: a probe can not judge" in note for note in source.notes)
+    with pytest.raises(ValueError, match=r"with --layout classes every image must lie in the folder of its class"):
+        sources.load("images", [path], scratch=scratch, layout="classes")
+
+
+def test_flat_parts_are_told_by_their_names_and_not_mixed_with_labeled_ones(tmp_path: Path, scratch: Path) -> None:
+    for name, count in (("train", 4), ("test", 3)):
+        for number in range(count):
+            save_png(tmp_path / name / f"{number}.png", noise(1)[0])
+    source = load("images", tmp_path / "train", tmp_path / "test", scratch=scratch)
+    assert source.test is not None
+    assert (len(source.train.images), len(source.test.images), source.class_names) == (4, 3, ())
+    write_classes(tmp_path / "more", "cat", "dog")
+    with pytest.raises(ValueError, match=r"train: all sources must have labels, or none, .* give it by --unlabelled"):
+        load("images", tmp_path / "more", tmp_path / "train", scratch=scratch)
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path, scratch: Path) -> None:
@@ -470,6 +488,50 @@ def test_a_compressed_tar_is_unpacked_aside(tmp_path: Path, scratch: Path, compr
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"in\.tar\.packed: not a complete compressed tar"):
         load("images", packed, scratch=scratch)
+
+
+def test_avif_is_read_where_pillow_was_built_with_it(tmp_path: Path, scratch: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    write_classes(tmp_path / "in", "a", "b")
+    smooth = Image.new("RGB", (40, 20), (200, 30, 90))
+    smooth.save(tmp_path / "in" / "a" / "x.avif", quality=95)
+    (tmp_path / "in" / "a" / "x.avif").rename(tmp_path / "in" / "a" / "no suffix")
+    smooth.save(tmp_path / "in" / "b" / "y.AVIF", "AVIF", quality=95)
+    source = load("images", tmp_path / "in", scratch=scratch)
+    assert names_and_counts(source) == (("a", "b"), [3, 3], None)
+    assert np.abs(np.asarray(source.train.images.read(2).image).astype(int) - [200, 30, 90]).max() < 6
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heic_is_read_upright_with_the_extra(tmp_path: Path, scratch: Path, orientation: int) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    top = np.zeros((40, 80, 3), np.uint8)
+    top[:20, :40] = 250  # the corner tells how it is turned
+    image = Image.fromarray(top)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = image if orientation == 1 else image.transpose(TURNS[orientation])
+    write_classes(tmp_path / "in", "a", "b")
+    base.image_suffixes()
+    heif.from_pillow(turned).save(tmp_path / "in" / "a" / "z.HEIC", quality=95, exif=exif.tobytes())
+    images = load("images", tmp_path / "in", scratch=scratch).train.images
+    shape, read = images.shape(2), np.asarray(images.read(2).image).astype(int)
+    assert (shape.height, shape.width, shape.jpeg) == (40, 80, None)
+    assert np.abs(read - top).max() < 40
+
+
+def test_heic_without_the_extra_is_named_with_the_remedy(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "image_suffixes", lambda: base.IMAGE_SUFFIXES)
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ValueError, match=r"holds only 1 HEIC image; .* pip install 'pretune\[heic\]'"):
+        load("images", tmp_path / "in", scratch=scratch)
+    write_classes(tmp_path / "in", "b", "c")
+    notes = load("images", tmp_path / "in", scratch=scratch).notes
+    assert any("left out: 1 HEIC image; read them with the extra: pip install" in note for note in notes)
 
 
 @pytest.mark.parametrize("cut", ["inside an image", "after an image", "inside a header"])

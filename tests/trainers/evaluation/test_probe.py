@@ -39,7 +39,7 @@ class FakeData:
         self.opened: list[str] = []
         self.batch_sizes: set[int] = set()
         self.folder = Path("digits")
-        self.class_count = CLASSES
+        self.class_count, self.has_labels = CLASSES, True
         self.manifest = SimpleNamespace(split_seed=0, class_names=tuple(map(str, range(CLASSES))))
         self.train_ids, self.select_ids = np.arange(900), np.arange(900, 1400)
         self.report_count = 300

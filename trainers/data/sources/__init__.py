@@ -13,20 +13,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from trainers.data.sources import cifar, digits, images, npz, stl10, tiny_imagenet
-from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Source, existing, shown
+from trainers.data.sources.base import CHANNELS, Branch, Channels, Images, Part, Source, no_labels, shown
 from trainers.data.sources.layout import LAYOUTS
+from trainers.data.splits import UNLABELED
 
 _NETWORK_TIMEOUT_S = 30.0
 
 
 class Asked(NamedTuple):
     """What a user says of a source that cannot always be told from it: one of its kind's `layouts`, and by which key a
-    .npz file holds what.
+    .npz file, or by which column a table, holds what.
     """
 
     layout: Any = "auto"
     arrays: Mapping[str, str] = MappingProxyType({})
+    columns: Mapping[str, str] = MappingProxyType({})
+    classes: str | None = None
 
 
 class Kind(NamedTuple):
@@ -65,7 +70,7 @@ def _npz(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
 
 
 def _images(sources: Sequence[Path], scratch: Path, asked: Asked) -> Source:
-    return images.load(sources, scratch, asked.layout)
+    return images.load(sources, scratch, asked.layout, asked.columns, asked.classes)
 
 
 KINDS: dict[str, Kind] = {
@@ -79,12 +84,17 @@ KINDS: dict[str, Kind] = {
     "stl10": Kind("a folder with train_X.bin, train_y.bin, test_X.bin, test_y.bin", _stl10, "STL10"),
     "tiny-imagenet": Kind("the original folder tiny-imagenet-200", _tiny_imagenet),
     "images": Kind(
-        "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders",
+        "a folder, tar or zip with one sub-folder per class, or train/ and val/ with such sub-folders; WebDataset "
+        "shards; a CSV or Parquet file; what Hugging Face's save_to_disk wrote",
         _images,
         layouts=LAYOUTS,
     ),
     "npz": Kind(".npz files with `images` and `labels`; files named test… are the test part", _npz, layouts=CHANNELS),
 }
+
+
+UNLABELED_ALONE = frozenset({"images", "npz", "stl10"})
+"""Kinds for which images without labels may be the whole data set."""
 
 
 def load(
@@ -95,10 +105,29 @@ def load(
     download: bool = False,
     layout: str = "auto",
     arrays: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = MappingProxyType({}),
+    classes: str | None = None,
 ) -> Source:
     """Read a source of `kind`. With `download`, torchvision fetches it first, into the one source given or into
-    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`: by which key a .npz file holds what.
+    `scratch`. `layout`: how it lies, one of the kind's `layouts`; `arrays`, `columns`: by which key a .npz file, or by
+    which column a table, holds what; `classes`: a list of those to read, of the kind images.
     """
+    check(kind, layout=layout, arrays=arrays, columns=columns, classes=classes)
+    _refuse_overlap(sources)
+    if download:
+        sources = [_download(kind, sources[0] if sources else scratch)]
+    return KINDS[kind].load(sources, scratch, Asked(layout, arrays, columns, classes))
+
+
+def check(
+    kind: str,
+    *,
+    layout: str = "auto",
+    arrays: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = MappingProxyType({}),
+    classes: str | None = None,
+) -> None:
+    """ValueError where there is no such kind, or what is said of a source cannot be said of one of it."""
     if kind not in KINDS:
         raise ValueError(f"the kind of data must be one of {', '.join(KINDS)}, but is {kind!r}; choose one")
     known = KINDS[kind].layouts
@@ -110,27 +139,47 @@ def load(
         )
     if arrays and kind != "npz":
         raise ValueError(f"--array is for the kind npz, but the kind is {kind}; leave it out")
-    _refuse_overlap(sources)
-    if download:
-        sources = [_download(kind, sources[0] if sources else scratch)]
-    return KINDS[kind].load(sources, scratch, Asked(layout, arrays))
+    if classes is not None and kind != "images":
+        raise ValueError(f"--classes is for the kind images, but the kind is {kind}; leave it out")
+    if columns and kind != "images":
+        raise ValueError(f"--column is for tables of the kind images, but the kind is {kind}; leave it out")
 
 
-def load_unlabeled(path: Path, *, scratch: Path, channels: Channels = "auto", key: str = "images") -> Images:
+def load_unlabeled(
+    path: Path,
+    *,
+    scratch: Path,
+    channels: Channels = "auto",
+    key: str = "images",
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Images:
     """Images without labels: a folder of images, a tar or zip, an .npz with `images`, STL-10's unlabeled_X.bin or the
-    folder it is in. `channels`, `key`: of an .npz, which axis they are on, and what its images are called.
+    folder it is in, a table. `channels`, `key`: of an .npz, which axis they are on, and what its images are called;
+    `columns`: of a table, as for `load`.
     """
-    existing(path, "the unlabelled images")
     if path.is_dir():
         for inside in (path / "unlabeled_X.bin", path / "stl10_binary" / "unlabeled_X.bin"):
             if inside.exists():
                 return stl10.load_images(inside)
-        return images.load_images(path, scratch)
+        return images.load_images(path, scratch, columns)
     if path.suffix == ".bin":
         return stl10.load_images(path)
     if path.suffix == ".npz":
         return npz.load_images(path, channels, key)
-    return images.load_images(path, scratch)
+    return images.load_images(path, scratch, columns)
+
+
+def without_labels(kind: str, paths: Sequence[Path], images: Images) -> Source:
+    """A source of images of which nobody says what is on them: no class, and -1 as every label."""
+    names = ", ".join(shown(path.resolve().name) for path in paths)
+    return Source(
+        description=f"{kind} without labels: {names}",
+        class_names=(),
+        train=Part(images, np.full(len(images), UNLABELED, dtype=np.int64)),
+        test=None,
+        outline=images.outline or (Branch(f"{names}: {len(images):,} images"),),
+        notes=(*images.notes, no_labels(len(images))),
+    )
 
 
 def outline(source: Source, unlabeled: Images | None) -> tuple[Branch, ...]:

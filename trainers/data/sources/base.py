@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -33,6 +35,8 @@ IMAGE_SUFFIXES = frozenset(
         ".tiff",
     ]  # what Pillow reads everywhere
 )
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})  # a phone's photographs, with the extra `heic`
+AVIF_SUFFIXES = frozenset({".avif"})  # where Pillow was built with it, as its wheels are
 WHITE = 65535  # the value of 16-bit gray that is white
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that swap height and width
@@ -41,6 +45,20 @@ _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, NotImplementedError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of images that are read here, in lower case. What reads them is known to Pillow from then on."""
+    found = IMAGE_SUFFIXES
+    if features.check("avif"):
+        found |= AVIF_SUFFIXES
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found |= HEIF_SUFFIXES
+    return found
 
 
 class BrokenImageError(ValueError):
@@ -155,6 +173,7 @@ class FileImages(Images):
 
     def __init__(self, blobs: Sequence[Blob]) -> None:
         self._blobs = tuple(blobs)
+        image_suffixes()  # so that Pillow opens all of them
 
     def __len__(self) -> int:
         return len(self._blobs)
@@ -266,8 +285,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled source. `test` is its own test part, if it has one. `description` has no absolute path: it enters
-    the manifest.
+    """Images with their labels; without classes, where all labels are -1. `test` is its own test part, if it has one.
+    `description` has no absolute path: it enters the manifest.
     """
 
     description: str
@@ -280,6 +299,14 @@ class Source:
     """How its folders were understood, where that had to be told from their names."""
     notes: tuple[str, ...] = ()
     """What is out of the ordinary in it, one sentence each."""
+
+
+def no_labels(count: int) -> str:
+    """What to say of images of which nobody says what is on them."""
+    return (
+        f"{count:,} images without labels: a probe can not judge what is trained on them; search for what needs none, "
+        f"such as --metric health/embedding/effective_rank"
+    )
 
 
 def shown(text: object) -> str:

@@ -45,12 +45,13 @@ def refusal(errors: Sequence[BrokenImageError], total: int, *, bound: float | No
     rule = "every file must decode completely" if bound is None else f"at most {bound:g}% of the files may be broken"
     listed = [f"  {error.name} ({error.reason})" for error in errors[:_LISTED]]
     more = [f"  and {count - _LISTED:,} more"] if count > _LISTED else []
+    shown = f"{share:.2g}" if share < 99.5 else "100"
     enough = np.ceil(share * 10) / 10
     return ValueError(
         "\n".join(
             [
                 f"broken images: {rule}, but {count:,} of {total:,} {'is' if count == 1 else 'are'} broken "
-                f"({share:.2g}%); replace or remove them, or skip them with --skip-broken {enough:g}%:",
+                f"({shown}%); replace or remove them, or skip them with --skip-broken {enough:g}%:",
                 *listed,
                 *more,
             ]

@@ -1,88 +1,52 @@
 """Image files in one folder per class (ImageFolder), in a directory, tar or zip; any sizes and color modes that Pillow
-reads.
+reads. Without folders there are no labels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from trainers.data.sources.base import Branch, FileImages, Images, Part, Source, existing, shown
+from trainers.data.sources import joined, published, tables, webdataset
+from trainers.data.sources import listing as listings
+from trainers.data.sources.base import Branch, FileImages, Images, Source, existing, shown
+from trainers.data.sources.joined import Found, Rows
 from trainers.data.sources.layout import Layout, Reading, class_lines, read, role
 from trainers.data.sources.listing import Entry, Listing, counted, listing
 
 
-def load(sources: Sequence[Path], scratch: Path, layout: Layout = "auto") -> Source:
+def load(
+    sources: Sequence[Path],
+    scratch: Path,
+    layout: Layout = "auto",
+    columns: Mapping[str, str] | None = None,
+    classes: str | None = None,
+) -> Source:
     """One folder per class; a class takes all images below its folder. Several sources are joined.
 
     A test part is recognized where the top folders are named as parts (`trainers.data.sources.layout`), and where
-    one of several sources (a folder, or an archive by its stem) is.
+    one of several sources (a folder, or an archive by its stem) is. Images that all lie right in a source have no
+    labels. A source may be a table as well (`trainers.data.sources.tables`), whose `columns` hold what is asked for.
+    `classes`: only those of a list (`trainers.data.sources.published`).
     """
     if not sources:
-        raise ValueError("images needs --source: a folder, tar or zip with one sub-folder per class; name it")
-    train: list[Entry] = []
-    test: list[Entry] = []
-    branches: list[Branch] = []
-    notes: list[str] = []
-    others: Counter[str] = Counter()
-    left_out = 0
-    for path in sources:
-        found = listing(existing(path, "the source of images"), scratch)
-        _refuse_flat(path, found)
-        named = len(sources) > 1 and role(_stem(path)) is not None
-        wanted = "auto" if named and layout == "parts" else layout
-        reading = read(found.entries, where=shown(path), layout=wanted, folder=path.is_dir())
-        if named and not reading.has_parts:
-            reading = _as_named(reading, path)
-        train += reading.train
-        test += reading.test or []
-        left_out += reading.left_out
-        others += found.others
-        notes += found.notes
-        branches.append(_branch(path, reading))
-    if not train:
         raise ValueError(
-            f"{shown(sources[0])}: there must be images to train on, but only a test part was found; add a --source "
-            f"for them"
+            "images needs --source: a folder, tar or zip with one sub-folder per class; name it, or give images "
+            "without labels by --unlabelled"
         )
-    names = sorted({_class_of(entry) for entry in train})
-    unknown = sorted({_class_of(entry) for entry in test} - set(names))
-    if unknown:
-        raise ValueError(
-            f"{shown(sources[-1])}: labels don't match: the test part has the class {shown(unknown[0])!r}, which the "
-            f"training part lacks "
-            f"(it has {', '.join(map(shown, names[:10]))}{' …' if len(names) > 10 else ''}); name the folders alike"
-        )
-    if len(names) == 1:
-        if layout == "auto":
-            raise ValueError(
-                f"{shown(sources[0])}: there must be two classes or more, but all {len(train):,} images to train on "
-                f"are in one, {shown(names[0])!r}; name the folder that holds the classes' folders; or take it so, "
-                f"which makes every probe right, with --layout {'parts' if test else 'classes'}; or give images "
-                f"without labels by --unlabelled"
-            )
-        notes.append(f"there is one class only, {shown(names[0])!r}: every probe will be right on every image")
-    if layout == "auto" and (parts := [shown(name) for name in names if role(name)]):
-        notes.append(f"taken for classes, though named as parts are: {', '.join(parts[:5])}; see --layout")
-    if others:
-        notes.append(f"no images that are read here, left out: {counted(others)}")
-    return Source(
-        description=f"images: {', '.join(shown(path.resolve().name) for path in sources)}",
-        class_names=tuple(map(shown, names)),
-        train=_part(train, names),
-        test=_part(test, names) if test else None,
-        skipped=left_out + others.total(),
-        outline=tuple(branches),
-        notes=tuple(notes),
-    )
+    several = len(sources) > 1
+    found = [_found(path, scratch, layout, columns or {}, several) for path in sources]
+    return joined.source(sources, found if classes is None else joined.only(found, classes), layout)
 
 
-def load_images(path: Path, scratch: Path) -> Images:
-    """Every image below a folder or in an archive, whatever the layout."""
-    found = listing(path, scratch)
+def load_images(path: Path, scratch: Path, columns: Mapping[str, str] | None = None) -> Images:
+    """Every image below a folder, in an archive or in a table, whatever the layout and the labels."""
+    if tables.holds(path):
+        table = tables.load(path, scratch, {**(columns or {}), "label": "", "split": ""})
+        table.train.images.outline = (table.outline,)
+        return table.train.images
+    shards = webdataset.shards(path)
+    found = listings.joined([listing(one, scratch) for one in shards or [existing(path, "the unlabelled images")]])
     images = FileImages([entry.blob for entry in found.entries])
     name = f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}"
     images.outline = (Branch(f"{name}  unlabeled: {len(images):,} images", class_lines(found.entries)),)
@@ -95,24 +59,64 @@ def load_images(path: Path, scratch: Path) -> Images:
     return images
 
 
-def _refuse_flat(path: Path, found: Listing) -> None:
-    count = len(found.entries)
-    if any(entry.folders for entry in found.entries):
-        return
-    if max(found.others[".cls file"], found.others[".json file"]) >= count:
-        raise ValueError(
-            f"{shown(path)}: every image must lie in the folder of its class, but this is a WebDataset shard, with "
-            f"labels in files beside {count:,} images; unpack it into one folder per class"
-        )
-    raise ValueError(
-        f"{shown(path)}: every image must lie in the folder of its class, but all {count:,} lie right in it; sort them "
-        f"into folders, or give images without labels by --unlabelled"
+def _found(path: Path, scratch: Path, layout: Layout, columns: Mapping[str, str], several: bool) -> Found:
+    named = role(_stem(path)) if several else None
+    if shards := webdataset.shards(path):
+        found = webdataset.load_all(path, shards, scratch, columns)
+        return joined.as_test(found) if named == "test" and not len(found.test.images) else found
+    existing(path, "the source of images")
+    if layout == "auto":
+        published.refuse(path)
+    if tables.holds(path):
+        table = tables.load(path, scratch, columns)
+        return joined.as_test(table) if named == "test" and not len(table.test.images) else table
+    listed = listing(path, scratch)
+    if webdataset.is_one(listed):
+        found = webdataset.load(path, listed, columns)
+        return joined.as_test(found) if named == "test" else found
+    if not any(entry.folders for entry in listed.entries):
+        return _flat(path, listed, layout, named == "test")
+    wanted = "auto" if named and layout == "parts" else layout
+    reading = read(listed.entries, where=shown(path), layout=wanted, folder=path.is_dir())
+    if named == "test" and not reading.has_parts:
+        reading = reading._replace(train=[], test=reading.train)
+    return Found(
+        train=_rows(reading.train),
+        test=_rows(reading.test or []),
+        outline=_branch(path, reading),
+        notes=tuple(listed.notes),
+        others=listed.others,
+        left_out=reading.left_out,
     )
 
 
-def _as_named(reading: Reading, path: Path) -> Reading:
-    """One of several sources is the part that its name says."""
-    return reading._replace(train=[], test=reading.train) if role(_stem(path)) == "test" else reading
+def _flat(path: Path, found: Listing, layout: Layout, is_test: bool) -> Found:
+    """Images that lie right in the source. What labels may lie beside them is never passed over in silence."""
+    count = len(found.entries)
+    if found.others[".json file"]:
+        raise ValueError(
+            f"{shown(path)}: images without folders have no labels, but a .json file lies beside them; write a CSV of "
+            f"path and label from it and name that with --source, or give the images by --unlabelled"
+        )
+    if table := next((what for what in ("CSV file", "Parquet file") if found.others[what]), ""):
+        raise ValueError(
+            f"{shown(path)}: images without folders have no labels, but a {table} lies beside them; name that file "
+            f"with --source to read its labels, or give the images by --unlabelled"
+        )
+    if layout != "auto":
+        raise ValueError(
+            f"{shown(path)}: with --layout {layout} every image must lie in the folder of its class, but all {count:,} "
+            f"lie right in it; sort them into folders, or leave --layout out to take them as images without labels"
+        )
+    rows = Rows(FileImages([entry.blob for entry in found.entries]), None)
+    name = f"{shown(path.resolve().name)}{'/' if path.is_dir() else ''}"
+    return Found(
+        train=Rows.none() if is_test else rows,
+        test=rows if is_test else Rows.none(),
+        outline=Branch(f"{name}  {'test' if is_test else 'train'}: {count:,} images without labels"),
+        notes=tuple(found.notes),
+        others=found.others,
+    )
 
 
 def _branch(path: Path, reading: Reading) -> Branch:
@@ -125,6 +129,10 @@ def _branch(path: Path, reading: Reading) -> Branch:
     return Branch(f"{name}  {own}: {len(entries):,} images, {count:,} classes", reading.below)
 
 
+def _rows(entries: Sequence[Entry]) -> Rows:
+    return Rows(FileImages([entry.blob for entry in entries]), [_class_of(entry) for entry in entries])
+
+
 def _class_of(entry: Entry) -> str:
     if not entry.folders:
         raise ValueError(
@@ -132,12 +140,6 @@ def _class_of(entry: Entry) -> str:
             "move it, or give images without labels by --unlabelled"
         )
     return entry.folders[0]
-
-
-def _part(entries: Sequence[Entry], names: Sequence[str]) -> Part:
-    label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of[_class_of(entry)] for entry in entries], dtype=np.int64)
-    return Part(FileImages([entry.blob for entry in entries]), labels)
 
 
 def _stem(path: Path) -> str:

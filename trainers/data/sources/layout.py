@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Literal, NamedTuple, NoReturn, get_args
 
 from trainers.data.sources.base import Branch, shown
@@ -86,7 +87,7 @@ class _Folder:
             here = pending.pop()
             found += here.images
             pending += [inner for _, inner in sorted(here.folders.items(), reverse=True)]
-        return [Entry(entry.folders[depth:], entry.blob) for entry in found] if depth else found
+        return [Entry(entry.folders[depth:], entry.blob, entry.file) for entry in found] if depth else found
 
 
 def _tree(entries: Sequence[Entry]) -> _Folder:
@@ -113,6 +114,16 @@ def role(name: str) -> Role | None:
     """Which part a folder of this name would be: seg_train, TRAIN, imagesTs, train2017, dev … None: no part's name."""
     found = _named(name)
     return None if found is None else found.role
+
+
+def part_by_name(path: PurePath) -> str:
+    """The part that a file is by its name, or by a folder's above it: `train` of data/train-00000-of-00002.parquet and
+    of train/0000.tar. Empty where no name says so.
+    """
+    for name in (re.sub(r"[-_.]?\d.*$", "", path.stem), *reversed(path.parts[:-1])):
+        if role(name):
+            return name
+    return ""
 
 
 def read(entries: Sequence[Entry], *, where: str, layout: Layout = "auto", folder: bool = True) -> Reading:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, shown
+from trainers.data.sources.base import AVIF_SUFFIXES, HEIF_SUFFIXES, Blob, image_suffixes, shown
 
 _COMPRESSED: dict[bytes, type[gzip.GzipFile] | type[bz2.BZ2File] | type[lzma.LZMAFile]] = {
     b"\x1f\x8b": gzip.GzipFile,
@@ -42,8 +42,11 @@ _LITTER = frozenset(
 )  # fmt: skip
 """What systems leave behind, in lower case; hidden files (such as .DS_Store or .ipynb_checkpoints) go as well."""
 
+_BESIDE = (".cls", ".json")
+"""Suffixes of files that may hold the label of the image of their name."""
+
 _KNOWN = {
-    ".heic": "HEIC image", ".heif": "HEIF image", ".avif": "AVIF image", ".jxl": "JPEG XL image",
+    ".heic": "HEIC image", ".heif": "HEIF image", ".hif": "HEIF image", ".avif": "AVIF image", ".jxl": "JPEG XL image",
     ".jp2": "JPEG 2000 image", ".dng": "raw photo", ".cr2": "raw photo", ".cr3": "raw photo", ".nef": "raw photo",
     ".arw": "raw photo", ".svg": "SVG drawing", ".dcm": "DICOM file", ".mp4": "video", ".mov": "video", ".avi": "video",
     ".zip": "zip archive", ".tar": "tar", ".gz": "compressed file", ".tgz": "compressed tar", ".rar": "RAR archive",
@@ -52,18 +55,23 @@ _KNOWN = {
 }  # fmt: skip
 """What other files are called, by suffix."""
 _REMEDIES = {
+    "HEIC image": "read them with the extra: pip install 'pretune[heic]'; or convert them to JPEG or PNG",
+    "HEIF image": "read them with the extra: pip install 'pretune[heic]'; or convert them to JPEG or PNG",
+    "AVIF image": "install a Pillow that was built with AVIF, as its wheels are; or convert them to JPEG or PNG",
     "image": "convert them to JPEG or PNG",
     "photo": "convert them to JPEG or PNG",
     "archive": "name the archive itself with --source, or unpack it",
     "tar": "name the tar itself with --source",
     ".npz file": "use `pretune data npz`",
+    "CSV file": "name the file itself with --source",
+    "Parquet file": "name the file itself with --source",
 }
 _FOREIGN: dict[bytes, tuple[str, str]] = {
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it and name the folder"),
     b"Rar!\x1a\x07": ("a RAR archive", "unpack it and name the folder"),
     b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", "unpack it and name the tar or the folder"),
     b"\x04\x22\x4d\x18": ("compressed by LZ4", "unpack it and name the tar or the folder"),
-    b"PAR1": ("a Parquet file", "export its images to one folder per class"),
+    b"PAR1": ("a Parquet file", "let its name end with .parquet"),
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file", "export its images to one folder per class"),
     b"\x93NUMPY": ("a .npy file", "save it with np.savez as `images` and `labels`, and use `pretune data npz`"),
     b"SQLite format 3": ("an SQLite database", "export its images to one folder per class"),
@@ -73,10 +81,11 @@ _FOREIGN: dict[bytes, tuple[str, str]] = {
 
 
 class Entry(NamedTuple):
-    """An image file, and where it lies below its source: `folders` are the names between."""
+    """An image file, and where it lies below its source: `folders` are the names between, `file` is its own."""
 
     folders: tuple[str, ...]
     blob: Blob
+    file: str = ""
 
 
 class Listing(NamedTuple):
@@ -89,6 +98,8 @@ class Listing(NamedTuple):
     notes: list[str]
     folders: set[tuple[str, ...]]
     """Every folder that was seen, by the names above it and its own."""
+    beside: list[Entry]
+    """Of the others those that may hold the label of an image."""
 
 
 def listing(path: Path, scratch: Path) -> Listing:
@@ -109,13 +120,32 @@ def listing(path: Path, scratch: Path) -> Listing:
         head = _head(path)
         found = _from_zip(path, scratch) if _is_zip(path, head) else _from_tar(path, scratch, head)
     if not found.entries:
-        raise ValueError(f"{shown(path)}: must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), {_but(found.others)}")
+        raise ValueError(
+            f"{shown(path)}: must hold images ({' '.join(sorted(image_suffixes()))}), {_but(found.others)}"
+        )
     if empty := _empty(found):
         few = ", ".join("/".join(map(shown, folders)) for folders in empty[:3])
         more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
         found.notes.append(f"no image in {'this folder' if len(empty) == 1 else 'these folders'}: {few}{more}")
     found.entries.sort(key=lambda entry: (entry.folders, entry.blob.name))
     return found
+
+
+def joined(found: Sequence[Listing]) -> Listing:
+    """Several listings as one, in their order."""
+    return Listing(
+        [entry for one in found for entry in one.entries],
+        sum((one.others for one in found), Counter[str]()),
+        [note for one in found for note in one.notes],
+        {folders for one in found for folders in one.folders},
+        [entry for one in found for entry in one.beside],
+    )
+
+
+def left_out(others: Counter[str]) -> str:
+    """What is left out of a source, and what to do where that is photographs."""
+    remedies = dict.fromkeys(_REMEDIES[what] for what in ("HEIC image", "HEIF image", "AVIF image") if others[what])
+    return "; ".join(["no images that are read here, left out: " + counted(others), *remedies])
 
 
 def counted(others: Counter[str]) -> str:
@@ -147,7 +177,7 @@ def _is_litter(parts: Sequence[str]) -> bool:
 def _is_image(name: str, head: Callable[[], bytes]) -> bool:
     """By its suffix; a file without one (or with a mere number) by its first bytes, which `head` reads."""
     suffix = PurePosixPath(name).suffix.lower()
-    return suffix in IMAGE_SUFFIXES or (not suffix.lstrip(".0123456789") and _starts_as_image(head()))
+    return suffix in image_suffixes() or (not suffix.lstrip(".0123456789") and _starts_as_image(head()))
 
 
 def _starts_as_image(head: bytes) -> bool:
@@ -155,6 +185,8 @@ def _starts_as_image(head: bytes) -> bool:
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*"))
         or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
         or (head.startswith(b"BM") and head[6:10] == b"\0\0\0\0")
+        or (head[4:12] in (b"ftypavif", b"ftypavis") and image_suffixes() >= AVIF_SUFFIXES)
+        or (head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and image_suffixes() >= HEIF_SUFFIXES)
     )
 
 
@@ -189,6 +221,7 @@ class _Folder(NamedTuple):
 
 def _from_folder(root: Path) -> Listing:
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     special: list[str] = []
@@ -220,17 +253,18 @@ def _from_folder(root: Path) -> Listing:
             elif mode is not None and not stat.S_ISREG(mode):
                 special.append(f"{shown(path)} ({_SPECIAL.get(stat.S_IFMT(mode), 'no regular file')})")
             elif _is_image(name, lambda path=path, mode=mode: b"" if mode is None else _head(path)):  # type: ignore[misc]
-                entries.append(Entry(here.folders, Blob(path, shown(path))))
+                entries.append(Entry(here.folders, Blob(path, shown(path)), name))
                 beyond += [shown(path)] if outside and status is not None else []
             else:
                 others[_called(name)] += 1
+                beside += [Entry(here.folders, Blob(path, shown(path)), name)] if name.lower().endswith(_BESIDE) else []
     notes = [
         *_note(special, "{} no regular file, never opened: {}", "is", "are"),
         *_note(again, "{} to a folder that is read already, left out: {}", "link leads", "links lead"),
         *_note(beyond, "{} outside of the source, reached by a link: {}", "image lies", "images lie"),
     ]
     others.update({"special file": len(special)} if special else {})
-    return Listing(entries, others, notes, folders)
+    return Listing(entries, others, notes, folders, beside)
 
 
 def _inside(folder: Path, seen: set[tuple[int, int]]) -> list[tuple[str, Path, os.stat_result | None]] | None:
@@ -280,6 +314,7 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         raise ValueError(f"{shown(path)}: images must come from a folder, tar or zip, but this is {what}; {remedy}")
     plain = _decompressed(path, scratch, head)
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     end = 0
@@ -297,9 +332,14 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
                 held = tar.getmember(member.linkname) if member.islnk() else member
                 blob = Blob(plain, f"{shown(path)}: {shown(member.name)}", held.offset_data, held.size)
                 if held.isreg() and _is_image(parts[-1], lambda blob=blob: blob.read()[:_HEAD]):  # type: ignore[misc]
-                    entries.append(Entry(parts[:-1], blob))
+                    entries.append(Entry(parts[:-1], blob, parts[-1]))
                 else:
                     others[_called(parts[-1]) if held.isreg() else "link or special file"] += 1
+                    beside += (
+                        [Entry(parts[:-1], blob, parts[-1])]
+                        if held.isreg() and parts[-1].lower().endswith(_BESIDE)
+                        else []
+                    )
         with plain.open("rb") as file:
             file.seek(end)
             complete = not any(file.read(_BLOCK)) and plain.stat().st_size > end
@@ -311,7 +351,7 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         raise ValueError(
             f"{shown(path)}: a tar must end with an empty block, but this one stops early: truncated; copy it again"
         )
-    return Listing(entries, others, [], folders)
+    return Listing(entries, others, [], folders, beside)
 
 
 def _decompressed(path: Path, scratch: Path, head: bytes) -> Path:
@@ -340,6 +380,7 @@ def _is_zip(path: Path, head: bytes) -> bool:
 def _from_zip(path: Path, scratch: Path) -> Listing:
     """Members are unpacked one after the other into a single file aside."""
     entries: list[Entry] = []
+    beside: list[Entry] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     plain = scratch / f"{uuid.uuid4().hex}.unzipped"
@@ -351,7 +392,7 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
                     f"{shown(path)}: images must come from a folder, tar or zip, but this is a .npz file of arrays; "
                     f"use `pretune data npz`"
                 )
-            _refuse_too_large(path, scratch, sum(member.file_size for member in members))
+            refuse_too_large(path, scratch, sum(member.file_size for member in members))
             for member in members:
                 parts = _parts_of(member.filename)
                 if not parts or _is_litter(parts):
@@ -367,23 +408,26 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
                 regular = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
                 with archive.open(member) as packed:
                     head = packed.read(_HEAD) if regular else b""
-                    if not regular or not _is_image(parts[-1], lambda head=head: head):  # type: ignore[misc]
+                    image = regular and _is_image(parts[-1], lambda head=head: head)  # type: ignore[misc]
+                    if not image:
                         others[_called(parts[-1]) if regular else "link or special file"] += 1
-                        continue
+                        if not regular or not parts[-1].lower().endswith(_BESIDE):
+                            continue
                     start = file.tell()
                     file.write(head)
                     shutil.copyfileobj(packed, file, 1 << 20)
                 blob = Blob(plain, f"{shown(path)}: {shown(member.filename)}", start, file.tell() - start)
-                entries.append(Entry(parts[:-1], blob))
+                (entries if image else beside).append(Entry(parts[:-1], blob, parts[-1]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise ValueError(
             f"{shown(path)}: not a complete zip archive ({error}); it may be truncated: copy it again, or unpack it "
             f"and name the folder"
         ) from error
-    return Listing(entries, others, [], folders)
+    return Listing(entries, others, [], folders, beside)
 
 
-def _refuse_too_large(path: Path, scratch: Path, size: int) -> None:
+def refuse_too_large(path: Path, scratch: Path, size: int) -> None:
+    """ValueError where `size` bytes more have no room in the scratch folder."""
     free = shutil.disk_usage(scratch).free
     if size > free:
         raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.data.sources.base import IMAGE_SUFFIXES, Blob, FileImages, Part, Source, existing, one_folder
+from trainers.data.sources.base import Blob, FileImages, Part, Source, existing, image_suffixes, one_folder
 
 _FOLDER = "tiny-imagenet-200"
 
@@ -70,7 +70,7 @@ def _lines(path: Path) -> list[str]:
 
 def _images(folder: Path) -> Iterator[Path]:
     for path in sorted(existing(folder, "a folder of the original tiny-imagenet").iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in image_suffixes() and not path.name.startswith("."):
             if path.exists() and not path.is_file():
                 raise ValueError(
                     f"{path}: an image must be a regular file, but this is none; copy the original folder again"
