@@ -54,7 +54,7 @@ class FakeData:
         return self.labels[1497:]
 
     def images(
-        self, dataset: object, ids: Any, *, size: int, batch_size: int, threads: int, split: str = "search"
+        self, dataset: object, ids: Any, *, size: int, batch_size: int, split: str = "search", **_: object
     ) -> Iterator[tuple[Tensor, Any]]:
         assert size == 8
         self.opened.append(split)
