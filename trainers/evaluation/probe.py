@@ -139,12 +139,17 @@ def report_split(
     encode: Encode, *, dataset: Dataset, loaders: Loaders, config: TrialConfig, device: torch.device
 ) -> dict[str, float]:
     """Accuracies on the whole report split: `report/linear` and `report/knn` fitted as in the search,
-    `report/full_linear` and `report/full_knn` fitted on all of `train`; each one's `…_stderr`. See `evaluate`.
+    `report/full_linear` and `report/full_knn` fitted on all of `train`; each one's `…_stderr`. Beside them those of
+    what has to be beaten (`baselines`), fitted as in the search: `report/untrained/linear`, `report/pixels/knn`, ….
+    See `evaluate`.
 
     Only `pretune finalize` may call it: the split is to be read once.
     """
     scored = np.arange(dataset.report_count, dtype=np.int64)
-    scores = _judge(encode, "report", scored, dataset=dataset, loaders=loaders, config=config, device=device, full=True)
+    judge = partial(_judge, dataset=dataset, loaders=loaders, config=config, device=device)
+    scores = judge(encode, "report", scored, full=True)
+    for baseline, its in _to_beat(config, device).items():
+        scores |= {f"{baseline}/{name}": value for name, value in judge(its, "report", scored, full=False).items()}
     return {f"report/{name}": value for name, value in scores.items()}
 
 
@@ -155,12 +160,15 @@ def baselines(
     in evaluation mode as the trained one is, and `pixels/…` for the raw pixels. Names after the slash as in
     `evaluate`.
     """
-    model = build_model(config).to(device).eval()
     metrics: dict[str, float] = {}
-    for name, encode in (("untrained", model.encode), ("pixels", _pixels)):
+    for name, encode in _to_beat(config, device).items():
         scores = evaluate(encode, dataset=dataset, loaders=loaders, config=config, device=device, full=full)
         metrics |= {key.replace("probe/", f"{name}/"): value for key, value in scores.items()}
     return metrics
+
+
+def _to_beat(config: TrialConfig, device: torch.device) -> dict[str, Encode]:
+    return {"untrained": build_model(config).to(device).eval().encode, "pixels": _pixels}
 
 
 def _pixels(images: Tensor) -> Tensor:

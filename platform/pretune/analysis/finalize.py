@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,15 @@ from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, check_understood
 from trainers import storage
 from trainers.config import TrialConfig
+from trainers.data import report_reads
+from trainers.data.lock import HeldError, held
+from trainers.data.report_reads import ReportRead
 from trainers.files import write_whole
 from trainers.report import Checkpoint
 
 FILE = "finalize.json"
+LOCK_S = 10.0
+"""How long another process may hold that file; it only writes a few lines meanwhile."""
 
 
 class Read(BaseModel):
@@ -47,6 +53,10 @@ class ReportReads(BaseModel):
     """What the search saw of the newest read's trial: the value it was chosen by, so a little too good."""
     report_reads: int
     reads: tuple[Read, ...]
+    of_the_data: tuple[ReportRead, ...] = ()
+    """All reads of this data set's report split that are written down beside it, through whichever sweep."""
+    recorded: bool = True
+    """Whether the newest read could be written down there."""
 
 
 class Winner(NamedTuple):
@@ -57,6 +67,7 @@ class Winner(NamedTuple):
     config: TrialConfig
     checkpoint: Checkpoint
     earlier: tuple[Read, ...]
+    again: bool
 
 
 def path(result: SweepResult) -> Path:
@@ -84,12 +95,8 @@ def check(result: SweepResult, *, again: bool) -> Winner:
         )
     earlier = _read(result)
     if earlier and not again:
-        raise RequestError(
-            f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
-            f"{earlier[0].time}; {path(result)}); it is honest only once. To read it nevertheless, and have that "
-            "counted, add --again"
-        )
-    return Winner(best.id, best.value, TrialConfig.model_validate(best.config), best.checkpoint, earlier)
+        raise RequestError(_was_read(result, earlier))
+    return Winner(best.id, best.value, TrialConfig.model_validate(best.config), best.checkpoint, earlier, again)
 
 
 def run(result: SweepResult, winner: Winner) -> ReportReads:
@@ -123,12 +130,40 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
         checkpoint=winner.checkpoint,
         manifest=dataset.manifest_hash,
     )
-    _write(result, winner, (*winner.earlier, read))
+    beside = ReportRead(time=read.time, sweep=result.remote or str(result.folder), trial=read.trial)
+    with _one_at_a_time(result):
+        earlier = _read(result)
+        if earlier and not winner.again:  # since `check`, by somebody else
+            raise RequestError(_was_read(result, earlier))
+        recorded = report_reads.record(config.data.path, beside)
+        _write(result, winner, (*earlier, read), recorded=recorded)
     if dataset.has_labels:
         metrics |= probe.report_split(model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
     else:
         metrics |= {f"report/{name}": value for name, value in look(split="report").items()}
-    return _write(result, winner, (*winner.earlier, read.model_copy(update={"metrics": metrics})))
+    with _one_at_a_time(result):  # others may have read meanwhile
+        reads = list(_read(result))
+        reads[len(earlier)] = read.model_copy(update={"metrics": metrics})
+        return _write(result, winner, tuple(reads), recorded=recorded)
+
+
+@contextmanager
+def _one_at_a_time(result: SweepResult) -> Iterator[None]:
+    try:
+        with held(path(result), wait_s=LOCK_S):
+            yield
+    except HeldError as error:
+        raise RequestError(
+            f"another process has been writing to {path(result)} for {LOCK_S:g} s; end it, then finalize again"
+        ) from error
+
+
+def _was_read(result: SweepResult, earlier: tuple[Read, ...]) -> str:
+    return (
+        f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
+        f"{earlier[0].time}; {path(result)}); it is honest only once. To read it nevertheless, and have that "
+        "counted, add --again"
+    )
 
 
 def _read(result: SweepResult) -> tuple[Read, ...]:
@@ -146,13 +181,15 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
         ) from error
 
 
-def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...]) -> ReportReads:
+def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...], *, recorded: bool) -> ReportReads:
     found = ReportReads(
         sweep=result.name,
         metric=result.metric,
         searched_value=winner.value,
         report_reads=len(reads),
         reads=reads,
+        of_the_data=tuple(report_reads.known(winner.config.data.path)),
+        recorded=recorded,
     )
     text = json.dumps(found.model_dump(mode="json"), indent=2) + "\n"
     write_whole(path(result), text)

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail, print_json
+from pretune.cli.exits import checking, fail, print_json, refuse
 from pretune.cli.options import STORAGE, Json, Storage, Sweep
+from pretune.core.errors import RequestError
 
 
 def finalize_command(
@@ -31,6 +32,8 @@ def finalize_command(
     try:
         with nullcontext() if as_json else console.status("probing the winner"):
             found = finalize.run(result, winner)
+    except RequestError as error:
+        refuse(str(error))
     except ValueError as error:
         fail(str(error))
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, S
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune
 from trainers.config import TrialConfig
-from trainers.data import datasets
+from trainers.data import datasets, report_reads
+from trainers.data.report_reads import ReportRead
 from trainers.report import Checkpoint
 
 
@@ -92,6 +94,10 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
         (metrics["report/linear"] * (1 - metrics["report/linear"]) / data.report_count) ** 0.5
     )
 
+    for baseline in ("untrained", "pixels"):
+        assert 0.0 < metrics[f"report/{baseline}/linear"] < 1.0
+    assert metrics["report/untrained/linear"] == metrics["report/linear"], "this winner was never trained"
+
     second = pretune("finalize", "known", *storage)
     assert second.exit_code == 2
     assert "was read before" in second.stderr
@@ -117,6 +123,64 @@ def test_without_labels_the_health_of_the_winner_is_read(tmp_path: Path) -> None
         name for name in read.metrics if not name.startswith("report/")
     }
     assert read.metrics["report/health/features/std"] != read.metrics["health/features/std"]
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers.evaluation import probe
+
+    monkeypatch.setattr(probe, "evaluate", lambda *arguments, **options: {"probe/linear": 0.5})
+    monkeypatch.setattr(probe, "report_split", lambda *arguments, **options: {"report/linear": 0.4})
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_reads_are_counted_beside_the_data_through_whichever_sweep(tmp_path: Path, data: datasets.Dataset) -> None:
+    config = on(data)
+    for number, name in enumerate(("one", "other"), start=1):
+        folder = tmp_path / "sweeps" / name
+        result = finished_sweep(folder, config, untrained_checkpoint(folder / "checkpoints", config))
+        found = finalize.run(result, finalize.check(result, again=False))
+        assert (found.report_reads, len(found.of_the_data), found.recorded) == (1, number, True)
+    assert [Path(read.sweep).name for read in found.of_the_data] == ["one", "other"]
+    assert "through 2 sweeps" in " ".join(pretune("finalize", str(folder), "--again").stdout.split())
+    assert datasets.open_dataset(data.folder).manifest_hash == data.manifest_hash
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_data_that_cannot_be_written_to_are_no_obstacle_and_said(
+    tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*arguments: object) -> int:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    config = on(data)
+    folder = tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "checkpoints", config))
+    winner = finalize.check(result, again=False)
+    monkeypatch.setattr(report_reads.os, "open", read_only)
+    assert not report_reads.record(str(data.folder), ReportRead(time="now", sweep="s", trial=0))
+    monkeypatch.undo()
+    monkeypatch.setattr(report_reads, "record", lambda *arguments: False)
+    monkeypatch.setattr("trainers.evaluation.probe.evaluate", lambda *arguments, **options: {})
+    monkeypatch.setattr("trainers.evaluation.probe.report_split", lambda *arguments, **options: {})
+    found = finalize.run(result, winner)
+    assert not found.recorded
+    assert found.report_reads == 1
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_two_at_once_count_once_each(tmp_path: Path, data: datasets.Dataset) -> None:
+    """Both looked before either wrote: the second is refused, or counted where it was asked for."""
+    config = on(data)
+    folder = tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "checkpoints", config))
+    first, second, third = (finalize.check(result, again=again) for again in (False, False, True))
+    assert finalize.run(result, first).report_reads == 1
+    with pytest.raises(RequestError, match="was read before"):
+        finalize.run(result, second)
+    found = finalize.run(result, third)
+    assert found.report_reads == 2
+    assert all(read.metrics for read in found.reads)
 
 
 @pytest.mark.ffcv
