@@ -350,7 +350,7 @@ ITERATIONS = 200
 """Of the linear probe's first search."""
 GRADIENT_TOLERANCE = 1e-5
 """Largest entry of the gradient, in the coordinates of the search, at which the first one is over."""
-ROUNDS, ROUND_ITERATIONS = 40, 50
+ROUNDS, ROUND_ITERATIONS = 60, 30
 """Further searches, at most, and of how many iterations, where the first one's end is not near enough."""
 EXCESS = 1e-3
 """How far above the optimum the linear probe's loss may be, as a share of it."""
