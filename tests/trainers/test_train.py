@@ -786,10 +786,8 @@ def test_a_loss_that_overflows_says_how_large_the_embeddings_were(
     terms = {"alignment": Alignment(normalize=False)}
     outcome = run(tmp_path, Recorder(), config().model_copy(update={"objective": terms}))
     assert outcome.state == "diverged"
-    assert re.fullmatch(
-        r"loss/alignment was not finite at step 0, in epoch 1; projections up to \d\.?\d*e\+2\d: lower the learning rate.*",
-        outcome.reason,
-    )
+    said = r"loss/alignment was not finite at step 0, in epoch 1; projections up to \d\.?\d*e\+2\d: lower the .*"
+    assert re.fullmatch(said, outcome.reason)
 
 
 def test_weights_that_explode_in_the_last_step_are_never_saved(tmp_path: Path) -> None:

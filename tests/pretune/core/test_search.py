@@ -495,7 +495,9 @@ def test_a_part_that_cannot_be_in_a_trial_is_the_parameters_fault_and_a_changed_
 
 def test_a_space_may_return_a_child_of_a_shipped_term_and_no_child_of_another_part(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CHILDREN)
-    found = {name: lookup.space(f"mine.py:{name}", folder=tmp_path).function for name in ("a_term", "a_view", "at_times")}
+    found = {
+        name: lookup.space(f"mine.py:{name}", folder=tmp_path).function for name in ("a_term", "a_view", "at_times")
+    }
     proposal = search(found["a_term"]).ask([])
     assert proposal is not None
     assert proposal.config is not None

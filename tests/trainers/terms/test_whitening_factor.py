@@ -80,7 +80,9 @@ def test_the_gradient_of_the_inverse_root_equals_finite_differences_where_eigenv
 
 
 @pytest.mark.parametrize("spectrum", ["identity", "repeated", "generic"])
-@pytest.mark.parametrize("factor", [lambda moment: cholesky_factor(moment)[0], lambda moment: newton_inverse_root(moment, 5)])
+@pytest.mark.parametrize(
+    "factor", [lambda moment: cholesky_factor(moment)[0], lambda moment: newton_inverse_root(moment, 5)]
+)
 def test_the_other_gap_free_factors_have_exact_gradients_too(factor: Callable[[Tensor], Tensor], spectrum: str) -> None:
     def of_symmetric(moment: Tensor) -> Tensor:
         return factor((moment + moment.mT) / 2)
