@@ -124,7 +124,8 @@ LAYERS: dict[str, set[str]] = {
         "trainers.upgrade",
     },
     "trainers.report": {"trainers.storage"},
-    "trainers.changes": {"trainers.config", "trainers.upgrade", "trainers.usercode"},
+    "trainers.changes": {"trainers.arrival", "trainers.config", "trainers.upgrade", "trainers.usercode"},
+    "trainers.arrival": {"trainers.config", "trainers.usercode"},
     "trainers.config": {"trainers.terms", "trainers.settings", "trainers.usercode"},
     "trainers.terms": {
         "trainers.keyed_random",

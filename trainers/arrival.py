@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trainers import usercode
-from trainers.config import OwnTerm, TrialConfig, as_reference, is_own_instance
+from trainers.config import TrialConfig, as_reference, is_own_instance
 from trainers.usercode import LostError
 
 __all__ = ["LostError", "arriving"]
@@ -75,12 +75,13 @@ def _lost_of_a_class(path: str, given: BaseModel, told: BaseModel) -> Iterator[t
             f"is of class {usercode.where(type(given))}, but only what {ours.__name__} knows of it would arrive where "
             f"the trial runs; {remedy}",
         )
-    foreign = [name for name in vars(given) if name not in ours.model_fields]
+    known = list(ours.model_fields)
+    foreign = [name for name in vars(given) if name not in known]
     if foreign:
         yield (
             path,
-            f"has {', '.join(foreign)} set on it, which {ours.__name__} does not have and which would not arrive where the "
-            f"trial runs; known: {', '.join(ours.model_fields)}{usercode.guess(foreign[0], list(ours.model_fields))}",
+            f"has {', '.join(foreign)} set on it, which {ours.__name__} does not have and which would not arrive where "
+            f"the trial runs; known: {', '.join(known)}{usercode.guess(foreign[0], known)}",
         )
     for member in _replaced(ours):
         yield (
@@ -93,9 +94,10 @@ def _lost_of_a_class(path: str, given: BaseModel, told: BaseModel) -> Iterator[t
 def _replaced(ours: type) -> Iterator[str]:
     """Methods of our classes that are functions of somebody else's."""
     for owner in ours.__mro__:
-        if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
-            for name, member in vars(owner).items():
-                function = member.fget if isinstance(member, property) else member
-                if isinstance(function, FunctionType) and function.__module__ != owner.__module__:
-                    if not function.__module__.startswith("pydantic"):
-                        yield name
+        if owner.__module__.partition(".")[0] != "trainers":
+            continue
+        for name, member in vars(owner).items():
+            function = member.fget if isinstance(member, property) else member
+            home = function.__module__ if isinstance(function, FunctionType) else owner.__module__
+            if home != owner.__module__ and not home.startswith("pydantic"):
+                yield name

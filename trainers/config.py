@@ -262,8 +262,8 @@ def as_reference(name: str, term: TermConfig) -> OwnTerm:
     label, settings = usercode.where(type(term)), type(term).model_fields
     if foreign := [key for key in vars(term) if key not in settings]:
         raise usercode.LostError(
-            f"objective.{name} is a {label} with {', '.join(foreign)} set on it, which would not arrive where the trial "
-            "runs; make a field of it"
+            f"objective.{name} is a {label} with {', '.join(foreign)} set on it, which would not arrive where the "
+            "trial runs; make a field of it"
         )
     values = term.model_dump(mode="json", exclude={"kind"}, warnings=False, fallback=usercode.plain)
     try:
@@ -276,8 +276,8 @@ def as_reference(name: str, term: TermConfig) -> OwnTerm:
     ]
     if changed or not usercode.alike(term.__pydantic_private__, arrived.__pydantic_private__):
         raise usercode.LostError(
-            f"objective.{name} is a {label} whose {', '.join(changed) or 'private state'} JSON cannot say; use fields of "
-            "numbers, text, lists and objects of such"
+            f"objective.{name} is a {label} whose {', '.join(changed) or 'private state'} JSON cannot say; use fields "
+            "of numbers, text, lists and objects of such"
         )
     return own
 

@@ -43,6 +43,8 @@ GPU_CHECK_EVERY = 20
 """Optimizer steps between looks at a GPU's numbers: each look waits for the device. On a CPU each step is looked at."""
 NOTICE_EVERY = 10
 """Optimizer steps between which several ranks agree whether `progress` asked for a checkpoint."""
+LARGE = 1e8
+"""Embeddings above this have fourth powers that float32 cannot hold; healthy ones are of the size of 1."""
 JUDGED_BY = "probe/linear"
 """The metric whose best checkpoint is kept; without labels there is no such number, and no such checkpoint."""
 
@@ -201,6 +203,7 @@ def _run(
                 bad = meter.first_not_finite()
                 if bad is not None:
                     reason = f"{bad[0]} was not finite at step {bad[1]}, in epoch {counters.epoch + 1}"
+                    reason += _sizes(found.outputs)
                     return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
 
             if watched is not None and (counters.step + 1) % watched.every == 0:
@@ -520,6 +523,16 @@ def _to_device(view: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         view = view.pin_memory()
     return view.to(device, torch.get_default_dtype(), non_blocking=True, memory_format=torch.channels_last)
+
+
+def _sizes(outputs: Outputs) -> str:
+    """In words, how large this rank's embeddings are where they alone may be why a loss overflows; empty elsewhere."""
+    sizes = {
+        name: max(float(rows.detach().abs().max()) for rows in views)
+        for name, views in (("features", outputs.features), ("projections", outputs.projections))
+    }
+    strange = [f"{name} up to {size:.2g}" for name, size in sizes.items() if not size < LARGE]
+    return f"; {' and '.join(strange)}: lower the learning rate, or set optimizer.clip_norm" if strange else ""
 
 
 def _prefixed(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def reference_to(thing: Callable[..., Any]) -> str:
     package, else in its module. ValueError where there is none.
     """
     module = vars(sys.modules[thing.__module__])
-    file = module.get("__file__")
+    file: str | None = module.get("__file__")
     if "<locals>" in thing.__qualname__ or (file is None and thing.__module__ == "__main__"):
         name = thing.__qualname__.rpartition(".")[2]
         raise ValueError(
@@ -76,8 +76,9 @@ def reference_to(thing: Callable[..., Any]) -> str:
             f"for example 'mine.py:{name}'"
         )
     in_a_package = "." in thing.__module__ or "__path__" in module
-    by_file = file is not None and file.endswith(".py") and not in_a_package
-    return f"{Path(file).resolve() if by_file else thing.__module__}:{thing.__qualname__}"
+    if file is None or not file.endswith(".py") or in_a_package:
+        return f"{thing.__module__}:{thing.__qualname__}"
+    return f"{Path(file).resolve()}:{thing.__qualname__}"
 
 
 def plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,12 +90,6 @@ def test_a_child_in_a_module_that_is_imported_is_named_by_it() -> None:
     term = arriving(term_of(BASE, Doubled())).objective["alignment"]
     assert isinstance(term, OwnTerm)
     assert isinstance(term.loaded, Doubled)
-    lonely = type("Lonely", (Alignment,), {"__module__": "pretend", "__qualname__": "Lonely"})
-    sys.modules["pretend"] = sys.modules[__name__]
-    try:
-        assert arriving(term_of(BASE, lonely())).objective["alignment"].kind.endswith(":Lonely")  # type: ignore[union-attr]
-    finally:
-        del sys.modules["pretend"]
 
 
 def test_a_child_that_no_other_process_would_find_is_refused_with_the_way_out() -> None:
@@ -158,7 +151,7 @@ EVERY_PART = pytest.mark.parametrize(
 
 @EVERY_PART
 def test_a_class_derived_from_any_part_is_refused_by_path_and_class(path: str, part: BaseModel) -> None:
-    child = type("Derived", (type(part),), {"__module__": __name__, "__qualname__": "test.<locals>.Derived"})
+    child: Any = type("Derived", (type(part),), {"__module__": __name__, "__qualname__": "test.<locals>.Derived"})
     given = replaced(FULL, path, child.model_construct(**dict(part)))
     with pytest.raises(LostError, match="Derived") as caught:
         arriving(given)
@@ -191,7 +184,7 @@ def test_a_method_that_was_replaced_in_this_process_is_refused(monkeypatch: pyte
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.array([1.0, 2.0]), print, "much", object(), 1 + 2j])
 def test_a_value_that_is_none_of_json_is_refused_at_its_path(value: Any) -> None:
-    with pytest.raises(ValueError, match="optimizer.learning_rate"):
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate"):
         arriving(copied(optimizer=BASE.optimizer.model_copy(update={"learning_rate": value})))
 
 

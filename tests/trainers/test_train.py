@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -792,6 +793,23 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pyt
     outcome = run(tmp_path, Recorder(), config())
     assert outcome.state == "diverged"
     assert outcome.reason == "optim/gradient_norm was not finite at step 1, in epoch 1"
+
+
+def test_a_loss_that_overflows_says_how_large_the_embeddings_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Model.forward
+
+    def enlarged(self: Model, *inputs: Any) -> Any:
+        outputs = forward(self, *inputs)
+        return outputs._replace(projections=tuple(1e25 * rows for rows in outputs.projections))
+
+    monkeypatch.setattr(Model, "forward", enlarged)
+    terms = {"alignment": Alignment(normalize=False)}
+    outcome = run(tmp_path, Recorder(), config().model_copy(update={"objective": terms}))
+    assert outcome.state == "diverged"
+    said = r"loss/alignment was not finite at step 0, in epoch 1; projections up to \d\.?\d*e\+2\d: lower the .*"
+    assert re.fullmatch(said, outcome.reason)
 
 
 def test_weights_that_explode_in_the_last_step_are_never_saved(tmp_path: Path) -> None:

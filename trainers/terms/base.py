@@ -24,20 +24,20 @@ def wide(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-SHORTEST, LARGEST = 1e-12, 1e15
-"""Rows are no shorter than the one, or have no direction; entries above the other have squares that may overflow."""
+SHORTEST = 1e-12
+"""Rows shorter than this have no direction."""
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows [n, q] over their length (at least `SHORTEST`, below which they get no gradient), in float32 or wider."""
+    """Rows [n, q] over their length, in float32 or wider; 0, without a gradient, those shorter than `SHORTEST`."""
     import torch
 
     rows = wide(rows)
-    largest = rows.detach().abs().amax(-1, keepdim=True)
-    rows = rows / torch.where(largest > LARGEST, largest, 1.0)
     length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    rows = torch.where(length < SHORTEST, rows.detach(), rows)
-    return rows / length.clamp_min(SHORTEST)
+    # Where squares overflow, in float64. Without a gradient: one of so long rows is nothing, along them or across.
+    exact = torch.linalg.vector_norm(rows.detach(), dim=-1, keepdim=True, dtype=torch.float64).to(rows.dtype)
+    length = torch.where(length.isinf(), exact, length)
+    return rows / torch.where(length < SHORTEST, torch.inf, length)
 
 
 @contextmanager

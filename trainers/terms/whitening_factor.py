@@ -112,14 +112,16 @@ def _is_resolved(factor: Tensor, moment: Tensor, noise: Noise) -> Tensor:
     deviations = moment.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     own = (factor.abs() @ deviations[..., None]).squeeze(-1).square() * (8 * moment.shape[-1] * _epsilon(moment))
     carried = factor.square().sum(-1) * torch.as_tensor(noise)[..., None]
-    return (own < 1) & (carried < 1)
+    resolved: Tensor = (own < 1) & (carried < 1)
+    return resolved
 
 
 def _is_definite(moment: Tensor, noise: Noise) -> Tensor:
     """Whether S has a Cholesky factor that rounding does not decide, [...]; False where it is not finite."""
     factor, failed_at = torch.linalg.cholesky_ex(moment)
     inverse = torch.linalg.solve_triangular(factor, _identity_like(moment).expand_as(moment), upper=False)
-    return (failed_at == 0) & _is_resolved(inverse, moment, noise).all(-1)
+    definite: Tensor = (failed_at == 0) & _is_resolved(inverse, moment, noise).all(-1)
+    return definite
 
 
 def _independent(moment: Tensor, noise: Noise) -> Tensor:
@@ -128,7 +130,8 @@ def _independent(moment: Tensor, noise: Noise) -> Tensor:
     singular = ~_is_definite(moment, noise)
     if not singular.any():
         return kept
-    found, noise = moment[singular], torch.as_tensor(noise).expand(singular.shape)[singular]  # [s, a, a], [s]
+    found = moment[singular]
+    noise = torch.as_tensor(noise, device=moment.device).expand(singular.shape)[singular]
     size = found.shape[-1]
     identity = _identity_like(found)
     left, lower, factor = found.clone(), torch.zeros_like(found), torch.zeros_like(found)
@@ -153,7 +156,7 @@ def _with_identity(moment: Tensor, kept: Tensor) -> Tensor:
 
 
 def _eigen(moment: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues, ascending, all NaN where the matrix is not finite; which of them are above the floor; eigenvectors."""
+    """Eigenvalues, ascending, all NaN where the matrix is not finite; which are above the floor; eigenvectors."""
     symmetric = (moment + moment.mT) / 2
     finite = symmetric.isfinite().all(-1).all(-1)
     safe = torch.where(finite[..., None, None], symmetric, _identity_like(moment))  # eigh refuses what is not finite

@@ -169,9 +169,10 @@ def test_a_recipes_child_of_a_shipped_term_runs_and_one_of_another_part_is_refus
         request.configure(lookup.recipe("children.py:a_vector"))
     with pytest.raises(RequestError, match=r"^probe is of class MyProbe \(.*children.py:\d+\), but only what Probe"):
         request.configure(lookup.recipe("children.py:a_probe"))
+    given = usercode.load("children.py:a_probe", what="RECIPE", folder=here)()
+    _, recipe = lookup.space_and_recipe("kernels", given)  # as `pretune.run` takes it
     with pytest.raises(RequestError, match=r"^probe is of class MyProbe"):
-        given = usercode.load("children.py:a_probe", what="RECIPE", folder=here)()
-        request.configure(lookup.space_and_recipe("kernels", given)[1], assignments=["epochs=3"])
+        request.configure(recipe, assignments=["epochs=3"])
 
 
 def test_levels_of_an_ablation_may_be_parts_of_ones_own(here: Path) -> None:

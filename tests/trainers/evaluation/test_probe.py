@@ -152,28 +152,39 @@ def correlated_features(count: int, dimensions: int, dtype: torch.dtype) -> tupl
     return features.to(dtype), labels
 
 
-@pytest.mark.parametrize("regularization", [1e-3, 1e-1])
+@pytest.mark.parametrize("regularization", [1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1.0])
 @pytest.mark.parametrize(("count", "dimensions"), [(400, 24), (30, 60)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["32", "64"])
 @pytest.mark.filterwarnings("ignore:Line search of Newton solver")  # it goes on with another one
-def test_the_linear_probe_finds_scikit_learns_optimum(count: int, dimensions: int, regularization: float) -> None:
+def test_the_linear_probe_finds_scikit_learns_optimum(
+    count: int, dimensions: int, regularization: float, dtype: torch.dtype
+) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    features, labels = correlated_features(count, dimensions, torch.float64)
+    features, labels = correlated_features(count, dimensions, dtype)
     found = probe.fit_linear(features, labels, class_count=4, regularization=regularization)
+    assert found.weight.dtype == dtype
 
-    x = ((features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-9)).numpy()
+    x = ((features - found.mean) / found.scale).double().numpy()
     reference = LogisticRegression(
         C=1 / (regularization * count), solver="newton-cholesky", tol=1e-10, max_iter=1000
     ).fit(x, labels.numpy())
 
     def objective(weight: Tensor, bias: Tensor) -> float:
-        entropy = torch.nn.functional.cross_entropy(torch.from_numpy(x) @ weight + bias, labels)
-        return float(entropy + regularization / 2 * weight.square().sum())
+        entropy = torch.nn.functional.cross_entropy(torch.from_numpy(x) @ weight.double() + bias.double(), labels)
+        return float(entropy + regularization / 2 * weight.double().square().sum())
 
     optimum = objective(torch.from_numpy(reference.coef_.T), torch.from_numpy(reference.intercept_))
-    assert objective(found.weight, found.bias) == pytest.approx(optimum, abs=1e-6)
+    assert objective(found.weight, found.bias) == pytest.approx(optimum, rel=probe.EXCESS, abs=0)
     np.testing.assert_allclose(found.weight.T.numpy(), reference.coef_, atol=0.02 * np.abs(reference.coef_).max())
     assert np.array_equal(found.predict(features).numpy(), reference.predict(x))
+
+
+def test_features_whose_squares_overflow_are_judged_as_they_would_be_at_another_scale() -> None:
+    data = FakeData()
+    plain = evaluate(data, config(train_images=200), pooled)
+    large = evaluate(data, config(train_images=200), lambda images: 1e25 * pooled(images))
+    assert plain == large
 
 
 def test_the_linear_probe_in_float32_agrees_with_float64() -> None:
