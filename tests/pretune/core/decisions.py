@@ -38,7 +38,7 @@ TRIALS = 300
 def _told(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
     """A config of its own for each point."""
     text = json.dumps({name: str(value) for name, value in trial.params.items()}, sort_keys=True)
-    return base.model_copy(update={"seed": zlib.crc32(text.encode())})
+    return base.model_copy(update={"seed": zlib.crc32(text.encode()) % 2**31})
 
 
 def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
