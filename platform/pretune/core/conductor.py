@@ -222,7 +222,7 @@ class Conductor:
 
     def write_study(self, path: Path) -> None:
         """Writes what Optuna was told so far, for optuna-dashboard."""
-        study.write(self._proposer.study(self.history.trials), self.experiment.name, path)
+        study.write(self.experiment, self.history.trials, path)
 
     def extend(self, record: Extended) -> None:
         """A finished trial trains longer: handed out again after those that are unfinished."""

@@ -61,6 +61,16 @@ class TrialHistory:
         return None
 
 
+class Trials(list[TrialHistory]):
+    """All trials by number. `changes` has the number of a trial each time it is asked, ends, or is to train longer, so
+    that whoever follows them for as long as a sweep runs reads each change once and not all trials again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: list[int] = []
+
+
 class History:
     """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
 
@@ -69,7 +79,7 @@ class History:
         left out.
         """
         self.opened: Opened | None = None
-        self.trials: list[TrialHistory] = []
+        self.trials = Trials()
         self.target = 0
         self.sessions = 0
         self.closed: Closed | None = None
@@ -98,6 +108,7 @@ class History:
                         record.number, record.params, record.distributions, record.config, record.duplicate_of, position
                     )
                 )
+                self.trials.changes.append(record.number)
             case Started() | Epoch() | Attempt() | Ended() | Extended():
                 self._change(record, position)
 
@@ -110,6 +121,8 @@ class History:
         if trial.ended != isinstance(record, Extended):
             state = "has ended" if trial.ended else "has not ended"
             raise ValueError(f"record {position + 1} ({record.kind}) is about trial {record.number}, which {state}")
+        if isinstance(record, Ended | Extended):
+            self.trials.changes.append(record.number)
         match record:
             case Started():
                 trial.attempts += 1
