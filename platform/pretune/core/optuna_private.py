@@ -6,6 +6,7 @@ versions in its message, as soon as a name is gone, takes other arguments, or do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -15,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator, _ParzenEstimatorParameters
+from optuna.samplers._tpe.probability_distributions import _BatchedCategoricalDistributions
 from optuna.samplers._tpe.sampler import default_gamma, default_weights
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import TrialState
+from scipy.special import log_ndtr
 
 CHECKED_WITH = "5.0.0"
 
-Samples = dict[str, NDArray[np.float64]]
+Numbers = NDArray[np.float64]
+Samples = dict[str, Numbers]
 
 # ---- TPE -------------------------------------------------------------------------------------------------------------
 
@@ -45,21 +49,63 @@ def good_trials(finished: int) -> int:
 
 
 class Density:
-    """TPE's density over observed points, which are columns of Optuna's internal numbers by name, oldest first.
+    """TPE's density over observed points, which are columns of Optuna's internal numbers by name, oldest first: a sum of
+    products, in which each point is a kernel, a truncated normal in each number.
 
     The public `TPESampler` makes its own at each draw, from a study whose trials it reads and sorts again each time.
+    Its sampling is used as it is, to the last bit. Its logarithm is written anew, as it goes through the tails of the
+    normal number by number.
     """
 
     def __init__(self, points: Samples, space: Mapping[str, BaseDistribution]) -> None:
         self._estimator = _ParzenEstimator(points, dict(space), _PARAMETERS)
+        self._mixture = self._estimator._mixture_distribution
 
     def sample(self, rng: np.random.RandomState) -> Samples:
+        """`CANDIDATES` points."""
         drawn: Samples = self._estimator.sample(rng, CANDIDATES)
         return drawn
 
-    def log(self, samples: Samples) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = self._estimator.log_pdf(samples)
+    def log(self, samples: Samples) -> Numbers:
+        """The density's logarithm at each of the points `samples`."""
+        of_kernels = np.log(self._mixture.weights)
+        of_both = np.zeros((len(next(iter(samples.values()))), len(of_kernels)))
+        for values, kernels in zip(samples.values(), self._mixture.distributions, strict=True):
+            if isinstance(kernels, _BatchedCategoricalDistributions):
+                of_both += np.log(kernels.weights.T)[values.astype(np.int64)]
+                continue
+            mean, deviation, step = kernels.mu, kernels.sigma, kernels.step
+            low, high = kernels.adapted_low, kernels.adapted_high
+            of_kernels -= _log_mass((low - mean) / deviation, (high - mean) / deviation)
+            if step == 0.0:
+                distance = np.subtract.outer(np.log(values) if kernels.is_log else values, mean)
+                distance /= deviation
+                distance *= distance
+                distance *= 0.5
+                of_both -= distance
+                of_kernels -= np.log(deviation) + _LOG_ROOT_OF_2_PI
+            else:
+                met, position = np.unique(values, return_inverse=True)
+                ends = met - step / 2, met + step / 2
+                left, right = (np.subtract.outer(np.log(end) if kernels.is_log else end, mean) for end in ends)
+                of_both += _log_mass(left / deviation, right / deviation)[position]
+        of_both += of_kernels
+        highest = of_both.max(axis=1)
+        found: Numbers = np.log(np.exp(of_both - highest[:, None]).sum(axis=1)) + highest
         return found
+
+
+_LOG_ROOT_OF_2_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def _log_mass(left: Numbers, right: Numbers) -> Numbers:
+    """The logarithm of the standard normal's mass between two bounds, `left` < `right`, also far out."""
+    # On the right the two tails are almost 1 and their difference is lost: look from the other side there.
+    flipped = left > 0.0
+    near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
+    near, far = log_ndtr(near), log_ndtr(far)
+    found: Numbers = near + np.log1p(-np.exp(far - near))
+    return found
 
 
 # ---- CMA-ES ----------------------------------------------------------------------------------------------------------
