@@ -67,9 +67,7 @@ class Generations:
         """
         notes = self._notes.pop(trial.number, _NONE)
         frozen = self._frozen(trial)
-        if frozen.state == TrialState.COMPLETE and (
-            self._complete is None or trial.number < self._complete.number
-        ):
+        if frozen.state == TrialState.COMPLETE and (self._complete is None or trial.number < self._complete.number):
             self._complete = _noted(frozen, trial.number, {})
         if frozen.state == TrialState.PRUNED and frozen.intermediate_values:
             # The sampler would do the same to a copy of it, at each ask.

@@ -64,7 +64,9 @@ class Tree:
         """It is over, however it ended."""
         self._change(params, drawn, over=True)
 
-    def branches(self, params: Mapping[str, Any], drawn: Drawn, name: str, values: _Values) -> dict[float, tuple[int, bool]]:
+    def branches(
+        self, params: Mapping[str, Any], drawn: Drawn, name: str, values: _Values
+    ) -> dict[float, tuple[int, bool]]:
         """Where a trial that has drawn `params` asks for `name`: by value how many ways on are left behind it, and
         whether a trial runs right there.
 
@@ -74,7 +76,11 @@ class Tree:
             raise ValueError(self.problem)
         node: _Node | None = self._root
         for earlier, distribution in drawn.items():
-            node = None if node is None or node.branches is None else node.branches.get(_value(distribution, params[earlier]))
+            node = (
+                None
+                if node is None or node.branches is None
+                else node.branches.get(_value(distribution, params[earlier]))
+            )
         if node is None or (node.branches is None and not node.over):
             return {value: (1, False) for value in values}
         _check(node, name, values)

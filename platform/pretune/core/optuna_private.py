@@ -173,9 +173,7 @@ def log_trial(
 
 def log_value(number: int, step: int, value: float) -> dict[str, Any]:
     """The line of an intermediate value of a running trial."""
-    return _line(
-        JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE, trial_id=number, step=step, intermediate_value=value
-    )
+    return _line(JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE, trial_id=number, step=step, intermediate_value=value)
 
 
 def log_constraint(number: int) -> dict[str, Any]:

@@ -135,9 +135,7 @@ class OneAsk(BaseStorage):
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         self.asked.intermediate_values[step] = intermediate_value
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         self.asked.state, self.asked.values = state, values
         return True
 
@@ -236,9 +234,7 @@ class StudyLog:
             yield optuna_private.log_end(trial.number, _STATES[record.state], _worth(trial))
 
 
-def write(
-    experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None
-) -> None:
+def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
     """Writes what Optuna was told of `trials` to `path` anew, as a journal of Optuna's own. `called` meets their names."""
     called = Names() if called is None else called
     with opened_whole(path) as file:
