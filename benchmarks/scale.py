@@ -36,6 +36,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from pretune.core import study
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Journal, Opened, Resumed
@@ -199,27 +200,27 @@ def decided(folder: Path, sampler: str, trials: int, decisions: int) -> list[str
 def logged(folder: Path, trials: int) -> float:
     with resumed(folder, "random", trials) as conductor:
         begin = time.perf_counter()
-        conductor.write_study(folder / "study.log")
+        study.write(conductor.experiment, conductor.history.trials, folder / study.FILE)
         return time.perf_counter() - begin
 
 
 def optunas(folder: Path, startup: int, count: int = 5) -> tuple[float, float]:
     """Seconds of `load_study` on `study.log`, and of one ask and tell in the median."""
     begin = time.perf_counter()
-    study = optuna.load_study(
-        study_name=folder.name, storage=JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    theirs = optuna.load_study(
+        study_name=folder.name, storage=JournalStorage(JournalFileBackend(str(folder / study.FILE)))
     )
     loaded = time.perf_counter() - begin
     times: list[float] = []
     for number in range(count):
         with warnings.catch_warnings(action="ignore"):
-            study.sampler = optuna.samplers.TPESampler(
+            theirs.sampler = optuna.samplers.TPESampler(
                 seed=number, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
             )
         begin = time.perf_counter()
-        trial = study.ask()
+        trial = theirs.ask()
         branching(trial, BASE)
-        study.tell(trial, 0.5)
+        theirs.tell(trial, 0.5)
         times.append(time.perf_counter() - begin)
     return loaded, statistics.median(times)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, points, results
+from pretune.core import journal_remote, points, results, study
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -25,6 +25,7 @@ from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
+from pretune.core.study import StudyLog
 from trainers import storage
 from trainers.config import MOST_EPOCHS, TrialConfig
 from trainers.usercode import packages_of
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from ray import tune
 
 __all__ = ["Listener", "SweepFailedError", "resume", "run"]
-
-STUDY_FILE = "study.log"
-"""What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
 
 MakeTrainable = Callable[[Experiment, Path], "type[tune.Trainable]"]
 
@@ -166,7 +164,8 @@ def longer(history: History, epochs: int) -> list[Extended]:
 
 
 def _remote(folder: Path) -> str | None:
-    first = next(iter(journals.read(folder)), None)
+    with journals.reading(folder) as records:
+        first = next(records, None)
     return first.experiment.remote if isinstance(first, Opened) else None
 
 
@@ -175,7 +174,8 @@ def _conduct(
 ) -> SweepResult:
     from pretune.execution.tuning import execute
 
-    conductor.listener = Trimming(conductor, conductor.listener)
+    log = StudyLog(conductor, Trimming(conductor, conductor.listener), folder / study.FILE)
+    conductor.listener = log
     try:
         conductor.settle()
         served_by = (trainable or partial(_warm_slot, remote=remote))(conductor.experiment, folder)
@@ -197,7 +197,7 @@ def _conduct(
             conductor.close("interrupted")
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
-    conductor.write_study(folder / STUDY_FILE)
+    log.close()
     result = results.read(folder, remote=remote)
     results.write_best(result)
     return result

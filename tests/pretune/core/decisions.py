@@ -14,16 +14,19 @@ import random
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from pretune.core import study as studies
 from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from pretune.core.history import TrialHistory
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, read
+from pretune.core.parameters import Names
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Search, Space
 from trainers.config import TrialConfig
@@ -95,6 +98,15 @@ SWEEPS: dict[str, tuple[Space, dict[str, Any]]] = {
 def experiment(name: str, **changes: Any) -> Experiment:
     settings: dict[str, Any] = {"name": "s", "space": "mine", "base": BASE, "trials": TRIALS}
     return Experiment(**(settings | SWEEPS[name][1] | changes))
+
+
+def optuna_study(
+    made: Experiment, trials: Sequence[TrialHistory], sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """The slow way: a study in Optuna's own storage that is told all trials, for `sampler` to read."""
+    study, called = studies.empty(made, sampler), Names()
+    study.add_trials([studies.frozen(made, trial, called) for trial in trials])
+    return study
 
 
 def search(name: str) -> Search:

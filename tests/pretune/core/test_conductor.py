@@ -19,6 +19,7 @@ from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
 from pretune.core.search import Space
 from pretune.display import tables
 from tests import toys
+from tests.pretune.core.decisions import optuna_study
 from tests.toys import Executor, again, begin, branching, decisions, follow, row, space
 from trainers import storage
 from trainers.config import TrialConfig
@@ -511,6 +512,6 @@ def test_a_loss_is_minimized_by_sampler_rungs_and_result_alike(tmp_path: Path) -
     assert stopped
     assert min(stopped) > best.value
     assert found.to_json()["direction"] == "minimize"
-    study = conductor._proposer.study(conductor.history.trials)
+    study = optuna_study(conductor.experiment, conductor.history.trials)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     assert study.best_trial.number == best.id
