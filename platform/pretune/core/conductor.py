@@ -6,6 +6,7 @@ driver that is killed between any two records leaves a journal from which the ne
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -16,7 +17,20 @@ from typing import Any, Literal, Protocol
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
+from pretune.core.journal import (
+    Asked,
+    Attempt,
+    Closed,
+    End,
+    Ended,
+    Epoch,
+    Extended,
+    Journal,
+    Opened,
+    Record,
+    Started,
+    collecting_no_garbage,
+)
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.core.search import Proposal, Proposer
 from pretune.core.stopping import Stop, SuccessiveHalving
@@ -76,12 +90,16 @@ class Conductor:
         self._refused = 0
         self._failed = 0
         last: Epoch | None = None
-        for record in journal.records:
-            stop = self._apply(record)
-            if isinstance(record, Epoch):
-                last, self._overdue = record, stop
-            elif isinstance(record, Ended):
-                self._overdue = None
+        with collecting_no_garbage():
+            for record in journal.records:
+                stop = self._apply(record)
+                if isinstance(record, Epoch):
+                    last, self._overdue = record, stop
+                elif isinstance(record, Ended):
+                    self._overdue = None
+        # None of it is garbage as long as this process lives: to look through it again and again would cost some
+        # decision half a second.
+        gc.freeze()
         self._overdue_number = last.number if last is not None else -1
         unfinished = [trial.number for trial in self.history.trials if not trial.ended]
         self.held = [number for number in unfinished if self._twin(number) is not None]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -103,7 +104,7 @@ class OneAsk(BaseStorage):
 
     def study(self, sampler: BaseSampler) -> optuna.Study:
         """The study of these trials; it is asked once."""
-        return optuna.load_study(study_name=_NAME, storage=self, sampler=sampler)
+        return optuna.load_study(study_name=_NAME, storage=self, sampler=sampler, pruner=NopPruner())
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         assert template_trial is None, "it is told when it is made"

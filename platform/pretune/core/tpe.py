@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from pretune.core.history import TrialHistory
-from pretune.core.optuna_private import Density, Samples, good_trials
+from pretune.core.optuna_private import Density, Samples, good_trials, uniforms
 
-WINDOW = 500
+WINDOW = 300
 """How many of the trials that are not among the good ones count, the newest ones."""
 
 Drawn = Mapping[str, BaseDistribution]
@@ -190,10 +191,12 @@ class Tpe(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        drawn: dict[str, Any] = {}
-        if not self._starts:
-            for group in self._known.groups():
-                drawn |= self._draw(_free(group))
+        drawn = _Drawn()
+        for group in () if self._starts else self._known.groups():
+            space = _free(group)
+            begin = self._rng.get_state(legacy=False)
+            self._rng.random_sample(uniforms(len(space)) if space else 0)  # what the draw will have taken
+            drawn.defer(space, partial(self._draw_from, begin, space))
         return drawn
 
     def sample_independent(
@@ -203,6 +206,14 @@ class Tpe(BaseSampler):
             return self._at_random.sample_independent(study, trial, param_name, param_distribution)
         return self._draw({param_name: param_distribution})[param_name]
 
+    def _draw_from(self, state: Any, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """As the generator stood then; it stays where it is now."""
+        now = self._rng.get_state(legacy=False)
+        self._rng.set_state(state)
+        drawn = self._draw(space)
+        self._rng.set_state(now)
+        return drawn
+
     def _draw(self, space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """Of some draws from the density of the good trials, the one that is likeliest beside that of the others."""
         if not space:
@@ -211,6 +222,24 @@ class Tpe(BaseSampler):
         samples = good.sample(self._rng)
         best = np.argmax(good.log(samples) - others.log(samples))
         return {name: one.to_external_repr(samples[name][best].item()) for name, one in space.items()}
+
+
+class _Drawn(dict[str, Any]):
+    """Parameters by group, each group drawn when the first of it is asked for: of most branches of a space none is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deferred: dict[str, Callable[[], dict[str, Any]]] = {}
+
+    def defer(self, names: Iterable[str], draw: Callable[[], dict[str, Any]]) -> None:
+        self._deferred |= dict.fromkeys(names, draw)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._deferred
+
+    def __missing__(self, name: str) -> Any:
+        self.update(self._deferred[name]())
+        return self[name]
 
 
 def _free(group: Drawn) -> dict[str, BaseDistribution]:
