@@ -8,11 +8,12 @@ third of the trials goes on at each rung, some diverge, and the disk is not wait
 * a report: what a slot waits for after an epoch, the stopping rule included, written to the disk;
 * resume: from the file to the first decision, in a process that has imported everything;
 * study.log: the whole of Optuna's journal for optuna-dashboard, written anew;
-* Optuna itself, for comparison: a study of the same trials in its own journal storage, taken up by `load_study`, and the
-  time of one `ask`, all parameters suggested, and `tell`, with the settings of TPE that the sweep has.
+* Optuna itself, for comparison: a study of the same trials in its own journal storage, taken up by `load_study`, and
+  the time of one `ask`, all parameters suggested, and `tell`, with the settings of TPE that the sweep has.
 
 Run: python benchmarks/scale.py [--trials 100 1000 10000] [--decisions 200] [--samplers tpe random cmaes grid]
-Targets at 10,000 trials: show 2 s and 200 MB, a decision 5 ms in the median and 50 ms at most, resume 3 s, study.log 1 s.
+Targets at 10,000 trials: show 2 s and 200 MB, a decision 5 ms in the median and 50 ms at most, resume 3 s, study.log
+1 s.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def resumed(folder: Path, sampler: str, trials: int) -> Iterator[Conductor]:
 
 
 def decided(folder: Path, sampler: str, trials: int, decisions: int) -> list[str]:
-    """Of so many decisions after `trials` trials: resume, a decision in the median and at most, the same of a report."""
+    """Of so many decisions after `trials` trials: resume, a decision in the median and at most, a report alike."""
     begin = time.perf_counter()
     with resumed(folder, sampler, trials + decisions) as conductor:
         slots = Slots(conductor)

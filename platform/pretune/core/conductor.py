@@ -351,9 +351,9 @@ class Conductor:
         if isinstance(record, Asked) and record.config is not None:
             self._keys[record.number] = _key(record.config)
             self._alike.setdefault(self._keys[record.number], []).append(record.number)
-        elif isinstance(record, Extended):  # its epochs are those of another schedule than its config says
-            if (known := self._keys.pop(record.number, None)) is not None:
-                self._alike[known].remove(record.number)
+        elif isinstance(record, Extended) and record.number in self._keys:
+            # Its epochs are those of another schedule than its config says.
+            self._alike[self._keys.pop(record.number)].remove(record.number)
         return None
 
     def _judge(self, record: Epoch) -> Stop | None:

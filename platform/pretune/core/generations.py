@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from bisect import insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -51,6 +51,8 @@ class Generations:
         """Of the trials with a state that are over, the one that was asked last."""
         self._of: dict[int, list[tuple[int, FrozenTrial]]] = {}
         """By generation, its trials that are over, by number."""
+        self._begun: tuple[Hashable, Notes] | None = None
+        """What was noted last where a generation began, and on which trials' account."""
 
     def note(self, number: int, notes: Notes) -> None:
         """What the sampler noted when it was asked for trial `number`."""
@@ -101,9 +103,17 @@ class Generations:
     def _drawn_again(self, number: int) -> Notes:
         varied = {} if self._complete is None else self._complete.distributions
         dimensions = sum(not distribution.single() for distribution in varied.values())
-        if dimensions > 1 and len(self._of.get(self._generation, ())) < _population(dimensions):
+        if dimensions < 2:
+            return self._draw(number, self.seen())
+        members = self._of.get(self._generation, ())
+        if len(members) < _population(dimensions):
             return notes_of(self._generation)
-        return self._draw(number, self.seen())
+        # The state follows from the last one and from these trials alone: those that are asked until the first of them
+        # has ended note the same.
+        told = (self._newest and self._newest.number, *(member for member, _ in members[: _population(dimensions)]))
+        if self._begun is None or self._begun[0] != told:
+            self._begun = told, self._draw(number, self.seen())
+        return self._begun[1]
 
 
 @lru_cache

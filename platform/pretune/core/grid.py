@@ -1,8 +1,8 @@
 """The points of a finite space: which were tried, which are left, and a sampler that tries each one once.
 
-A space is a tree: each node asks for a parameter, each value of it leads on. `Tree` grows with the trials of a sweep and
-knows at each node how many ways on are left, so that an ask costs what its own path costs. `Grid` decides as Optuna's
-`BruteForceSampler` does with the same seed, which makes the whole tree anew at each draw.
+A space is a tree: each node asks for a parameter, each value of it leads on. `Tree` grows with the trials of a sweep
+and knows at each node how many ways on are left, so that an ask costs what its own path costs. `Grid` decides as
+Optuna's `BruteForceSampler` does with the same seed, which makes the whole tree anew at each draw.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _Values = tuple[float, ...]
 
 @dataclass(slots=True)
 class _Node:
-    """A parameter with a branch for each of its values, None where none was taken. Without `branches` nobody has gone on
-    from here: a trial that `running` counts is here, or a trial ended here (`over`).
+    """A parameter with a branch for each of its values, None where none was taken. Without `branches` nobody has gone
+    on from here: a trial that `running` counts is here, or a trial ended here (`over`).
     """
 
     name: str | None = None
@@ -82,7 +82,7 @@ class Tree:
                 else node.branches.get(_value(distribution, params[earlier]))
             )
         if node is None or (node.branches is None and not node.over):
-            return {value: (1, False) for value in values}
+            return dict.fromkeys(values, (1, False))
         _check(node, name, values)
         assert node.branches is not None
         return {
@@ -124,8 +124,8 @@ class Tree:
 
 
 class Grid(BaseSampler):
-    """One ask's sampler over `tree`: a point that was neither tried nor runs, if one is left. The study that it is asked
-    for is not looked at.
+    """One ask's sampler over `tree`: a point that was neither tried nor runs, if one is left. The study that it is
+    asked for is not looked at.
     """
 
     def __init__(self, tree: Tree, *, seed: int) -> None:

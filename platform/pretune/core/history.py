@@ -6,7 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started, StoredEpoch
+from pretune.core.journal import (
+    Asked,
+    Attempt,
+    Closed,
+    Ended,
+    Epoch,
+    Extended,
+    Opened,
+    Record,
+    Resumed,
+    Started,
+    StoredEpoch,
+)
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
@@ -16,9 +28,9 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
     order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
-    retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is the
-    newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an
-    equal config whose result and epochs this one has; it was not run again.
+    retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
+    the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
+    whose result and epochs this one has; it was not run again.
     """
 
     number: int

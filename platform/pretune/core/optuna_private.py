@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -55,12 +55,12 @@ def uniforms(numbers: int) -> int:
 
 
 class Density:
-    """TPE's density over observed points, which are columns of Optuna's internal numbers by name, oldest first: a sum of
-    products, in which each point is a kernel, a truncated normal in each number.
+    """TPE's density over observed points, which are columns of Optuna's internal numbers by name, oldest first: a sum
+    of products, in which each point is a kernel, a truncated normal in each number.
 
     The public `TPESampler` makes its own at each draw, from a study whose trials it reads and sorts again each time.
-    Of that one come the kernels. Its draws are written anew, equal to the last bit, and so is its logarithm, equal but for
-    rounding: both go through the normal's tails number by number, which is most of what a draw takes.
+    Of that one come the kernels. Its draws are written anew, equal to the last bit, and so is its logarithm, equal but
+    for rounding: both go through the normal's tails number by number, which is most of what a draw takes.
     """
 
     def __init__(self, points: Samples, space: Mapping[str, BaseDistribution]) -> None:
@@ -256,7 +256,7 @@ def log_trial(
     """The line of a new trial as it is now; trials are numbered by their lines. `params` are internal numbers,
     `distributions` as of `as_json`, `values` the intermediate ones.
     """
-    now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
     return _line(
         JournalOperation.CREATE_TRIAL,
         study_id=0,
@@ -290,7 +290,7 @@ def log_end(number: int, state: TrialState, value: float | None) -> dict[str, An
         trial_id=number,
         state=state,
         values=None if value is None else [value],
-        datetime_complete=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        datetime_complete=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
 
 

@@ -159,8 +159,8 @@ def size(distribution: BaseDistribution) -> int | None:
 
 
 class Points:
-    """Which points of a space its trials have met, as a tree: each parameter in the order in which it was asked for, each
-    of its values a branch. To add a trial costs what its own path costs.
+    """Which points of a space its trials have met, as a tree: each parameter in the order in which it was asked for,
+    each of its values a branch. To add a trial costs what its own path costs.
     """
 
     def __init__(self) -> None:

@@ -236,7 +236,7 @@ class StudyLog:
 
 
 def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
-    """Writes what Optuna was told of `trials` to `path` anew, as a journal of Optuna's own. `called` meets their names."""
+    """Writes what Optuna was told of `trials` to `path` anew, as a journal of its own. `called` meets their names."""
     called = Names() if called is None else called
     with opened_whole(path) as file:
         file.write(_text([optuna_private.log_study(experiment.name, maximize=experiment.maximize)]))

@@ -2,7 +2,8 @@
 
 `python -m tests.pretune.core.decisions` writes `tests/stored/decisions/` anew. What lies there was written when each
 ask still rebuilt Optuna's study from all histories, and stays: whatever makes an ask faster must decide the same.
-A file holds what decisions depend on, in the journal's order: each proposal, each epoch's value of the metric, each end.
+A file holds what decisions depend on, in the journal's order: each proposal, each epoch's value of the metric, each
+end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, read
-from pretune.core.parameters import Names
+from pretune.core.parameters import Names, SpaceTrial
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Search, Space
 from trainers.config import TrialConfig
@@ -107,6 +109,24 @@ def optuna_study(
     study, called = studies.empty(made, sampler), Names()
     study.add_trials([studies.frozen(made, trial, called) for trial in trials])
     return study
+
+
+def slow_ask(
+    made: Experiment, trials: Sequence[TrialHistory], sampler: optuna.samplers.BaseSampler, space: Space
+) -> dict[str, Any]:
+    """What `space` is given where `sampler` reads such a study, refused or not."""
+    called = Names()
+    for trial in trials:
+        for name, distribution in studies.distributions(trial).items():
+            called.of(name, distribution)
+    return points_of(SpaceTrial(optuna_study(made, trials, sampler).ask(), called), space)
+
+
+def points_of(trial: SpaceTrial, space: Space) -> dict[str, Any]:
+    """The parameters that `space` asks `trial` for."""
+    with suppress(ValueError):
+        space(trial, BASE)
+    return trial.told
 
 
 def search(name: str) -> Search:

@@ -1,4 +1,4 @@
-"""A sweep decides as it did when each ask read all trials again, from wherever it is taken up, and reads few of them."""
+"""A sweep decides as when each ask read all trials again, from wherever it is taken up, and reads few of them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def test_cma_es_is_taken_up_in_one_pass_that_asks_where_a_generation_begins(monk
     made.ask(told.trials)
     ends = sum(trial.state in ("COMPLETE", "PRUNED") for trial in told.trials)
     before_the_first_end = next(
-        trial.number for trial in told.trials if trial.asked_at > min(one.ended_at or 0 for one in told.trials if one.state == "COMPLETE")
+        trial.number
+        for trial in told.trials
+        if trial.asked_at > min(one.ended_at or 0 for one in told.trials if one.state == "COMPLETE")
     )
     # Each generation is begun by one trial, and once more by each that is asked before that one has ended.
     assert len(drawn) <= before_the_first_end + 8 * (ends // 9 + 1)

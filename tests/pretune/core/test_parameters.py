@@ -27,8 +27,8 @@ from pretune.core.parameters import Names, flat, labels, parsed, written
 from pretune.core.search import Search, Space
 from pretune.display import tables
 from tests import toys
-from tests.pretune.display.screen import shown
 from tests.pretune.core.decisions import optuna_study
+from tests.pretune.display.screen import shown
 from tests.toys import Executor, again, begin, decisions, experiment, follow
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
