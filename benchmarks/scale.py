@@ -37,7 +37,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pretune.core import study
+from pretune.core import study_log
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Journal, Opened, Resumed
@@ -201,7 +201,7 @@ def decided(folder: Path, sampler: str, trials: int, decisions: int) -> list[str
 def logged(folder: Path, trials: int) -> float:
     with resumed(folder, "random", trials) as conductor:
         begin = time.perf_counter()
-        study.write(conductor.experiment, conductor.history.trials, folder / study.FILE)
+        study_log.write(conductor.experiment, conductor.history.trials, folder / study_log.FILE)
         return time.perf_counter() - begin
 
 
@@ -209,7 +209,7 @@ def optunas(folder: Path, startup: int, count: int = 5) -> tuple[float, float]:
     """Seconds of `load_study` on `study.log`, and of one ask and tell in the median."""
     begin = time.perf_counter()
     theirs = optuna.load_study(
-        study_name=folder.name, storage=JournalStorage(JournalFileBackend(str(folder / study.FILE)))
+        study_name=folder.name, storage=JournalStorage(JournalFileBackend(str(folder / study_log.FILE)))
     )
     loaded = time.perf_counter() - begin
     times: list[float] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, points, results, study
+from pretune.core import journal_remote, points, results, study_log
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -25,7 +25,7 @@ from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
-from pretune.core.study import StudyLog
+from pretune.core.study_log import StudyLog
 from trainers import storage
 from trainers.config import MOST_EPOCHS, TrialConfig
 from trainers.usercode import packages_of
@@ -174,7 +174,7 @@ def _conduct(
 ) -> SweepResult:
     from pretune.execution.tuning import execute
 
-    log = StudyLog(conductor, Trimming(conductor, conductor.listener), folder / study.FILE)
+    log = StudyLog(conductor, Trimming(conductor, conductor.listener), folder / study_log.FILE)
     conductor.listener = log
     try:
         conductor.settle()

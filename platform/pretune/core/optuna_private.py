@@ -23,7 +23,7 @@ from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import TrialState
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr  # type: ignore[import-untyped]
 
 CHECKED_WITH = "5.0.0"
 

@@ -112,7 +112,7 @@ class Observations:
         names = list(space)
         if not all(name in self._columns for name in names):  # it was never drawn
             return {name: np.empty(0) for name in names}
-        values = self._table[np.ix_(trials, [self._columns[name] for name in names])]
+        values = self._table[trials][:, [self._columns[name] for name in names]]
         values = values[~np.isnan(values).any(axis=1)]
         return {name: values[:, position] for position, name in enumerate(names)}
 

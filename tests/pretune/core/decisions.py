@@ -57,7 +57,8 @@ def branching(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
     depth = trial.suggest_int("depth", 1, 5)
     trial.suggest_int("width", 8, 8 * depth, step=8)
     trial.suggest_int("groups", 1, 64, log=True)
-    trial.suggest_categorical("widths", [(32, 32), (64, 32)] if depth > 2 else [(16,), (32,), (64,)])
+    widths: list[Any] = [(32, 32), (64, 32)] if depth > 2 else [(16,), (32,), (64,)]
+    trial.suggest_categorical("widths", widths)
     trial.suggest_float("fixed", 0.5, 0.5)
     if trial.suggest_float("shift", 0.0, 1.0) > 0.93:
         raise ValueError("too far")
@@ -80,7 +81,8 @@ def finite(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
     trial.suggest_int("low", 1, high)
     if trial.suggest_categorical("kernel", ["rbf", "energy", None]) == "rbf":
         trial.suggest_float("share", 0.0, 0.4, step=0.1)
-    if trial.suggest_categorical("widths", [(32, 32), (64,), (16,)]) == (16,) and high == 6:
+    widths: list[Any] = [(32, 32), (64,), (16,)]
+    if trial.suggest_categorical("widths", widths) == (16,) and high == 6:
         raise ValueError("too far")
     return _told(trial, base)
 
@@ -135,7 +137,7 @@ def search(name: str) -> Search:
 
 def score(params: dict[str, Any], epoch: int) -> float:
     """What an epoch is worth: with two digits, so that trials tie."""
-    worth = math.exp(-((math.log10(params.get("rate", 0.1)) + 1.0) ** 2))
+    worth: float = math.exp(-((math.log10(params.get("rate", 0.1)) + 1.0) ** 2))
     worth += 0.5 * (params.get("kernel") == "rbf") - 0.1 * abs(params.get("depth", 3) - 3)
     worth -= sum(params.get(name, 0.0) ** 2 for name in ("a", "b", "c")) + abs(params.get("share", 0.3) - 0.3)
     return round(worth * (1.0 - 0.6**epoch), 2)

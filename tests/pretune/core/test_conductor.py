@@ -419,7 +419,7 @@ def test_a_config_that_was_run_is_not_run_again_its_result_is_told_and_the_sweep
         assert twin.config == trial.config
         assert (trial.state, trial.value, trial.epochs, trial.rung) == (twin.state, twin.value, twin.epochs, twin.rung)
         assert trial.reason.startswith(f"same config as trial {twin.number}, not run again")
-    told = conductor._proposer.study(trials).trials
+    told = optuna_study(conductor.experiment, trials).trials
     assert [one.value for one in told] == [trial.value for trial in trials], "Optuna is told of each of them"
     conductor._journal.close()
     shown = results.read(tmp_path)

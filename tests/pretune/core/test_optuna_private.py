@@ -19,6 +19,7 @@ from optuna.distributions import (
 )
 from optuna.samplers import CmaEsSampler
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pretune.core import optuna_private
@@ -137,7 +138,7 @@ def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
             state=TrialState.COMPLETE, value=0.125, params={}, distributions={}, values={}, infeasible=False
         ),
     ]
-    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    backend = JournalFileBackend(str(tmp_path / "study.log"))
     backend.append_logs(lines)
     study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
     first, second = study.trials

@@ -19,7 +19,7 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, distribution_to_json
 
-from pretune.core import results, study
+from pretune.core import results, study_log
 from pretune.core.errors import RequestError
 from pretune.core.history import History
 from pretune.core.journal import FILE, Asked, Ended, read
@@ -127,7 +127,7 @@ def test_every_choice_that_optuna_accepts_is_tried_told_and_tried_the_same_after
 def test_a_choice_is_shown_in_tables_as_json_and_in_the_file_for_the_dashboard(tmp_path: Path, kind: str) -> None:
     conductor = begin(tmp_path / "s", experiment(tmp_path, trials=3), among(CHOICES[kind]))
     Executor(conductor, slots=1, seed=0).run()
-    study.write(conductor.experiment, conductor.history.trials, tmp_path / study.FILE)
+    study_log.write(conductor.experiment, conductor.history.trials, tmp_path / study_log.FILE)
     conductor._journal.close()
     result = results.read(tmp_path / "s")
     json.dumps(result.to_json(), allow_nan=False)

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from pretune.core import study
+from pretune.core import study_log
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
@@ -110,7 +110,7 @@ def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
 
     # The same for optuna-dashboard, and once more after the sweep went on.
     for _ in range(2):
-        study.write(made.experiment, trials, tmp_path / study.FILE)
+        study_log.write(made.experiment, trials, tmp_path / study_log.FILE)
         assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
         storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
         written = optuna.load_study(study_name=made.experiment.name, storage=storage)
@@ -457,7 +457,7 @@ def test_cma_es_learns_nothing_from_the_last_value_of_a_trial_that_went_on_to_di
     early = ask_all(search(numbers, sampler="cmaes", seed=4), 30, lambda trial: diverges(trial, []))
     assert 3 <= sum(trial.state == "INFEASIBLE" for trial in late) <= 27, "both ends occur"
     assert [trial.params for trial in late] == [trial.params for trial in early]
-    told = search(numbers, sampler="cmaes", seed=4).study(late).trials
+    told = optuna_study(search(numbers, sampler="cmaes", seed=4).experiment, late).trials
     assert all(not trial.intermediate_values for trial in told if trial.constraints)
 
 

@@ -78,8 +78,8 @@ def known(states: list[State], *, maximize: bool = True) -> Observations:
 
 def test_beyond_the_window_the_best_trials_and_the_newest_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpe, "WINDOW", 20)
-    states: list[State] = ["COMPLETE"] * 200 + ["FAIL"] * 90 + ["RUNNING"] * 3
-    good, others = known(states).split()
+    ended, failed, running = list[State](["COMPLETE"]), list[State](["FAIL"]), list[State](["RUNNING"])
+    good, others = known(ended * 200 + failed * 90 + running * 3).split()
     # A tenth of the finished ones; they are of any age.
     assert good.tolist() == list(range(0, 200, 10))
     # The newest of those that taught something or still run.
