@@ -11,10 +11,12 @@ from pretune.core import journal, results
 from pretune.core.history import History
 from pretune.core.journal import FILE, Ended, Epoch, Extended, Journal, Opened, StoredEpoch, read, reading
 from pretune.core.results import TrialResult, _result
-from tests.pretune.test_stored import SWEEPS
+from pretune.core.upgrade import FORMAT
 from tests.toys import Executor, begin, branching, experiment
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
+
+STORED = Path(__file__).parents[2] / "stored" / "sweeps"
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,8 @@ def test_results_are_those_of_the_whole_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["complete", "interrupted", "ablation"])
 def test_results_of_what_older_versions_wrote_are_those_of_the_whole_journal(name: str) -> None:
-    assert results.read(SWEEPS / name).trials == as_a_whole(SWEEPS / name)
+    folder = STORED / name
+    assert results.read(folder).trials == as_a_whole(folder)
 
 
 def test_an_epoch_stays_on_the_disk_until_its_numbers_are_asked_for(
@@ -88,7 +91,7 @@ def test_an_epoch_that_looks_otherwise_is_looked_at_closely(tmp_path: Path) -> N
     body = line[journal._HEAD : -1]
     assert b'"kind":"epoch"' in body
     reader = journal._Reader()
-    reader.format = journal.FORMAT
+    reader.format = FORMAT
     with book.path.open("rb") as file:
         assert reader.stored(file, 0, body) is not None
         for changed in (
@@ -108,7 +111,8 @@ def test_what_is_appended_while_a_journal_is_read_is_left_for_the_next_reader(tm
     with reading(tmp_path) as records:
         first = next(records)
         book.append(journal.Closed(reason="finished"))
-        assert [first.kind, *(1 for _ in records)] == ["opened", *[1] * (before - 1)]
+        assert isinstance(first, Opened)
+        assert sum(1 for _ in records) == before - 1
     assert read(tmp_path)[-1].kind == "closed"
 
 
