@@ -27,6 +27,7 @@ import os
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -159,17 +160,18 @@ def written(folder: Path, sampler: str, trials: int) -> Experiment:
 
 def shown(folder: Path) -> tuple[float, float, float]:
     """Seconds of `pretune show` by the clock and of the processor, and the most memory it held, in MB."""
-    begin = time.perf_counter()
-    child = os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-m", "pretune", "show", folder.name, "--storage", str(folder.parent)],
-        dict(os.environ),
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    command = [sys.executable, "-m", "pretune", "show", folder.name, "--storage", str(folder.parent)]
+    # A process begins with the memory of the one that starts it: that is a small one here.
+    code = (
+        "import resource, subprocess, sys, time\n"
+        "begin = time.perf_counter()\n"
+        f"subprocess.run({command!r}, check=True, stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(time.perf_counter() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)\n"
     )
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        sys.exit("pretune show failed")
-    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    clock, processor, memory = map(float, told.split())
+    return clock, processor, memory
 
 
 def flushed(folder: Path) -> float:

@@ -107,13 +107,7 @@ class Density:
             elif kernels.step == 0.0:
                 continuous.append((np.log(values) if kernels.is_log else values, kernels))
             else:
-                met, position = np.unique(values, return_inverse=True)
-                ends = (met - kernels.step / 2, met + kernels.step / 2)
-                left, right = (
-                    np.subtract.outer(np.log(end) if kernels.is_log else end, kernels.mu) / kernels.sigma
-                    for end in ends
-                )
-                of_both += _log_mass(left, right)[position]
+                of_both += _log_mass_of_steps(values, kernels)
                 of_kernels -= _log_mass_in_range([kernels])[0]
         if continuous:
             all_kernels = [kernels for _, kernels in continuous]
@@ -189,15 +183,25 @@ def _log_normal(numbers: Numbers) -> Numbers:
 _LOG_ROOT_OF_2_PI = 0.5 * math.log(2.0 * math.pi)
 
 
+def _log_mass_of_steps(values: Numbers, kernels: Any) -> Numbers:
+    """By point and kernel, the logarithm of the normal's mass within half a step of each value. Of few values there are
+    few kernels that differ.
+    """
+    met, of_point = np.unique(values, return_inverse=True)
+    pairs, of_kernel = np.unique(kernels.mu + 1j * kernels.sigma, return_inverse=True)
+    left, right = (
+        np.subtract.outer(np.log(end) if kernels.is_log else end, pairs.real) / pairs.imag
+        for end in (met - kernels.step / 2, met + kernels.step / 2)
+    )
+    return _log_mass(left, right)[np.ix_(of_point, of_kernel)]
+
+
 def _log_mass_in_range(kernels: list[Any]) -> Numbers:
     """By number and kernel, the logarithm of the normal's mass within the number's range, to which it is truncated."""
     means, deviations = np.array([one.mu for one in kernels]), np.array([one.sigma for one in kernels])
     left = (np.array([[one.adapted_low] for one in kernels]) - means) / deviations
     right = (np.array([[one.adapted_high] for one in kernels]) - means) / deviations
-    if (left > 0.0).any() or (right < 0.0).any():  # points of another range
-        return _log_mass(left, right)
-    found: Numbers = np.log(ndtr(right) - ndtr(left))
-    return found
+    return _log_mass(left, right)
 
 
 def _log_mass(left: Numbers, right: Numbers) -> Numbers:
@@ -205,8 +209,12 @@ def _log_mass(left: Numbers, right: Numbers) -> Numbers:
     # On the right the two tails are almost 1 and their difference is lost: look from the other side there.
     flipped = left > 0.0
     near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
-    near, far = log_ndtr(near), log_ndtr(far)
-    found: Numbers = near + np.log1p(-np.exp(far - near))
+    mass: Numbers = ndtr(near) - ndtr(far)
+    lost = mass < 1e-290
+    found: Numbers = np.log(mass, where=~lost, out=np.empty_like(mass))
+    if lost.any():
+        nearer = log_ndtr(near[lost])
+        found[lost] = nearer + np.log1p(-np.exp(log_ndtr(far[lost]) - nearer))
     return found
 
 
