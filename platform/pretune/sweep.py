@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, points, results
+from pretune.core import journal_remote, points, results, study_log
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -24,6 +24,7 @@ from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
+from pretune.core.study_log import StudyLog
 from pretune.request import sources
 from trainers import storage
 from trainers.config import MOST_EPOCHS, TrialConfig
@@ -38,8 +39,6 @@ __all__ = ["Listener", "SweepFailedError", "resume", "run"]
 
 MOST_NAMED = 8
 """Changes that an error names."""
-STUDY_FILE = "study.log"
-"""What Optuna was told, in a file of a sweep's folder that optuna-dashboard opens; written when the sweep ends."""
 
 MakeTrainable = Callable[[Experiment, Path], "type[tune.Trainable]"]
 
@@ -197,7 +196,8 @@ def longer(history: History, epochs: int) -> list[Extended]:
 
 
 def _remote(folder: Path) -> str | None:
-    first = next(iter(journals.read(folder)), None)
+    with journals.reading(folder) as records:
+        first = next(records, None)
     return first.experiment.remote if isinstance(first, Opened) else None
 
 
@@ -211,7 +211,8 @@ def _conduct(
 ) -> SweepResult:
     from pretune.execution.tuning import execute
 
-    conductor.listener = Trimming(conductor, conductor.listener)
+    log = StudyLog(conductor, Trimming(conductor, conductor.listener), folder / study_log.FILE)
+    conductor.listener = log
     try:
         with interruption.shielded():
             conductor.settle()
@@ -235,7 +236,7 @@ def _conduct(
             conductor.close("interrupted")
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
-    conductor.write_study(folder / STUDY_FILE)
+    log.close()
     result = results.read(folder, remote=remote)
     results.write_best(result)
     return result

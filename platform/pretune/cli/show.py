@@ -23,6 +23,7 @@ def show_command(
     ] = None,
     storage: Storage = STORAGE,
     as_json: Json = False,
+    whole: Annotated[bool, typer.Option("--all", help="list all trials, not only the 100 best")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
@@ -52,7 +53,7 @@ def show_command(
             return
         result = request.read_sweep(sweep, storage)
         kind = kinds.of(result.experiment)
-        parts = kind.screen(result, baselines.read(result))
+        parts = kind.screen(result, baselines.read(result), limit=None if whole else tables.SHOWN)
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)

@@ -6,21 +6,36 @@ driver that is killed between any two records leaves a journal from which the ne
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import math
 from collections import deque
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from pretune.core import study
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Asked, Attempt, Closed, End, Ended, Epoch, Extended, Journal, Opened, Record, Started
+from pretune.core.journal import (
+    Asked,
+    Attempt,
+    Closed,
+    End,
+    Ended,
+    Epoch,
+    Extended,
+    Journal,
+    Opened,
+    Record,
+    Started,
+    collecting_no_garbage,
+)
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.core.search import Proposal, Proposer
 from pretune.core.stopping import Stop, SuccessiveHalving
 from trainers.config import TrialConfig
+from trainers.settings import ScheduleConfig
 
 _ENDS: dict[RowOutcome, End] = {
     "complete": "COMPLETE",
@@ -69,22 +84,28 @@ class Conductor:
         self._live: set[int] = set()
         self._told: dict[int, int] = {}
         self._last_epochs: dict[int, int] = {}
-        self._alike: dict[str, list[int]] = {}
+        self._alike: dict[bytes, list[int]] = {}
         """Trials by config, in their order, but for those that have been made longer."""
+        self._keys: dict[int, bytes] = {}
         self._refused = 0
         self._failed = 0
         last: Epoch | None = None
-        for record in journal.records:
-            stop = self._apply(record)
-            if isinstance(record, Epoch):
-                last, self._overdue = record, stop
-            elif isinstance(record, Ended):
-                self._overdue = None
+        with collecting_no_garbage():
+            for record in journal.records:
+                stop = self._apply(record)
+                if isinstance(record, Epoch):
+                    last, self._overdue = record, stop
+                elif isinstance(record, Ended):
+                    self._overdue = None
+        # None of it is garbage as long as this process lives: to look through it again and again would cost some
+        # decision half a second.
+        gc.freeze()
         self._overdue_number = last.number if last is not None else -1
         unfinished = [trial.number for trial in self.history.trials if not trial.ended]
         self.held = [number for number in unfinished if self._twin(number) is not None]
         """Trials whose config another one has that runs, or waits to: they are not handed out, they get its result."""
-        self._waiting = deque(number for number in unfinished if number not in self.held)
+        held = set(self.held)
+        self._waiting = deque(number for number in unfinished if number not in held)
 
     def settle(self) -> None:
         """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote, and
@@ -220,10 +241,6 @@ class Conductor:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
 
-    def write_study(self, path: Path) -> None:
-        """Writes what Optuna was told so far, for optuna-dashboard."""
-        study.write(self._proposer.study(self.history.trials), self.experiment.name, path)
-
     def extend(self, record: Extended) -> None:
         """A finished trial trains longer: handed out again after those that are unfinished."""
         self._write(record)
@@ -258,7 +275,7 @@ class Conductor:
         trial = self.history.trials[number]
         if trial.config is None or trial.attempts or trial.epochs:
             return None
-        for other in self._alike.get(_key(trial.config), ()):
+        for other in self._alike.get(self._keys.get(number, b""), ()):
             if other < number and self.history.trials[other].state != "FAIL":
                 return other
         return None
@@ -329,21 +346,26 @@ class Conductor:
 
     def _apply(self, record: Record) -> Stop | None:
         self.history.apply(record)
+        if isinstance(record, Epoch):
+            return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
-            self._alike.setdefault(_key(record.config), []).append(record.number)
-        elif isinstance(record, Extended):  # its epochs are those of another schedule than its config says
-            for numbers in self._alike.values():
-                if record.number in numbers:
-                    numbers.remove(record.number)
-        if not isinstance(record, Epoch) or self._stopping is None:
-            return None
-        if self.history.trials[record.number].extended:  # it was asked for by number of epochs: no rung ends it
+            self._keys[record.number] = _key(record.config)
+            self._alike.setdefault(self._keys[record.number], []).append(record.number)
+        elif isinstance(record, Extended) and record.number in self._keys:
+            # Its epochs are those of another schedule than its config says.
+            self._alike[self._keys.pop(record.number)].remove(record.number)
+        return None
+
+    def _judge(self, record: Epoch) -> Stop | None:
+        trial = self.history.trials[record.number]
+        if self._stopping is None or trial.extended:  # it was asked for by number of epochs: no rung ends it
             return None
         if record.number not in self._last_epochs:
-            config = TrialConfig.model_validate(self.history.trials[record.number].config)
-            self._last_epochs[record.number] = config.schedule.last_epoch_before_decay(config.epochs)
-        last_epoch = self._last_epochs[record.number]
-        return self._stopping.observe(record.number, record.epoch, record.metrics, last_epoch=last_epoch)
+            assert trial.config is not None, "what the space refused has no epochs"
+            self._last_epochs[record.number] = _last_epoch_before_decay(trial.config)
+        return self._stopping.observe(
+            record.number, record.epoch, record.metrics, last_epoch=self._last_epochs[record.number]
+        )
 
 
 def folder_name(trial: TrialHistory) -> str:
@@ -352,6 +374,20 @@ def folder_name(trial: TrialHistory) -> str:
     return f"{trial.number:04d}{longer}"
 
 
-def _key(config: dict[str, Any]) -> str:
+def _key(config: dict[str, Any]) -> bytes:
     """Equal for equal configs: seed, data and the hashes of one's own parts are in them."""
-    return json.dumps(config, sort_keys=True)
+    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _last_epoch_before_decay(config: dict[str, Any]) -> int:
+    """That of a trial's config; most trials of a sweep have the same schedule."""
+    schedule, epochs = config.get("schedule"), config.get("epochs")
+    if schedule is None or epochs is None:
+        known = TrialConfig.model_validate(config)
+        return known.schedule.last_epoch_before_decay(known.epochs)
+    return _before_decay(json.dumps(schedule, sort_keys=True), epochs)
+
+
+@lru_cache(maxsize=1024)
+def _before_decay(schedule: str, epochs: int) -> int:
+    return ScheduleConfig.model_validate_json(schedule).last_epoch_before_decay(epochs)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
+from pretune.core.journal import (
+    Asked,
+    Attempt,
+    Closed,
+    Ended,
+    Epoch,
+    Extended,
+    Opened,
+    Record,
+    Resumed,
+    Started,
+    StoredEpoch,
+)
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
@@ -17,8 +28,9 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
     order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
-    retention may have removed older ones. `extended`: it was made longer after its end. `result_of`: the trial of an
-    equal config whose result and epochs this one has; it was not run again.
+    retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
+    the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
+    whose result and epochs this one has; it was not run again.
     """
 
     number: int
@@ -31,8 +43,9 @@ class TrialHistory:
     state: State = "WAITING"
     attempts: int = 0
     failures: int = 0
-    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    epochs: dict[int, Mapping[str, float]] = field(default_factory=dict)
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
+    stored_checkpoint: StoredEpoch | None = None
     extended: bool = False
     value: float | None = None
     reason: str = ""
@@ -46,7 +59,10 @@ class TrialHistory:
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The newest one, where the trial goes on from."""
-        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
+        newest, stored = max(self.checkpoints, default=0), self.stored_checkpoint
+        if stored is not None and stored.epoch > newest:
+            return stored.read_checkpoint()
+        return self.checkpoints.get(newest)
 
     @property
     def last_epoch(self) -> int:
@@ -61,26 +77,35 @@ class TrialHistory:
         return None
 
 
+class Trials(list[TrialHistory]):
+    """All trials by number. `changes` has the number of a trial each time it is asked, ends, or is to train longer, so
+    that whoever follows them for as long as a sweep runs reads each change once and not all trials again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: list[int] = []
+
+
 class History:
     """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
 
-    def __init__(self, records: Iterable[Record] = (), *, complete: bool = True) -> None:
-        """Of records that are not `complete`, as a later version wrote some of them, what contradicts the others is
-        left out.
-        """
+    def __init__(self, records: Iterable[Record] = ()) -> None:
         self.opened: Opened | None = None
-        self.trials: list[TrialHistory] = []
+        self.trials = Trials()
         self.target = 0
         self.sessions = 0
         self.closed: Closed | None = None
         self._count = 0
         for record in records:
-            with nullcontext() if complete else suppress(ValueError):
-                self.apply(record)
+            self.apply(record)
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: Record | StoredEpoch) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
         position, self._count = self._count, self._count + 1
+        if isinstance(record, Epoch | StoredEpoch):  # nearly all are: first
+            self._report(self._trial(record, "epoch", position), record, position)
+            return
         match record:
             case Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
@@ -98,31 +123,42 @@ class History:
                         record.number, record.params, record.distributions, record.config, record.duplicate_of, position
                     )
                 )
-            case Started() | Epoch() | Attempt() | Ended() | Extended():
-                self._change(record, position)
+                self.trials.changes.append(record.number)
+            case Started() | Attempt() | Ended() | Extended():
+                self._change(self._trial(record, record.kind, position), record, position)
 
-    def _change(self, record: Started | Epoch | Attempt | Ended | Extended, position: int) -> None:
+    def _trial(
+        self, record: Started | Epoch | StoredEpoch | Attempt | Ended | Extended, kind: str, position: int
+    ) -> TrialHistory:
+        """The trial that `record` changes."""
         if record.number >= len(self.trials):
-            raise ValueError(
-                f"record {position + 1} ({record.kind}) is about trial {record.number}, which was never asked"
-            )
+            raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which was never asked")
         trial = self.trials[record.number]
         if trial.ended != isinstance(record, Extended):
             state = "has ended" if trial.ended else "has not ended"
-            raise ValueError(f"record {position + 1} ({record.kind}) is about trial {record.number}, which {state}")
+            raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which {state}")
+        return trial
+
+    def _report(self, trial: TrialHistory, record: Epoch | StoredEpoch, position: int) -> None:
+        if record.epoch <= trial.last_epoch:
+            raise ValueError(
+                f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
+            )
+        trial.state = "RUNNING"
+        trial.epochs[record.epoch] = record.metrics
+        if isinstance(record, StoredEpoch):
+            if record.has_checkpoint:
+                trial.stored_checkpoint = record
+        elif record.checkpoint is not None:
+            trial.checkpoints[record.epoch] = record.checkpoint
+
+    def _change(self, trial: TrialHistory, record: Started | Attempt | Ended | Extended, position: int) -> None:
+        if isinstance(record, Ended | Extended):
+            self.trials.changes.append(record.number)
         match record:
             case Started():
                 trial.attempts += 1
                 trial.state = "RUNNING"
-            case Epoch():
-                if record.epoch <= trial.last_epoch:
-                    raise ValueError(
-                        f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
-                    )
-                trial.state = "RUNNING"
-                trial.epochs[record.epoch] = record.metrics
-                if record.checkpoint is not None:
-                    trial.checkpoints[record.epoch] = record.checkpoint
             case Attempt():
                 trial.failures = record.failures
             case Ended():
@@ -136,7 +172,7 @@ class History:
                 # What came after the checkpoint is told anew, under another schedule.
                 kept = record.checkpoint.epoch
                 trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
-                trial.checkpoints = {kept: record.checkpoint}
+                trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
 

@@ -19,17 +19,19 @@ What is written is of today's format and has no unknown key.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
@@ -47,6 +49,12 @@ LOCK = "journal.lock"
 End = Literal["COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 
 _PREFIX, _MIDDLE, _SUFFIX = b'{"crc32":"', b'","record":', b"}\n"
+_HEAD = len(_PREFIX) + 8 + len(_MIDDLE)
+"""Where the record begins in its line."""
+
+# An epoch's line, up to its numbers and after them.
+_EPOCH = re.compile(rb'\{"time":[-+.e\d]+,"kind":"epoch","number":(\d+),"epoch":(\d+),"metrics":\{')
+_CHECKPOINT = re.compile(rb',"checkpoint":(null|\{"path":"[^"{}\\]*","sha256":"[^"{}\\]*","epoch":\d+\})\}')
 
 
 class _Record(BaseModel):
@@ -181,6 +189,7 @@ Known = Annotated[
 ]
 Record = Known | Unknown
 _KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
+_METRICS = TypeAdapter(dict[str, float])
 _KINDS = {"opened", "asked", "started", "epoch", "attempt", "ended", "extended", "resumed", "closed"}
 
 
@@ -225,19 +234,91 @@ _SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.")
 
 def later(records: Iterable[Record]) -> Later | None:
     """What a later version has put into a journal of these records; None where all of it is understood."""
-    format, version = 0, ""
-    kinds: dict[str, None] = {}
-    keys: dict[str, None] = {}
+    found = NotUnderstood()
     for record in records:
+        found.see(record)
+    return found.later()
+
+
+class NotUnderstood:
+    """Collects what a later version has put into a journal, of one record after another."""
+
+    def __init__(self) -> None:
+        self._format, self._version = 0, ""
+        self._kinds: dict[str, None] = {}
+        self._keys: dict[str, None] = {}
+
+    def see(self, record: Record) -> None:
         if isinstance(record, Unknown):
-            kinds[record.kind] = None
+            self._kinds[record.kind] = None
         if isinstance(record, Opened | Resumed) or record.kind == "resumed":
             said = record.content if isinstance(record, Unknown) else dict(record)
-            format, version = said.get("format", format), said.get("versions", {}).get("pretune", "unknown")
-        keys.update(dict.fromkeys(f"{record.kind}.{path}" for path in record.unknown))
-    if format <= FORMAT and not kinds and not keys:
-        return None
-    return Later(format, version, tuple(kinds), tuple(keys))
+            self._format = said.get("format", self._format)
+            self._version = said.get("versions", {}).get("pretune", "unknown")
+        for path in record.unknown:
+            self._keys[f"{record.kind}.{path}"] = None
+
+    def later(self) -> Later | None:
+        """As the function `later`, of what was seen."""
+        if self._format <= FORMAT and not self._kinds and not self._keys:
+            return None
+        return Later(self._format, self._version, tuple(self._kinds), tuple(self._keys))
+
+
+class StoredEpoch(Mapping[str, float]):
+    """An `Epoch` that stays on the disk: it is the mapping of its own `metrics`, read when a number is asked for.
+
+    Of a large sweep nearly all lines are epochs, and who shows it needs the last of each trial.
+    """
+
+    __slots__ = ("_checkpoint", "_file", "_metrics", "epoch", "number")
+
+    def __init__(
+        self, file: BinaryIO, number: int, epoch: int, metrics: tuple[int, int], checkpoint: tuple[int, int] | None
+    ) -> None:
+        """`metrics` and `checkpoint` are the bytes' place in `file`: where they begin, how many they are."""
+        self._file, self.number, self.epoch = file, number, epoch
+        self._metrics, self._checkpoint = metrics, checkpoint
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self._checkpoint is not None
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        return None if self._checkpoint is None else Checkpoint.model_validate_json(self._bytes(*self._checkpoint))
+
+    def read_metrics(self) -> dict[str, float]:
+        return _METRICS.validate_json(self._bytes(*self._metrics))
+
+    def __getitem__(self, name: str) -> float:
+        return self.read_metrics()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read_metrics())
+
+    def __len__(self) -> int:
+        return len(self.read_metrics())
+
+    def _bytes(self, begin: int, count: int) -> bytes:
+        return os.pread(self._file.fileno(), count, begin)
+
+
+@contextmanager
+def collecting_no_garbage() -> Iterator[None]:
+    """While a journal is gone through. Python looks for garbage among all that it holds each time so much was made, and
+    of records none is: it doubles the time.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def read(folder: Path) -> list[Record]:
@@ -247,8 +328,18 @@ def read(folder: Path) -> list[Record]:
         RequestError: no journal there, a corrupt or missing line (named), or a line that this version does not
             understand and cannot do without.
     """
-    lines, _, _ = _lines(folder / FILE)
-    return _records(folder / FILE, lines)
+    with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
+        return list(_records(lines))
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Iterator[Record | StoredEpoch]]:
+    """The same, one after another, with most epochs left on the disk; they are read within this context only.
+
+    RequestError as for `read`, while they are gone through.
+    """
+    with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
+        yield _records(lines, stored=True)
 
 
 class Journal:
@@ -281,8 +372,12 @@ class Journal:
             self.records: list[Record] = []
             self._checksum, size = 0, 0
             if self.path.exists():
-                lines, self._checksum, size = _lines(self.path)
-                self.records = _records(self.path, lines)
+                with collecting_no_garbage(), _Lines.opened(self.path) as lines:
+                    self.records = list(_records(lines))
+                self._checksum, size = lines.checksum, lines.size
+            sessions = [record.format for record in self.records if isinstance(record, Opened | Resumed)]
+            self._format = sessions[-1] if sessions else FORMAT
+            """Of the last `opened` or `resumed`."""
             found = later(self.records)
             if found is not None and (refusal := found.refusal()) is not None:
                 raise RequestError(f"{self.path}: {refusal}")
@@ -320,6 +415,8 @@ class Journal:
             self._file.truncate(end)
             raise
         self._checksum = checksum
+        if isinstance(record, Opened | Resumed):
+            self._format = record.format
         self.records.append(record)
         if self._publish is not None:
             # Where it raises, the line stays: the next driver finds the local journal longer, and goes on from it.
@@ -330,8 +427,8 @@ class Journal:
         """Where an older version wrote last, `resumed` comes first and says that another format begins."""
         assert not isinstance(record, Unknown), "what is not understood is not written"
         assert not record.unknown, "what is not understood is not written"
-        sessions = [earlier for earlier in (record, *reversed(self.records)) if isinstance(earlier, Opened | Resumed)]
-        assert sessions[0].format == FORMAT, f"a record of format {FORMAT} after one of format {sessions[0].format}"
+        format = record.format if isinstance(record, Opened | Resumed) else self._format
+        assert format == FORMAT, f"a record of format {FORMAT} after one of format {format}"
 
     def close(self) -> None:
         """Lets another process take the sweep. A sweep that never began leaves no journal behind."""
@@ -354,18 +451,20 @@ def verified(content: bytes, previous: int) -> tuple[int, int]:
     """How many bytes of `content` are good lines that follow a line with checksum `previous`; the checksum then."""
     checksum, size = previous, 0
     for line in content.splitlines(keepends=True):
-        body = _body(line, checksum)
-        if body is None:
+        found = _body(line, checksum)
+        if found is None:
             break
-        checksum = zlib.crc32(body, checksum)
+        _, checksum = found
         size += len(line)
     return size, checksum
 
 
 def whole_lines(path: Path) -> bytes:
     """The journal's bytes without a torn last line. RequestError where another line is corrupt or missing."""
-    _, _, size = _lines(path)
-    return path.read_bytes()[:size]
+    with _Lines.opened(path) as lines:
+        for _ in lines:
+            pass
+    return path.read_bytes()[: lines.size]
 
 
 def replace(folder: Path, content: bytes) -> None:
@@ -423,52 +522,71 @@ def _line(record: Record, previous: int) -> tuple[bytes, int]:
     return _PREFIX + f"{checksum:08x}".encode() + _MIDDLE + body + _SUFFIX, checksum
 
 
-def _lines(path: Path) -> tuple[list[bytes], int, int]:
-    """The records as bytes, the last checksum, and the number of bytes up to the end of the last good line."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise RequestError(
-            f"no sweep in {path.parent}: {path.name} is missing; `pretune show` lists the sweeps there are"
-        ) from None
-    bodies: list[bytes] = []
-    checksum, size = 0, 0
-    lines = [line + b"\n" for line in content.split(b"\n")]
-    # What follows the last line feed is empty, or a torn line.
-    lines[-1] = lines[-1][:-1]
-    if not lines[-1]:
-        lines.pop()
-    for position, line in enumerate(lines):
-        body = _body(line, checksum)
-        if body is None:
-            if position == len(lines) - 1 and _is_torn(line, checksum):
-                break
-            raise RequestError(
-                f"{path}: line {position + 1} of {len(lines)} is corrupt (its checksum does not fit, or that of a "
-                f"line missing before it); restore the file from a copy, or cut it before that "
-                f"line and lose what follows"
-            )
-        bodies.append(body)
-        checksum = zlib.crc32(body, checksum)
-        size += len(line)
-    return bodies, checksum, size
+class _Lines:
+    """The lines of a journal, one after another: iterating gives the bytes of each record. `checksum` is that of the
+    last one given, `size` the number of bytes up to its end.
+    """
 
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.checksum, self.size = 0, 0
 
-def _records(path: Path, bodies: Sequence[bytes]) -> list[Record]:
-    """What the lines of the journal at `path` say. RequestError as for `read`."""
-    if bodies:
-        _check_first(path, json.loads(bodies[0]))
-    reader = _Reader()
-    records: list[Record] = []
-    for body in bodies:
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> Iterator[Self]:
         try:
-            records.append(reader.read(body))
-        except ValidationError as error:
+            file = path.open("rb")
+        except FileNotFoundError:
             raise RequestError(
-                f"{path}: line {len(records) + 1}, of format {reader.format}, was written by pretune {reader.version} "
-                f"and is not understood: {error}; use that version (this is {this_version()})"
-            ) from error
-    return records
+                f"no sweep in {path.parent}: {path.name} is missing; `pretune show` lists the sweeps there are"
+            ) from None
+        with file:
+            yield cls(path, file)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """RequestError where a line is corrupt; a torn last one is left out."""
+        # Not what is appended from now on: the line that was last would not be whole.
+        end = os.fstat(self.file.fileno()).st_size
+        for position, line in enumerate(self.file, start=1):
+            line = line[: end - self.size]
+            if not line:
+                return
+            found = _body(line, self.checksum)
+            if found is None:
+                rest = end - self.size - len(line)
+                if not rest and _is_torn(line, self.checksum):
+                    return
+                after = self.file.read(rest)
+                count = position + after.count(b"\n") + (not after.endswith(b"\n") and bool(after))
+                raise RequestError(
+                    f"{self.path}: line {position} of {count} is corrupt (its checksum does not fit, or that of a "
+                    f"line missing before it); restore the file from a copy, or cut it before that "
+                    f"line and lose what follows"
+                )
+            body, self.checksum = found
+            self.size += len(line)
+            yield body
+
+
+def _records(lines: _Lines, *, stored: bool = False) -> Iterator[Any]:
+    """What `lines` say; `stored`: epochs stay on the disk where they are as this version writes them. RequestError as
+    for `read`.
+    """
+    path, reader, begin = lines.path, _Reader(), 0
+    for position, body in enumerate(lines):
+        if position == 0:
+            _check_first(path, json.loads(body))
+        if stored and (epoch := reader.stored(lines.file, begin + _HEAD, body)) is not None:
+            yield epoch
+        else:
+            try:
+                yield reader.read(body)
+            except ValidationError as error:
+                raise RequestError(
+                    f"{path}: line {position + 1}, of format {reader.format}, was written by pretune {reader.version} "
+                    f"and is not understood: {error}; use that version (this is {this_version()})"
+                ) from error
+        begin = lines.size
 
 
 class _Reader:
@@ -478,12 +596,35 @@ class _Reader:
         self.format = 0
         self.version = "unknown"
         self._space = ""
+        self._base: dict[str, Any] = {}
+        self._understood: set[Hashable] = set()
+        """Parts of configs without an unknown key, by their names and what keys they have."""
+        self._texts: dict[str, str] = {}
+
+    def stored(self, file: BinaryIO, begin: int, body: bytes) -> StoredEpoch | None:
+        """An epoch's line that needs no closer look, its record at `begin` in `file`."""
+        head = _EPOCH.match(body) if self.format == FORMAT else None
+        if head is None:
+            return None
+        metrics = head.end()
+        end = body.find(b"}", metrics)
+        tail = _CHECKPOINT.fullmatch(body, end + 1)
+        if tail is None or body.find(b"{", metrics, end) >= 0:
+            return None
+        place = None if tail[1] == b"null" else (begin + tail.start(1), len(tail[1]))
+        return StoredEpoch(file, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place)
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
         record = self._todays(body) or self._another(json.loads(body))
+        if isinstance(record, Opened):
+            self._base = record.experiment.base.model_dump(mode="json")
         if isinstance(record, Asked | Extended) and record.config is not None:
-            record.unknown.update(_unknown_settings(record.config))
+            record.unknown.update(self._share(record.config))
+        if isinstance(record, Asked):
+            # A distribution's text is that of all trials.
+            for name, text in record.distributions.items():
+                record.distributions[name] = self._texts.setdefault(text, text)
         return record
 
     def _todays(self, body: bytes) -> Record | None:
@@ -495,6 +636,23 @@ class _Reader:
         except ValidationError:
             return None
         return None if isinstance(record, Opened | Resumed) else record
+
+    def _share(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Keys of a trial's config that this version does not know. What is as in the sweep's base is made the very
+        same object: it is most of each config.
+        """
+        shapes: list[Hashable] = []
+        for name, part in config.items():
+            if name in self._base and part == self._base[name]:
+                config[name] = self._base[name]
+            else:
+                shapes.append((name, _shape(part)))
+        if self._understood.issuperset(shapes):
+            return {}
+        unknown = _unknown_settings(config)
+        if not unknown:
+            self._understood.update(shapes)
+        return unknown
 
     def _another(self, values: dict[str, Any]) -> Record:
         kind = values.get("kind")
@@ -528,13 +686,20 @@ def _unknown_settings(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _body(line: bytes, previous: int) -> bytes | None:
-    """The record's bytes, or None where the line is torn or its checksum does not fit."""
-    head = len(_PREFIX) + 8 + len(_MIDDLE)
-    if not (line.startswith(_PREFIX) and line.endswith(_SUFFIX) and line[head - len(_MIDDLE) : head] == _MIDDLE):
+def _shape(part: Any) -> Hashable:
+    """What decides which keys of a part of a config are known: its keys, and of which kind the objects in it are."""
+    if isinstance(part, dict):
+        return tuple((name, value if name == "kind" else _shape(value)) for name, value in part.items())
+    return tuple(map(_shape, part)) if isinstance(part, list) else part is None
+
+
+def _body(line: bytes, previous: int) -> tuple[bytes, int] | None:
+    """The record's bytes and their checksum; None where the line is torn or its checksum does not fit."""
+    if not (line.startswith(_PREFIX) and line.endswith(_SUFFIX) and line[_HEAD - len(_MIDDLE) : _HEAD] == _MIDDLE):
         return None
-    body = line[head : -len(_SUFFIX)]
-    return body if line[len(_PREFIX) : len(_PREFIX) + 8] == f"{zlib.crc32(body, previous):08x}".encode() else None
+    body = line[_HEAD : -len(_SUFFIX)]
+    checksum = zlib.crc32(body, previous)
+    return (body, checksum) if line[len(_PREFIX) : len(_PREFIX) + 8] == b"%08x" % checksum else None
 
 
 def _is_torn(line: bytes, previous: int) -> bool:

@@ -16,7 +16,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from pathlib import PurePath
@@ -111,6 +112,19 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
+def key(params: Mapping[str, Any]) -> Hashable:
+    """Equal for equal parameters, whatever their order, as the journal has them."""
+    return frozenset((name, _hashable(label)) for name, label in params.items())
+
+
+def _hashable(label: Any) -> Hashable:
+    if isinstance(label, list | tuple):
+        return tuple(map(_hashable, label))
+    if isinstance(label, dict):
+        return "object", key(label)
+    return label if isinstance(label, Hashable) else repr(label)
+
+
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
@@ -144,12 +158,46 @@ def size(distribution: BaseDistribution) -> int | None:
     return round((distribution.high - distribution.low) / distribution.step) + 1
 
 
-def exhausted(trials: Iterable[tuple[Mapping[str, Any], Mapping[str, BaseDistribution]]]) -> bool:
-    """Whether `trials`, each with its parameters and what they were drawn from, in the order in which they were asked
-    for, are all that a space can give: each value of each parameter was met, on every branch.
+class Points:
+    """Which points of a space its trials have met, as a tree: each parameter in the order in which it was asked for,
+    each of its values a branch. To add a trial costs what its own path costs.
     """
-    paths = [[(drawn, _place(drawn, params[name])) for name, drawn in asked.items()] for params, asked in trials]
-    return bool(paths) and _all_met(paths, 0)
+
+    def __init__(self) -> None:
+        self._root = _Point()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the trials are all that a space can give: each value of each parameter was met, on every branch."""
+        return self._root.full
+
+    def add(self, params: Mapping[str, Any], drawn: Mapping[str, BaseDistribution]) -> None:
+        """A trial with `params`, and what each was drawn from."""
+        point, path = self._root, [(self._root, self._root.full)]
+        for name, distribution in drawn.items():
+            if not point.branches:
+                point.size = size(distribution)
+            point = point.branches.setdefault(_place(distribution, params[name]), _Point())
+            path.append((point, point.full))
+        point.met = True
+        for (above, _), (below, was_full) in zip(reversed(path[:-1]), reversed(path[1:]), strict=True):
+            above.met = True
+            above.full_branches += below.full - was_full
+
+
+@dataclass(slots=True)
+class _Point:
+    """The values so far. `size` is how many the next parameter has, None where there is no end of them."""
+
+    size: int | None = None
+    branches: dict[Flat, _Point] = field(default_factory=dict)
+    full_branches: int = 0
+    met: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing is left from here on."""
+        return self.met and (not self.branches or self.full_branches == self.size)
 
 
 def _place(distribution: BaseDistribution, value: Any) -> Flat:
@@ -158,18 +206,6 @@ def _place(distribution: BaseDistribution, value: Any) -> Flat:
         steps: float = (value - distribution.low) / distribution.step
         return round(steps)
     return flat(value)
-
-
-def _all_met(paths: Sequence[Sequence[tuple[BaseDistribution, Flat]]], depth: int) -> bool:
-    """Whether below this node, which all `paths` share up to `depth`, every branch was taken."""
-    longer = [path for path in paths if len(path) > depth]
-    if not longer:
-        return True
-    branches: dict[Flat, list[Any]] = {}
-    for path in longer:
-        branches.setdefault(path[depth][1], []).append(path)
-    count = size(longer[0][depth][0])
-    return count == len(branches) and all(_all_met(branch, depth + 1) for branch in branches.values())
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -191,6 +227,12 @@ class Names:
             kinds.append(kind)
         position = kinds.index(kind)
         return name if position == 0 else f"{name} #{position + 1}"
+
+    def copy(self) -> Names:
+        """The same, which may meet other kinds from now on."""
+        other = Names()
+        other._kinds = {name: list(kinds) for name, kinds in self._kinds.items()}
+        return other
 
 
 def _kind(distribution: BaseDistribution) -> object:

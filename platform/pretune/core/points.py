@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from pretune.core import study
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
@@ -65,9 +64,6 @@ class FixedPoints:
     def refusal(self, params: dict[str, Any]) -> str:
         _, refusal = self._config(params)
         return refusal or f"{params} was refused"
-
-    def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
-        return study.of(self.experiment, trials)
 
     def _config(self, point: dict[str, Any]) -> tuple[TrialConfig | None, str]:
         """The base with the point's changes, or None and why that cannot run with this sweep's workers."""

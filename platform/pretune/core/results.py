@@ -17,7 +17,7 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Later
+from pretune.core.journal import Later, NotUnderstood, StoredEpoch
 from trainers import storage
 from trainers.files import write_whole
 from trainers.report import Checkpoint
@@ -155,13 +155,23 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
     """
     # Asked before the journal is read: a driver that ends in between has then written its last line.
     live = journal.is_locked(folder)
-    records = journal.read(folder)
-    later = journal.later(records)
-    history = History(records, complete=later is None or later.refusal() is None)
-    if history.opened is None:
-        raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
-    experiment = history.opened.experiment
-    trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
+    history, not_understood, problem = History(), NotUnderstood(), None
+    with journal.reading(folder) as records:
+        for record in records:
+            if not isinstance(record, StoredEpoch):  # it is as this version writes it
+                not_understood.see(record)
+            try:
+                history.apply(record)
+            except ValueError as error:
+                problem = problem or error
+        later = not_understood.later()
+        # Where a later version wrote some records, what contradicts the others is left out.
+        if problem is not None and (later is None or later.refusal() is None):
+            raise problem
+        if history.opened is None:
+            raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
+        experiment = history.opened.experiment
+        trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
     return SweepResult(
         folder=folder,
         remote=remote or experiment.remote,
@@ -244,10 +254,10 @@ def write_best(result: SweepResult) -> Path | None:
 
 
 def _result(trial: TrialHistory, metric: str) -> TrialResult:
-    last = dict(trial.epochs.get(trial.last_epoch, {}))
+    newest = trial.epochs.get(trial.last_epoch, {})
+    last = newest.read_metrics() if isinstance(newest, StoredEpoch) else dict(newest)
     # The table shows the metric of the last epoch that measured it.
-    measured = trial.last(metric)
-    if measured is not None:
+    if metric not in last and (measured := trial.last(metric)) is not None:
         last[metric] = measured
     return TrialResult(
         id=trial.number,

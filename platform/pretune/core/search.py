@@ -1,8 +1,9 @@
 """What to try next: who proposes a sweep's trials, and how Optuna does, asked and told through the journal alone.
 
-No sampler state is kept. Each ask builds an in-memory study from the trials' histories (`study.py`) and uses a fresh
-sampler seeded by (seed, trial number): the proposal is a pure function of the journal, so a sweep that was killed asks
-the same as one that was not.
+Each ask uses a fresh sampler, seeded by (seed, trial number), over what is told of the trials so far: the proposal is a
+pure function of the journal, so a sweep that was killed asks the same as one that was not. What is told is kept from
+ask to ask and brought up to date with the trials that have changed; after a kill it is built from the histories once.
+So an ask does not get slower with the number of trials.
 
 No Ray here: `tuning.py` puts this behind Ray Tune's searcher.
 """
@@ -19,18 +20,20 @@ import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
 )
-from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from pretune.core import study as studies
 from pretune.core.errors import RequestError, exit_place
 from pretune.core.experiment import Experiment
+from pretune.core.grid import Grid, refuse_continuous
 from pretune.core.history import TrialHistory
+from pretune.core.known import Known
 from pretune.core.messages import in_words
-from pretune.core.parameters import Names, SpaceTrial, ToldTrial, exhausted, size
+from pretune.core.parameters import Names, SpaceTrial, ToldTrial, size
+from pretune.core.tpe import Tpe
 from trainers.arrival import arriving
 from trainers.config import TrialConfig
 from trainers.usercode import ChangedError, LostError, line_of, place_of
@@ -47,8 +50,6 @@ REPEATS_IN_A_ROW = 3
 """So many repeated trials one after another mean that the sampler has settled: what it left out comes next, so that a
 finite space comes to its end.
 """
-MOST_VALUES = 10_000
-"""A whole number with more values than that is looked at as if it had no end."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,6 @@ class Proposer(Protocol):
     def refusal(self, params: dict[str, Any]) -> str:
         """Why `params` give no config, told again for a trial whose end a killed driver did not write."""
 
-    def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
-        """The study as Optuna sees it after `trials`."""
-
 
 class Search:
     """Optuna's samplers over one space. `space(trial, base)` returns the config to try."""
@@ -89,9 +87,7 @@ class Search:
     def __init__(self, experiment: Experiment, space: Space) -> None:
         self.experiment = experiment
         self.space = space
-        # What CMA-ES noted on each trial (its generation and, once per generation, its whole state). Recomputed from
-        # the histories when missing: Optuna pickles it, and a journal must never have to be unpickled.
-        self._notes: dict[int, dict[str, Any]] = {}
+        self._known = Known(experiment, self._draw_again)
 
     def check(self) -> list[TrialConfig]:
         """Looks at the space with random draws, and returns what they gave.
@@ -123,7 +119,7 @@ class Search:
             case "grid":
                 for draw in draws:
                     for name, distribution in draw.items():
-                        _refuse_continuous(name, distribution)
+                        refuse_continuous(name, distribution)
             case "cmaes":
                 _refuse_categorical_or_conditional(draws)
             case "tpe" | "random":
@@ -137,16 +133,20 @@ class Search:
             RequestError: the space raises something else than `optuna.TrialPruned` or ValueError, does not return a
                 TrialConfig, or has a parameter that the sampler cannot take (named).
         """
-        trial = SpaceTrial(self._ask_optuna(trials), studies.names(trials))
+        known = self._known.after(trials)
+        trial, storage = self._asked(self._sampler(len(trials)))
         config, refusal = self._config(trial)
-        if self._is_stuck(trial, trials) and (untried := self._untried(trials)) is not None:
+        if self._is_stuck(trial, trials) and (untried := self._untried()) is not None:
             trial, config, refusal = untried
-        if self.experiment.sampler == "cmaes" and config is not None:
-            known = [studies.distributions(other) for other in trials if other.config is not None][:1]
-            _refuse_categorical_or_conditional([*known, trial.distributions])
-        duplicate_of = next((other.number for other in trials if other.params == trial.told), None)
+        if self.experiment.sampler == "cmaes":
+            # Optuna draws when the first parameter is asked for; only then is anything noted on the trial.
+            _ = trial.relative_params
+            known.generations.note(len(trials), dict(storage.asked.system_attrs))
+            if config is not None:
+                _refuse_categorical_or_conditional([*known.configured, trial.distributions])
+        duplicate_of = known.first_with(trial.told)
         # Brute force repeats a point only when no point is left that was neither tried nor is being tried.
-        if duplicate_of is not None and (self.experiment.sampler == "grid" or self._exhausted(trial, trials)):
+        if duplicate_of is not None and (self.experiment.sampler == "grid" or self._exhausted(trial)):
             return None
         return Proposal(
             number=len(trials),
@@ -157,11 +157,11 @@ class Search:
             duplicate_of=duplicate_of,
         )
 
-    def _exhausted(self, repeated: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
+    def _exhausted(self, repeated: SpaceTrial) -> bool:
         """Whether the sampler repeats a trial because nothing else is left."""
         if any(size(distribution) is None for distribution in repeated.distributions.values()):
             return False
-        return exhausted((trial.params, studies.distributions(trial)) for trial in trials)
+        return self._known.exhausted
 
     def _is_stuck(self, trial: SpaceTrial, trials: Sequence[TrialHistory]) -> bool:
         """Whether a sampler that does not look for untried points repeats one point of a finite space after another."""
@@ -170,27 +170,23 @@ class Search:
             self.experiment.sampler in ("tpe", "random")
             and len(before) == REPEATS_IN_A_ROW
             and all(other.duplicate_of is not None for other in before)
-            and any(other.params == trial.told for other in trials)
-            and all(_is_small(one) for asked in trials for one in studies.distributions(asked).values())
-            and not self._exhausted(trial, trials)
+            and self._known.first_with(trial.told) is not None
+            and self._known.small
+            and not self._exhausted(trial)
         )
 
-    def _untried(self, trials: Sequence[TrialHistory]) -> tuple[SpaceTrial, TrialConfig | None, str] | None:
+    def _untried(self) -> tuple[SpaceTrial, TrialConfig | None, str] | None:
         """A point that was not tried, with what the space makes of it; None where an untried branch has no end."""
-        study = studies.of(self.experiment, trials, sampler=self._exhaustive(len(trials)))
-        trial = SpaceTrial(study.ask(), studies.names(trials))
+        trial, _ = self._asked(self._grid(self._known.number))
         try:
             config, refusal = self._config(trial)
         except RequestError:
             return None
-        return None if any(other.params == trial.told for other in trials) else (trial, config, refusal)
+        return None if self._known.first_with(trial.told) is not None else (trial, config, refusal)
 
     def refusal(self, params: dict[str, Any]) -> str:
         _, refusal = self._config(ToldTrial(params))
         return refusal or f"space {self.experiment.space!r} refused {params}"
-
-    def study(self, trials: Sequence[TrialHistory]) -> optuna.Study:
-        return studies.of(self.experiment, trials, notes=self._notes)
 
     def _config(self, trial: SpaceTrial | ToldTrial) -> tuple[TrialConfig | None, str]:
         """The space's config for `trial`, or None and why it was refused."""
@@ -230,53 +226,34 @@ class Search:
             ) from error
         return config, ""
 
-    def _ask_optuna(self, trials: Sequence[TrialHistory]) -> optuna.Trial:
-        number = len(trials)
-        if self.experiment.sampler == "cmaes":
-            for earlier in range(number):
-                if earlier not in self._notes:
-                    known = trials[:earlier]
-                    self._note(earlier, *self._started(known, at=trials[earlier].asked_at))
-        study, trial = self._started(trials, at=None)
-        if self.experiment.sampler == "cmaes":
-            self._note(number, study, trial)
-        return trial
+    def _asked(self, sampler: BaseSampler) -> tuple[SpaceTrial, studies.OneAsk]:
+        """A trial of `sampler`'s, for a space to ask, and where it lies."""
+        storage = studies.OneAsk(self.experiment, self._known.seen(), self._known.number)
+        return SpaceTrial(storage.study(sampler).ask(), self._known.names.copy()), storage
 
-    def _started(self, trials: Sequence[TrialHistory], *, at: int | None) -> tuple[optuna.Study, optuna.Trial]:
-        study = studies.of(self.experiment, trials, sampler=self._sampler(len(trials)), notes=self._notes, at=at)
-        return study, study.ask()
-
-    def _note(self, number: int, study: optuna.Study, trial: optuna.Trial) -> None:
-        # Optuna draws when the first parameter is asked for; only then is anything noted on the trial.
-        _ = trial.relative_params
-        self._notes[number] = dict(study.get_trials(deepcopy=False)[trial.number].system_attrs)
+    def _draw_again(self, number: int, seen: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """What CMA-ES notes on trial `number` when it has been shown `seen`."""
+        storage = studies.OneAsk(self.experiment, seen, number)
+        _ = storage.study(self._sampler(number)).ask().relative_params
+        return dict(storage.asked.system_attrs)
 
     def _sampler(self, number: int) -> BaseSampler:
         seed = _seed(self.experiment.seed, number)
-        with warnings.catch_warnings():
-            # Group decomposition, brute force and pruned trials in CMA-ES are marked experimental; we pin Optuna's
-            # version.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            match self.experiment.sampler:
-                case "tpe":
-                    return TPESampler(
-                        seed=seed,
-                        n_startup_trials=self.experiment.random_trials,
-                        multivariate=True,
-                        group=True,
-                        constant_liar=True,
-                    )
-                case "random":
-                    return RandomSampler(seed=seed)
-                case "grid":
-                    return self._exhaustive(number)
-                case "cmaes":
+        match self.experiment.sampler:
+            case "tpe":
+                return Tpe(self._known.observations, seed=seed, startup_trials=self.experiment.random_trials)
+            case "random":
+                return RandomSampler(seed=seed)
+            case "grid":
+                return self._grid(number)
+            case "cmaes":
+                # Pruned trials in CMA-ES are marked experimental; we pin Optuna's version.
+                with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                     # Stopped trials count with their last value: else a generation of trials that all stop never ends.
                     return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
 
-    def _exhaustive(self, number: int) -> BaseSampler:
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            return _Grid(seed=_seed(self.experiment.seed, number))
+    def _grid(self, number: int) -> Grid:
+        return Grid(self._known.tree, seed=_seed(self.experiment.seed, number))
 
 
 def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
@@ -293,22 +270,6 @@ def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
     complete = config.completed()
     complete.check_own(experiment.workers_per_trial)
     return complete
-
-
-class _Grid(BruteForceSampler):
-    """Refuses by name what it cannot count through; Optuna's own ValueErrors would look like refusals by the space."""
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        _refuse_continuous(param_name, param_distribution)
-        try:
-            return super().sample_independent(study, trial, param_name, param_distribution)
-        except ValueError as error:
-            raise RequestError(
-                f"sampler 'grid' needs a space that asks for the same parameters, from the same values, wherever those "
-                f"before have the same values, but {param_name!r} does not ({error}); make it a function of the trial"
-            ) from error
 
 
 def _seed(seed: int, number: int) -> int:
@@ -328,20 +289,6 @@ def _place(error: BaseException, space: Space) -> str:
     except TypeError:  # made by a call (functools.partial): it has no file
         return ""
     return f" in {place.removesuffix(', ')} (`{line_of(error, space)}`)" if place else ""
-
-
-def _is_small(distribution: BaseDistribution) -> bool:
-    count = size(distribution)
-    return count is not None and count <= MOST_VALUES
-
-
-def _refuse_continuous(name: str, distribution: BaseDistribution) -> None:
-    if isinstance(distribution, FloatDistribution) and distribution.step is None and not distribution.single():
-        raise RequestError(
-            f"sampler 'grid' needs finitely many points, but parameter {name!r} is continuous "
-            f"({distribution.low:g} to {distribution.high:g} without a step); give it a step, or choose from a list of "
-            f"values, or use --sampler tpe"
-        )
 
 
 def _refuse_categorical_or_conditional(draws: Sequence[dict[str, BaseDistribution]]) -> None:

@@ -11,7 +11,8 @@ here: the trial tells them itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right, insort
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretune.core.choices import Budget
@@ -47,6 +48,8 @@ class SuccessiveHalving:
         self.grace = grace
         self.grace_epochs = grace_epochs
         self.rungs: dict[int, dict[int, float]] = {}
+        self._sorted: dict[int, list[float]] = {}
+        """The scores of each rung in order, so that a report costs a search among them and not all of them."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> SuccessiveHalving | None:
@@ -83,8 +86,10 @@ class SuccessiveHalving:
         value = metrics[self.metric]
         reached = self.rungs.setdefault(rung, {})
         reached[number] = _score(value, self.maximize)
-        scores = list(reached.values())
-        if survives(reached[number], scores, self.reduction_factor):
+        scores = self._sorted.setdefault(rung, [])
+        insort(scores, reached[number])
+        better = len(scores) - bisect_right(scores, reached[number])
+        if _survives(better, len(scores), self.reduction_factor):
             return None
         level = self.grace * self.reduction_factor**rung
         kept = survivors(len(scores), self.reduction_factor)
@@ -112,15 +117,17 @@ def rung_of(used: float, grace: float, reduction_factor: float) -> int | None:
     return rung
 
 
-def survives(score: float, scores: list[float], reduction_factor: float) -> bool:
+def survives(score: float, scores: Sequence[float], reduction_factor: float) -> bool:
     """Whether `score` (higher is better) is among the best floor(n / reduction_factor) of the n `scores`, itself
     included.
 
     With fewer than `reduction_factor` scores everything survives; so do ties with the last survivor.
     """
-    if len(scores) < reduction_factor:
-        return True
-    return sum(other > score for other in scores) < survivors(len(scores), reduction_factor)
+    return _survives(sum(other > score for other in scores), len(scores), reduction_factor)
+
+
+def _survives(better: int, count: int, reduction_factor: float) -> bool:
+    return count < reduction_factor or better < survivors(count, reduction_factor)
 
 
 def survivors(count: int, reduction_factor: float) -> int:

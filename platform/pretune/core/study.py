@@ -1,4 +1,4 @@
-"""Trials' histories as Optuna sees them: a study in memory, built anew whenever one is needed, and never read back.
+"""Trials as Optuna sees them, and the study that one ask is put to.
 
 Optuna is told the honest end of each trial:
 
@@ -11,23 +11,22 @@ Optuna is told the honest end of each trial:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.parameters import Names, flat, parsed
-from trainers.files import opened_whole
 
-_STATES: dict[State, TrialState] = {
+STATES: dict[State, TrialState] = {
     "WAITING": TrialState.RUNNING,
     "RUNNING": TrialState.RUNNING,
     "COMPLETE": TrialState.COMPLETE,
@@ -35,61 +34,13 @@ _STATES: dict[State, TrialState] = {
     "INFEASIBLE": TrialState.PRUNED,
     "FAIL": TrialState.FAIL,
 }
-_NO_NOTES: Mapping[int, dict[str, Any]] = {}
+_NAME = "asked"
 
 
 def empty(experiment: Experiment, sampler: BaseSampler | None = None) -> optuna.Study:
     """A study of no trials, in the direction of `experiment`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        sampler=sampler or RandomSampler(), direction="maximize" if experiment.maximize else "minimize"
-    )
-
-
-def of(
-    experiment: Experiment,
-    trials: Sequence[TrialHistory],
-    *,
-    sampler: BaseSampler | None = None,
-    notes: Mapping[int, dict[str, Any]] = _NO_NOTES,
-    at: int | None = None,
-) -> optuna.Study:
-    """A study of `trials` as they were just before record `at` (None: as they are).
-
-    `notes` are a sampler's own on each trial, by its number; `sampler` is what asks of this study, if anything does.
-    Parameters have the names that `names` of these trials gives them.
-    """
-    study, called = empty(experiment, sampler), Names()
-    study.add_trials(
-        [
-            _frozen(
-                experiment,
-                trial,
-                running=at is not None and not _ended_before(trial, at),
-                notes=notes.get(trial.number),
-                called=called,
-            )
-            for trial in trials
-        ]
-    )
-    return study
-
-
-def names(trials: Sequence[TrialHistory]) -> Names:
-    """What Optuna calls the parameters of a sweep after `trials`."""
-    called = Names()
-    for trial in trials:
-        for name, distribution in distributions(trial).items():
-            called.of(name, distribution)
-    return called
-
-
-def write(study: optuna.Study, name: str, path: Path) -> None:
-    """Writes `study` to `path` anew, as a journal of Optuna's own, for optuna-dashboard. Never read here."""
-    with opened_whole(path) as file:
-        storage = JournalStorage(JournalFileBackend(file.name))
-        copy = optuna.create_study(storage=storage, study_name=name, direction=study.direction)
-        copy.add_trials(study.trials)
+    return optuna.create_study(sampler=sampler or RandomSampler(), direction=experiment.direction)
 
 
 def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:
@@ -97,28 +48,111 @@ def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:
     return {name: parsed(text) for name, text in trial.distributions.items()}
 
 
-def _frozen(
-    experiment: Experiment, trial: TrialHistory, *, running: bool, notes: dict[str, Any] | None, called: Names
-) -> FrozenTrial:
+def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> FrozenTrial:
+    """The trial as Optuna's own, its parameters under the names that Optuna calls them by."""
     drawn = distributions(trial)
     alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
-    state = TrialState.RUNNING if running else _STATES[trial.state]
-    infeasible = trial.state == "INFEASIBLE" and not running
-    values: dict[int, float] = {}
+    state = STATES[trial.state]
+    infeasible = trial.state == "INFEASIBLE"
+    told: dict[int, float] = {}
     # CMA-ES knows no constraints and would take the last value of a trial that went on to diverge for its worth.
     if state.is_finished() and not (infeasible and experiment.sampler == "cmaes"):
-        metric = experiment.metric
-        values = {epoch: metrics[metric] for epoch, metrics in trial.epochs.items() if metric in metrics}
+        told = values(experiment, trial)
     return create_trial(
         state=state,
         value=trial.value if state == TrialState.COMPLETE else None,
         params={alias.get(name, name): flat(value) for name, value in trial.params.items()},
         distributions={alias[name]: distribution for name, distribution in drawn.items()},
-        intermediate_values=values,
+        intermediate_values=told,
         constraints={"feasible": 1.0} if infeasible else None,
-        system_attrs=dict(notes or {}),  # a copy: Optuna writes constraints into it
     )
 
 
-def _ended_before(trial: TrialHistory, position: int) -> bool:
-    return trial.ended_at is not None and trial.ended_at < position
+def values(experiment: Experiment, trial: TrialHistory) -> dict[int, float]:
+    """The searched metric by epoch."""
+    metric = experiment.metric
+    return {epoch: metrics[metric] for epoch, metrics in trial.epochs.items() if metric in metrics}
+
+
+# ---- one ask ---------------------------------------------------------------------------------------------------------
+
+
+class OneAsk(BaseStorage):
+    """The storage of a study that is there for one ask: the trials that its sampler has to see, and the one that is
+    asked. Where Optuna's own storages copy each trial that they are told, this one holds what it is given.
+    """
+
+    def __init__(self, experiment: Experiment, told: Sequence[FrozenTrial], number: int) -> None:
+        """`number` is that of the trial that is asked."""
+        self._direction = StudyDirection.MAXIMIZE if experiment.maximize else StudyDirection.MINIMIZE
+        self._told = told
+        self._number = number
+        self.asked: FrozenTrial
+
+    def study(self, sampler: BaseSampler) -> optuna.Study:
+        """The study of these trials; it is asked once."""
+        return optuna.load_study(study_name=_NAME, storage=self, sampler=sampler, pruner=NopPruner())
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        assert template_trial is None, "it is told when it is made"
+        self.asked = create_trial(state=TrialState.RUNNING)
+        self.asked.number = self._number
+        return self._number
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self.asked
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        found = [*self._told, self.asked] if hasattr(self, "asked") else list(self._told)
+        return found if states is None else [trial for trial in found if trial.state in states]
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self.asked.params[param_name] = distribution.to_external_repr(param_value_internal)
+        self.asked.distributions[param_name] = distribution
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.asked.system_attrs[key] = value
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.asked.user_attrs[key] = value
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self.asked.intermediate_values[step] = intermediate_value
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        self.asked.state, self.asked.values = state, values
+        return True
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return 0
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return _NAME
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return [self._direction]
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return {}
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return {}
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> NoReturn:
+        raise NotImplementedError("one study, there from the beginning")
+
+    def delete_study(self, study_id: int) -> NoReturn:
+        raise NotImplementedError("one study, for one ask")
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> NoReturn:
+        raise NotImplementedError("what is said of a study is in the journal")
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> NoReturn:
+        raise NotImplementedError("what is said of a study is in the journal")
+
+    def get_all_studies(self) -> NoReturn:
+        raise NotImplementedError("one study, for one ask")

@@ -19,6 +19,9 @@ from pretune.core import results
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import format
 
+SHOWN = 100
+"""So many trials `pretune show` lists one by one, unless it is told to list all."""
+
 STYLES = {
     "COMPLETE": "",
     "PRUNED": "dim",
@@ -57,7 +60,8 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
     left_out = len(ranked) - len(ranked[:limit])
     if not left_out:
         return table
-    return Group(table, Text(f"and {left_out} more: pretune show {_name(result)}", style="dim"))
+    whole = " --all" if len(ranked) > SHOWN else ""
+    return Group(table, Text(f"and {left_out:,} more: pretune show {_name(result)}{whole}", style="dim"))
 
 
 def families(result: SweepResult) -> RenderableType | None:

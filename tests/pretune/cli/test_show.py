@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pretune.display import tables
 from tests.pretune.cli.command import pretune, synthetic_sweep
 from trainers import storage
 
@@ -114,3 +117,17 @@ def test_a_broken_journal_hides_no_other_sweep(here: Path) -> None:
 def test_infeasible_and_early_stopped_are_counted_apart(here: Path) -> None:
     synthetic_sweep(here / "sweeps" / "known")
     assert "3 of 3 trials, 1 stopped early, 1 infeasible; finished" in " ".join(pretune("show", "known").stdout.split())
+
+
+def test_of_a_large_sweep_the_best_are_listed_and_all_where_all_are_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SHOWN", 2)
+    synthetic_sweep(here / "sweeps" / "known")
+    few, every = pretune("show", "known").stdout, pretune("show", "known", "--all").stdout
+    assert "and 1 more: pretune show known --all" in few
+    assert "gamma=2.5" in few
+    assert "gamma=3.5" not in few
+    assert "gamma=3.5" in every
+    assert "more:" not in every
+    assert len(json.loads(pretune("show", "known", "--json").stdout)["trials"]) == 3

@@ -19,6 +19,7 @@ from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
 from pretune.core.search import Space
 from pretune.display import tables
 from tests import toys
+from tests.pretune.core.decisions import optuna_study
 from tests.toys import Executor, again, begin, branching, decisions, follow, row, space
 from trainers import storage
 from trainers.config import TrialConfig
@@ -418,7 +419,7 @@ def test_a_config_that_was_run_is_not_run_again_its_result_is_told_and_the_sweep
         assert twin.config == trial.config
         assert (trial.state, trial.value, trial.epochs, trial.rung) == (twin.state, twin.value, twin.epochs, twin.rung)
         assert trial.reason.startswith(f"same config as trial {twin.number}, not run again")
-    told = conductor._proposer.study(trials).trials
+    told = optuna_study(conductor.experiment, trials).trials
     assert [one.value for one in told] == [trial.value for trial in trials], "Optuna is told of each of them"
     conductor._journal.close()
     shown = results.read(tmp_path)
@@ -511,6 +512,6 @@ def test_a_loss_is_minimized_by_sampler_rungs_and_result_alike(tmp_path: Path) -
     assert stopped
     assert min(stopped) > best.value
     assert found.to_json()["direction"] == "minimize"
-    study = conductor._proposer.study(conductor.history.trials)
+    study = optuna_study(conductor.experiment, conductor.history.trials)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     assert study.best_trial.number == best.id

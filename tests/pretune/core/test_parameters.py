@@ -19,7 +19,7 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, distribution_to_json
 
-from pretune.core import results, study
+from pretune.core import results, study_log
 from pretune.core.errors import RequestError
 from pretune.core.history import History
 from pretune.core.journal import FILE, Asked, Ended, read
@@ -27,6 +27,7 @@ from pretune.core.parameters import Names, flat, labels, parsed, written
 from pretune.core.search import Search, Space
 from pretune.display import tables
 from tests import toys
+from tests.pretune.core.decisions import optuna_study
 from tests.pretune.display.screen import shown
 from tests.toys import Executor, again, begin, decisions, experiment, follow
 from trainers.config import TrialConfig
@@ -126,7 +127,7 @@ def test_every_choice_that_optuna_accepts_is_tried_told_and_tried_the_same_after
 def test_a_choice_is_shown_in_tables_as_json_and_in_the_file_for_the_dashboard(tmp_path: Path, kind: str) -> None:
     conductor = begin(tmp_path / "s", experiment(tmp_path, trials=3), among(CHOICES[kind]))
     Executor(conductor, slots=1, seed=0).run()
-    conductor.write_study(tmp_path / "study.log")
+    study_log.write(conductor.experiment, conductor.history.trials, tmp_path / study_log.FILE)
     conductor._journal.close()
     result = results.read(tmp_path / "s")
     json.dumps(result.to_json(), allow_nan=False)
@@ -267,4 +268,4 @@ def test_a_journal_with_tuples_as_an_older_version_left_it_is_gone_on_with(tmp_p
     Executor(resumed, slots=1, seed=0).run()
     assert {trial.state for trial in resumed.history.trials} <= {"COMPLETE", "PRUNED"}
     assert {json.dumps(trial.params["choice"]) for trial in resumed.history.trials} == {"[0.2, 1.0]", "[0.5, 1.0]"}
-    assert len(study.of(resumed.experiment, resumed.history.trials).trials) == len(resumed.history.trials)
+    assert len(optuna_study(resumed.experiment, resumed.history.trials).trials) == len(resumed.history.trials)

@@ -7,15 +7,17 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from pretune.core import points, study
+from pretune.core import points, study_log
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.journal import FILE, Asked, Ended, read
 from pretune.core.points import FixedPoints
 from pretune.core.search import Search
 from tests import toys
+from tests.pretune.core.decisions import optuna_study
 from tests.toys import Executor, again, begin, decisions
 from trainers.config import TrialConfig
 
@@ -91,14 +93,14 @@ def test_a_point_that_is_refused_all_the_same_is_an_infeasible_trial_with_the_re
 def test_optuna_is_told_of_an_ablation_as_of_a_search(tmp_path: Path) -> None:
     conductor = begin(tmp_path / "s", experiment(tmp_path), points.unvaried)
     Executor(conductor, slots=2, seed=0).run()
-    conductor.write_study(tmp_path / "study.log")
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
+    study_log.write(conductor.experiment, conductor.history.trials, tmp_path / study_log.FILE)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
     written = optuna.load_study(study_name="s", storage=storage).trials
     assert [trial.params for trial in written] == list(POINTS)
     assert [trial.state for trial in written] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED] * 2
     # A parameter's choices are the levels of all points.
     assert written[1].distributions[RATE] == optuna.distributions.CategoricalDistribution([0.01, 9.0])
-    seen = study.of(experiment(tmp_path), conductor.history.trials).trials
+    seen = optuna_study(experiment(tmp_path), conductor.history.trials).trials
     assert [trial.values for trial in written] == [trial.values for trial in seen]
 
 

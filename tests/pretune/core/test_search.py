@@ -14,13 +14,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from pretune.core import study
+from pretune.core import study_log
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State, TrialHistory
 from pretune.core.search import Search, Space
 from pretune.request import lookup
 from tests.parts import own_parts
+from tests.pretune.core.decisions import optuna_study
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
@@ -92,7 +93,7 @@ def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
     left = iter(ends)
     trials = ask_all(made, len(ends), lambda trial: finish(trial, *next(left)))
     trials[4].ended_at = None
-    seen = made.study(trials).trials
+    seen = optuna_study(made.experiment, trials).trials
     assert [trial.state for trial in seen] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
@@ -105,15 +106,16 @@ def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
     assert seen[1].intermediate_values == {1: 0.1, 2: 0.3}
     assert [trial.constraints for trial in seen] == [{}, {}, {"feasible": 1.0}, {}, {}]
     assert [trial.params for trial in seen] == [trial.params for trial in trials]
-    assert made.study(trials).best_trial.number == 0
+    assert optuna_study(made.experiment, trials).best_trial.number == 0
 
     # The same for optuna-dashboard, and once more after the sweep went on.
     for _ in range(2):
-        study.write(made.study(trials), made.experiment.name, tmp_path / "study.log")
+        study_log.write(made.experiment, trials, tmp_path / study_log.FILE)
         assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
         storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
         written = optuna.load_study(study_name=made.experiment.name, storage=storage)
-        for ours, theirs in zip(seen, written.trials, strict=True):
+        assert written.trials[4].intermediate_values == {1: 0.6}, "a running trial's curve is there to be looked at"
+        for ours, theirs in zip(seen[:4], written.trials[:4], strict=True):
             for part in ("number", "state", "values", "params", "intermediate_values", "distributions", "constraints"):
                 assert getattr(theirs, part) == getattr(ours, part)
 
@@ -455,7 +457,7 @@ def test_cma_es_learns_nothing_from_the_last_value_of_a_trial_that_went_on_to_di
     early = ask_all(search(numbers, sampler="cmaes", seed=4), 30, lambda trial: diverges(trial, []))
     assert 3 <= sum(trial.state == "INFEASIBLE" for trial in late) <= 27, "both ends occur"
     assert [trial.params for trial in late] == [trial.params for trial in early]
-    told = search(numbers, sampler="cmaes", seed=4).study(late).trials
+    told = optuna_study(search(numbers, sampler="cmaes", seed=4).experiment, late).trials
     assert all(not trial.intermediate_values for trial in told if trial.constraints)
 
 

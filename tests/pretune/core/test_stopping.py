@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -153,3 +154,12 @@ def test_the_rule_of_an_experiment_follows_its_settings() -> None:
     assert (rule.grace, rule.grace_epochs, rule.reduction_factor) == (None, 8, 3.0)
     off = Experiment(name="s", space="x", base=base, stopping=StoppingConfig(enabled=False))
     assert SuccessiveHalving.of(off) is None
+
+
+def test_a_report_is_judged_by_a_search_among_the_scores_as_by_comparing_it_with_each() -> None:
+    rng, rule, scores = random.Random(0), halving(), list[float]()
+    for number in range(300):
+        score = rng.choice([0.1, 0.2, rng.random(), math.nan])
+        scores.append(-math.inf if math.isnan(score) else score)
+        stop = rule.observe(number, 1, {"probe/linear": score}, last_epoch=9)
+        assert (stop is None) == survives(scores[-1], scores, rule.reduction_factor)

@@ -1,0 +1,128 @@
+"""CMA-ES over all that a sweep has told: which trials Optuna's sampler has to see at an ask, and what it noted on each.
+
+Optuna's `CmaEsSampler` keeps its state on the trials: on each its generation, and where a generation begins all that
+it has learned, pickled. A journal must never have to be unpickled, so that these notes are not in it. They follow from
+the journal: when a sweep is taken up, its asks and ends are gone through once, in their order, and where a generation
+begins the sampler is asked again.
+
+At an ask the sampler reads no other trials than those of the generation that it is in, the newest state, and one
+complete trial for the names and ranges. So it is shown only these, whatever their number is in all.
+
+Hansen and Ostermeier 2001, "Completely Derandomized Self-Adaptation in Evolution Strategies".
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import insort
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import cmaes
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from pretune.core.history import TrialHistory
+from pretune.core.optuna_private import generation_of, has_state, notes_of
+
+Notes = Mapping[str, Any]
+_NONE: Notes = {}
+
+
+class Generations:
+    """The trials of a sweep as CMA-ES has to see them. Shown each ask and each end once, in the journal's order.
+
+    `frozen` makes Optuna's trial of one of ours; `draw` asks the sampler for trial `number` after `seen`, and returns
+    what it noted.
+    """
+
+    def __init__(
+        self,
+        frozen: Callable[[TrialHistory], FrozenTrial],
+        draw: Callable[[int, Sequence[FrozenTrial]], Notes],
+    ) -> None:
+        self._frozen, self._draw = frozen, draw
+        self._notes: dict[int, Notes] = {}
+        """Of trials that run, and of the next one."""
+        self._complete: FrozenTrial | None = None
+        """The first that was told as complete."""
+        self._newest: FrozenTrial | None = None
+        """Of the trials with a state that are over, the one that was asked last."""
+        self._of: dict[int, list[tuple[int, FrozenTrial]]] = {}
+        """By generation, its trials that are over, by number."""
+        self._begun: tuple[Hashable, Notes] | None = None
+        """What was noted last where a generation began, and on which trials' account."""
+
+    def note(self, number: int, notes: Notes) -> None:
+        """What the sampler noted when it was asked for trial `number`."""
+        self._notes[number] = notes
+
+    def asked(self, number: int) -> None:
+        """Trial `number` was asked; where nobody noted it, in another process, its notes are found again."""
+        if number not in self._notes:
+            self._notes[number] = self._drawn_again(number)
+
+    def ended(self, trial: TrialHistory) -> None:
+        """A trial is over. One that was stopped counts with its last value: else a generation of trials that all stop
+        would never end.
+        """
+        notes = self._notes.pop(trial.number, _NONE)
+        frozen = self._frozen(trial)
+        if frozen.state == TrialState.COMPLETE and (self._complete is None or trial.number < self._complete.number):
+            self._complete = _noted(frozen, trial.number, {})
+        if frozen.state == TrialState.PRUNED and frozen.intermediate_values:
+            # The sampler would do the same to a copy of it, at each ask.
+            frozen.state, frozen.value = TrialState.COMPLETE, max(frozen.intermediate_values.items())[1]
+        if frozen.state != TrialState.COMPLETE:
+            return
+        frozen = _noted(frozen, trial.number, notes)
+        generation = generation_of(notes)
+        if has_state(notes) and (self._newest is None or self._newest.number < trial.number):
+            self._newest = frozen
+            for earlier in [one for one in self._of if generation is not None and one < generation]:
+                del self._of[earlier]
+        if generation is not None and generation >= self._generation:
+            insort(self._of.setdefault(generation, []), (trial.number, frozen), key=lambda one: one[0])
+
+    def seen(self) -> list[FrozenTrial]:
+        """What the sampler needs of all trials that are over, by number; nothing as long as none is complete."""
+        if self._complete is None:
+            return []
+        found = {self._complete.number: self._complete}
+        found |= dict(self._of.get(self._generation, ()))
+        if self._newest is not None:
+            found[self._newest.number] = self._newest
+        return [found[number] for number in sorted(found)]
+
+    @property
+    def _generation(self) -> int:
+        found = None if self._newest is None else generation_of(self._newest.system_attrs)
+        return found or 0
+
+    def _drawn_again(self, number: int) -> Notes:
+        varied = {} if self._complete is None else self._complete.distributions
+        dimensions = sum(not distribution.single() for distribution in varied.values())
+        if dimensions < 2:
+            return self._draw(number, self.seen())
+        members = self._of.get(self._generation, ())
+        if len(members) < _population(dimensions):
+            return notes_of(self._generation)
+        # The state follows from the last one and from these trials alone: those that are asked until the first of them
+        # has ended note the same.
+        told = (self._newest and self._newest.number, *(member for member, _ in members[: _population(dimensions)]))
+        if self._begun is None or self._begun[0] != told:
+            self._begun = told, self._draw(number, self.seen())
+        return self._begun[1]
+
+
+@lru_cache
+def _population(dimensions: int) -> int:
+    """How many trials make a generation."""
+    return int(cmaes.CMA(mean=np.zeros(dimensions), sigma=1.0).population_size)
+
+
+def _noted(trial: FrozenTrial, number: int, notes: Notes) -> FrozenTrial:
+    noted = copy.copy(trial)
+    noted.number, noted.system_attrs = number, dict(notes)
+    return noted

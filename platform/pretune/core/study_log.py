@@ -1,0 +1,117 @@
+"""What Optuna was told, in a file that optuna-dashboard opens, while the sweep runs and after. Never read here."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretune.core import optuna_private
+from pretune.core.experiment import Experiment
+from pretune.core.history import TrialHistory
+from pretune.core.journal import Asked, Ended, Epoch, Extended, Record
+from pretune.core.parameters import Names, flat
+from pretune.core.study import STATES, distributions, values
+from trainers.files import opened_whole
+
+if TYPE_CHECKING:
+    from pretune.core.conductor import Conductor, Listener
+
+logger = logging.getLogger(__name__)
+
+FILE = "study.log"
+"""In a sweep's folder, a journal of Optuna's own."""
+
+
+class StudyLog:
+    """A listener that keeps `study.log` up to date while the sweep runs, and passes on what it hears.
+
+    Optuna can not take up a trial that has ended: one that trains longer is in the file again as a whole, when it is
+    written anew at the end.
+    """
+
+    def __init__(self, conductor: Conductor, listener: Listener | None, path: Path) -> None:
+        self._conductor, self._listener, self._path = conductor, listener, path
+        self._called = Names()
+        self._stale = False
+        self._write()
+
+    def on_event(self, record: Record) -> None:
+        if self._listener is not None:
+            self._listener.on_event(record)
+        lines = list(self._lines(record))
+        if lines and not self._stale:
+            try:
+                with self._path.open("ab", buffering=0) as file:
+                    file.write(_text(lines))
+            except OSError as error:  # a sweep does not end because somebody's view of it does
+                self._give_up(error)
+
+    def close(self) -> None:
+        """At the end of a driver."""
+        if self._stale:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            write(self._conductor.experiment, self._conductor.history.trials, self._path, self._called)
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self._stale = False
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("%s is written when the sweep ends, not before: %s", self._path, error)
+        self._stale = True
+
+    def _lines(self, record: Record) -> Iterator[dict[str, Any]]:
+        if isinstance(record, Extended):
+            self._stale = True
+        if not isinstance(record, Asked | Epoch | Ended):
+            return
+        experiment, trial = self._conductor.experiment, self._conductor.history.trials[record.number]
+        if isinstance(record, Asked):
+            yield _created(experiment, trial, self._called)
+        elif isinstance(record, Epoch):
+            if experiment.metric in record.metrics:
+                yield optuna_private.log_value(trial.number, record.epoch, record.metrics[experiment.metric])
+        else:
+            if record.result_of is not None:
+                for epoch, value in values(experiment, trial).items():
+                    yield optuna_private.log_value(trial.number, epoch, value)
+            if record.state == "INFEASIBLE":
+                yield optuna_private.log_constraint(trial.number)
+            yield optuna_private.log_end(trial.number, STATES[record.state], _worth(trial))
+
+
+def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
+    """Writes what Optuna was told of `trials` to `path` anew, as a journal of its own. `called` meets their names."""
+    called = Names() if called is None else called
+    with opened_whole(path) as file:
+        file.write(_text([optuna_private.log_study(experiment.name, maximize=experiment.maximize)]))
+        for trial in trials:
+            file.write(_text([_created(experiment, trial, called)]))
+
+
+def _created(experiment: Experiment, trial: TrialHistory, called: Names) -> dict[str, Any]:
+    """The trial as it is now, as one line of Optuna's journal."""
+    drawn = distributions(trial)
+    alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
+    return optuna_private.log_trial(
+        state=STATES[trial.state],
+        value=_worth(trial),
+        params={alias[name]: drawn[name].to_internal_repr(flat(value)) for name, value in trial.params.items()},
+        distributions={alias[name]: optuna_private.as_json(one) for name, one in drawn.items()},
+        values=values(experiment, trial),
+        infeasible=trial.state == "INFEASIBLE",
+    )
+
+
+def _worth(trial: TrialHistory) -> float | None:
+    return trial.value if trial.state == "COMPLETE" else None
+
+
+def _text(lines: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
