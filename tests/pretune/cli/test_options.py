@@ -14,8 +14,8 @@ from pretune.cli.options import _gpus
 from tests.pretune.cli.command import pretune
 
 ROOT = Path(__file__).resolve().parents[3]
-FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config"}
-"""Of TensorBoard, and of Ray's processes."""
+FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config", "--short"}
+"""Of TensorBoard, Ray's processes, and git."""
 
 
 def options() -> set[str]:

@@ -27,7 +27,8 @@ class Noise:
     """As much of a data set as a run that is not judged asks for."""
 
     manifest_hash = "0" * 64
-    manifest = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    manifest = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), gray_white=65535, max_side=None)
+    has_labels = True
 
     def pretrain_ids(self, subset: int | None) -> Any:
         return np.arange(STEPS * BATCH)
