@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretune.core.choices import LOCAL_ROOT, Budget, Direction, SamplerName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +58,7 @@ def run(
     workers_per_trial: int = 1,
     gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
+    max_failed: float = MAX_FAILED,
     sampler: SamplerName = "tpe",
     seed: int | None = None,
     storage: str | Path = LOCAL_ROOT,
@@ -89,6 +90,7 @@ def run(
         gpus_per_worker: 0 trains on CPUs, a share below 1 packs several trials on a GPU; if None, 1 where the cluster
             has any.
         cpus_per_worker: CPUs reserved for each worker.
+        max_failed: the sweep ends early when a greater share of its trials failed.
         sampler: what proposes trials.
         seed: of the sampler and of every trial.
         storage: the folder or URI that holds sweeps.
@@ -142,6 +144,7 @@ def run(
             workers_per_trial=workers_per_trial,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker or 0.0,
+            max_failed=max_failed,
             storage=str(storage),
             metric=metric,
             direction=direction,

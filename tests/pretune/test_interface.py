@@ -172,7 +172,7 @@ def test_a_config_is_a_recipe(here: Path) -> None:
 def test_a_sweep_runs_where_a_notebook_would_run_it_and_comes_back_opened(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweeps, "_warm_slot", lambda experiment, folder, remote: plain(experiment, folder))
+    monkeypatch.setattr(sweeps, "_warm_slot", lambda experiment, folder, **_: plain(experiment, folder))
 
     async def cell() -> pretune.Sweep:
         """In a running event loop, and then in a thread that may set no signal handlers."""

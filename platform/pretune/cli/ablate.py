@@ -17,6 +17,7 @@ from pretune.cli.options import (
     Direction,
     Epochs,
     GpusPerWorker,
+    MaxFailed,
     Metric,
     Name,
     Settings,
@@ -26,6 +27,7 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import run_sweep
+from pretune.core.choices import MAX_FAILED
 
 
 def ablate_command(
@@ -49,6 +51,7 @@ def ablate_command(
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
     gpus_per_worker: GpusPerWorker = None,
+    max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     storage: Storage = STORAGE,
     name: Name = None,
@@ -84,6 +87,7 @@ def ablate_command(
             slots=slots,
             workers_per_trial=workers_per_trial,
             gpus_per_worker=gpus_per_worker or 0.0,
+            max_failed=MAX_FAILED if max_failed is None else max_failed,
             cpus_per_worker=cpus_per_worker,
             storage=storage,
             stopping_enabled=False,

@@ -24,6 +24,17 @@ def _gpus(typed: str) -> float | None:
     return number
 
 
+def _share(typed: str) -> float:
+    percent = typed.endswith("%")
+    try:
+        share = float(typed.removesuffix("%")) / (100.0 if percent else 1.0)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise typer.BadParameter(f"must be a share from 0% to 100%, or from 0 to 1, but is {typed!r}")
+    return share
+
+
 RUNS = Path("runs")
 STORAGE = choices.LOCAL_ROOT
 
@@ -77,6 +88,12 @@ GpusPerWorker = Annotated[
     ),
 ]
 CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")]
+MaxFailed = Annotated[
+    float | None,
+    typer.Option(
+        "--max-failed", metavar="SHARE", parser=_share, help="end early when more trials than this failed; default: 33%"
+    ),
+]
 Name = Annotated[
     str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
 ]

@@ -17,6 +17,7 @@ from pretune.cli.options import (
     Direction,
     Epochs,
     GpusPerWorker,
+    MaxFailed,
     Metric,
     Name,
     Settings,
@@ -27,7 +28,7 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import run_sweep
-from pretune.core.choices import Budget, SamplerName
+from pretune.core.choices import MAX_FAILED, Budget, SamplerName
 
 
 def sweep_command(
@@ -49,6 +50,7 @@ def sweep_command(
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
     gpus_per_worker: GpusPerWorker = None,
+    max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
     seed: Annotated[
@@ -90,6 +92,7 @@ def sweep_command(
             slots=slots,
             workers_per_trial=workers_per_trial,
             gpus_per_worker=gpus_per_worker or 0.0,
+            max_failed=MAX_FAILED if max_failed is None else max_failed,
             cpus_per_worker=cpus_per_worker,
             sampler=sampler,
             storage=storage,

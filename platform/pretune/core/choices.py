@@ -9,3 +9,5 @@ Direction = Literal["maximize", "minimize"]
 SamplerName = Literal["tpe", "random", "grid", "cmaes"]
 LOCAL_ROOT = "./sweeps"
 """Where sweeps lie if nothing else is said, and the working copies of those in a bucket."""
+MAX_FAILED = 1 / 3
+"""The share of its trials that may fail before a sweep ends early."""

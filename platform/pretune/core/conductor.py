@@ -89,6 +89,8 @@ class Conductor:
         self._keys: dict[int, bytes] = {}
         self._refused = 0
         self._failed = 0
+        self._failed_in_all = 0
+        """Since this driver took the sweep: whoever resumes one has mended what was wrong."""
         last: Epoch | None = None
         with collecting_no_garbage():
             for record in journal.records:
@@ -333,6 +335,12 @@ class Conductor:
         if self._failed == FAILED_IN_A_ROW:
             raise SweepFailedError(
                 f"{self._failed} trials in a row failed before any epoch was finished, the last one with: {reason}"
+            )
+        self._failed_in_all += state == "FAIL"
+        if state == "FAIL" and self._failed_in_all > self.experiment.max_failed * self.history.target:
+            raise SweepFailedError(
+                f"{self._failed_in_all} of {self.history.target} trials failed, more than --max-failed "
+                f"{self.experiment.max_failed:.0%} allows, the last one with: {reason}"
             )
 
     def _write(self, record: Record) -> Stop | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pretune.core.choices import LOCAL_ROOT, Budget, Direction, SamplerName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
 
@@ -59,6 +59,7 @@ class Experiment(Config):
     seed: int = Field(0, ge=0)
     stopping: StoppingConfig = StoppingConfig()
     max_failures: int = Field(2, ge=0)
+    max_failed: float = Field(MAX_FAILED, ge=0.0, le=1.0, description="a greater share of the trials ends the sweep")
     hang_timeout_s: float = Field(600.0, gt=0.0, description="a worker group that says nothing for so long is replaced")
     metric: str = Field("probe/linear", min_length=1)
     maximize: bool = True

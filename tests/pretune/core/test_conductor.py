@@ -364,6 +364,22 @@ def test_a_grid_that_has_no_more_points_ends_the_sweep(tmp_path: Path) -> None:
     assert {trial.state for trial in conductor.history.trials} == {"COMPLETE"}
 
 
+@pytest.mark.parametrize(("max_failed", "failures"), [(0.0, 1), (0.25, 3), (1 / 3, 3), (0.5, 5)])
+def test_a_sweep_ends_early_when_a_greater_share_than_was_allowed_has_failed(
+    tmp_path: Path, max_failed: float, failures: int
+) -> None:
+    conductor = begin(tmp_path, experiment(trials=8, max_failed=max_failed), space)
+    for number in range(failures):
+        handout = conductor.next()
+        assert handout is not None
+        conductor.reported(row(handout, 1))  # so that it is not the rule for trials that never begin
+        failed = row(handout, 1, outcome="failed", reason="no such layer")
+        if number < failures - 1:
+            conductor.ended(failed)
+    with pytest.raises(SweepFailedError, match=rf"^{failures} of 8 trials failed, .*--max-failed .* no such layer"):
+        conductor.ended(failed)
+
+
 def test_a_sweep_whose_trials_all_fail_before_their_first_epoch_ends_early_with_the_reason(tmp_path: Path) -> None:
     conductor = begin(tmp_path, experiment(), space)
     for number in range(3):
@@ -377,7 +393,7 @@ def test_a_sweep_whose_trials_all_fail_before_their_first_epoch_ends_early_with_
 
 
 def test_failures_between_trials_that_train_do_not_end_the_sweep(tmp_path: Path) -> None:
-    conductor = begin(tmp_path, experiment(), space)
+    conductor = begin(tmp_path, experiment(max_failed=1.0), space)
     for _ in range(6):
         handout = conductor.next()
         assert handout is not None
