@@ -25,8 +25,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from pretune.core.density import Density, Samples, uniforms
 from pretune.core.history import TrialHistory
-from pretune.core.optuna_private import Density, Samples, good_trials, uniforms
+from pretune.core.optuna_private import good_trials
 
 WINDOW = 300
 """How many of the trials that are not among the good ones count, the newest ones."""

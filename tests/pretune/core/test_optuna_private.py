@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pretune.core import optuna_private
-from pretune.core.optuna_private import CANDIDATES, Density, uniforms
+from pretune.core.density import CANDIDATES, Density, uniforms
 
 VERSIONS = f"optuna_private.py was checked with Optuna {optuna_private.CHECKED_WITH}, installed is {optuna.__version__}"
 SPACE: dict[str, BaseDistribution] = {
@@ -62,7 +62,6 @@ def test_each_function_is_there_and_takes_what_it_is_given(module: str, path: st
 
 def test_the_settings_are_those_that_its_sampler_has_by_default() -> None:
     sampler = optuna.samplers.TPESampler()
-    assert sampler._parzen_estimator_parameters == optuna_private._PARAMETERS, VERSIONS
     assert sampler._n_ei_candidates == CANDIDATES, VERSIONS
 
 
@@ -85,9 +84,10 @@ def observed(count: int, seed: int, *, out_of_range: bool = False) -> dict[str, 
 @pytest.mark.parametrize("out_of_range", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 9, 60])
 def test_a_density_draws_what_optunas_draws_to_the_last_bit_and_ranks_it_alike(count: int, out_of_range: bool) -> None:
+    parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
     for seed in range(3):
         points = observed(count, seed, out_of_range=out_of_range)
-        theirs = _ParzenEstimator(points, SPACE, optuna_private._PARAMETERS)
+        theirs = _ParzenEstimator(points, SPACE, parameters)
         ours = Density(points, SPACE)
         one, other = np.random.RandomState(seed), np.random.RandomState(seed)
         drawn, expected = ours.sample(one), theirs.sample(other, CANDIDATES)

@@ -1,0 +1,250 @@
+"""TPE's density of the good trials and of the others: what it draws from, and how likely a point is.
+
+A kernel for each point, in each number a normal that is truncated to its range, in each category a choice that is
+likelier than the others; kernels are summed up, numbers and categories multiplied (Bergstra et al. 2011, "Algorithms
+for Hyper-Parameter Optimization", section 4). It is Optuna's `_ParzenEstimator`, written for all numbers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.special import log_ndtr, ndtr  # type: ignore[import-untyped]
+
+from pretune.core.optuna_private import log_mass, log_normal, weights_by_age
+
+Numbers = NDArray[np.float64]
+Samples = dict[str, Numbers]
+
+CANDIDATES = 24
+"""So many points TPE draws, of which it takes the best; `n_ei_candidates` of `TPESampler`."""
+
+_LOG_ROOT_OF_2_PI = math.log(math.sqrt(2 * math.pi))
+_LOGISTIC = math.sqrt(3) / math.pi
+"""A logistic distribution of this scale is nearly normal."""
+
+
+def uniforms(numbers: int) -> int:
+    """How many uniform numbers `Density.sample` takes from its generator, where a point has so many numbers."""
+    return CANDIDATES * (1 + numbers)
+
+
+class Density:
+    """TPE's density over observed points, which are columns of Optuna's internal numbers by name, oldest first: a sum
+    of products, in which each point is a kernel, a truncated normal in each number; one kernel more is the whole space.
+
+    The public `TPESampler` makes its own at each draw, from a study whose trials it reads and sorts again each time.
+    This one is the same, written for all numbers at once: its draws are equal to the last bit, its logarithm but for
+    rounding.
+    """
+
+    def __init__(self, points: Samples, space: Mapping[str, BaseDistribution]) -> None:
+        self._names = tuple(space)
+        self._categories: dict[str, Numbers] = {}
+        """By category's name, the probabilities by kernel and choice."""
+        self._numbers: dict[str, FloatDistribution | IntDistribution] = {}
+        for name, distribution in space.items():
+            if isinstance(distribution, CategoricalDistribution):
+                self._categories[name] = _choices(points[name], len(distribution.choices))
+            else:
+                assert isinstance(distribution, FloatDistribution | IntDistribution)
+                self._numbers[name] = distribution
+        count = len(points[self._names[0]])
+        weights = np.append(weights_by_age(count), 1.0) if count else np.array([1.0])
+        self._weights = weights / weights.sum()
+        self._ranges = [_range_of(one) for one in self._numbers.values()]
+        if self._ranges:
+            rows = [np.log(points[name]) if one.log else points[name] for name, one in self._numbers.items()]
+            self._means, self._deviations = _normals(np.array(rows), self._ranges)
+
+    def sample(self, rng: np.random.RandomState) -> Samples:
+        """`CANDIDATES` points: for each a kernel, then by name a category, then all numbers at once."""
+        chosen = rng.choice(len(self._weights), p=self._weights, size=CANDIDATES)
+        drawn: Samples = {}
+        for name, probabilities in self._categories.items():
+            shares = np.cumsum(probabilities[chosen, :], axis=-1)
+            shares[:, -1] = 1.0
+            drawn[name] = (shares < rng.rand(CANDIDATES)[:, None]).sum(axis=-1).astype(float)
+        if self._numbers:
+            means, deviations = self._means[:, chosen], self._deviations[:, chosen]
+            low, high = ((end - means) / deviations for end in self._ends())
+            quantiles = rng.uniform(low=0, high=1, size=means.shape)
+            rows = _quantile(quantiles, low, high) * deviations + means
+            for (name, distribution), row in zip(self._numbers.items(), rows, strict=True):
+                values, step = np.exp(row) if distribution.log else row, distribution.step
+                if step is not None:
+                    steps = np.round((values - distribution.low) / step)
+                    values = np.clip(distribution.low + steps * step, distribution.low, distribution.high)
+                drawn[name] = values
+        return {name: drawn[name] for name in self._names}
+
+    def log(self, samples: Samples) -> Numbers:
+        """The density's logarithm at each of the points `samples`."""
+        of_kernels = np.log(self._weights)
+        of_both = np.zeros((len(samples[self._names[0]]), len(of_kernels)))
+        for name, probabilities in self._categories.items():
+            of_both += np.log(probabilities.T)[samples[name].astype(np.int64)]
+        if self._numbers:
+            low, high = self._ends()
+            of_kernels -= _log_mass(
+                (low - self._means) / self._deviations, (high - self._means) / self._deviations
+            ).sum(axis=0)
+            continuous: list[int] = []
+            for position, (name, distribution) in enumerate(self._numbers.items()):
+                if distribution.step is None:
+                    continuous.append(position)
+                else:
+                    of_both += _log_mass_of_steps(
+                        samples[name], self._means[position], self._deviations[position], distribution
+                    )
+            if continuous:
+                # By number and point, by number and kernel, as shares of the number's range: the square of their
+                # difference is three products of matrices, and nothing that counts is lost.
+                names = [(name, one) for name, one in self._numbers.items() if one.step is None]
+                values = np.array([np.log(samples[name]) if one.log else samples[name] for name, one in names])
+                low, width = low[continuous], (high - low)[continuous]
+                deviations = self._deviations[continuous]
+                at, mean = (values - low) / width, (self._means[continuous] - low) / width
+                weight = 0.5 * (width / deviations) ** 2
+                of_both -= (at**2).T @ weight
+                of_both += 2.0 * at.T @ (weight * mean)
+                of_kernels -= (weight * mean**2 + np.log(deviations) + _LOG_ROOT_OF_2_PI).sum(axis=0)
+        of_both += of_kernels
+        highest = of_both.max(axis=1)
+        found: Numbers = np.log(np.exp(of_both - highest[:, None]).sum(axis=1)) + highest
+        return found
+
+    def _ends(self) -> tuple[Numbers, Numbers]:
+        """Where each number's range begins and ends, half a step beyond its values, as columns."""
+        low, high = np.array([(one.low, one.high) for one in self._ranges]).T[:, :, None]
+        return low, high
+
+
+class _Range(NamedTuple):
+    """Of a number, or its logarithm. Python's logarithm and NumPy's may differ in the last bit, and both are used."""
+
+    low: float
+    high: float
+    numpy_low: float
+    numpy_high: float
+
+
+def _range_of(distribution: FloatDistribution | IntDistribution) -> _Range:
+    half = 0.0 if distribution.step is None else distribution.step / 2
+    low, high = distribution.low - half, distribution.high + half
+    if distribution.log:
+        return _Range(math.log(low), math.log(high), float(np.log(low)), float(np.log(high)))
+    return _Range(low, high, low, high)
+
+
+def _choices(observed: Numbers, count: int) -> Numbers:
+    """The probabilities of each of `count` choices, by kernel: mostly the one that was observed."""
+    if not len(observed):
+        return np.full((1, count), 1.0 / count)
+    kernels = len(observed) + 1
+    found = np.full((kernels, count), 1.0 / kernels)
+    found[np.arange(len(observed)), observed.astype(int)] += 1
+    found /= found.sum(axis=1, keepdims=True)
+    return found
+
+
+def _normals(observed: Numbers, ranges: Sequence[_Range]) -> tuple[Numbers, Numbers]:
+    """Means and deviations by number and kernel: a kernel is as wide as its wider gap to a neighbor, within bounds."""
+    low, high = np.array([(one.numpy_low, one.numpy_high) for one in ranges]).T[:, :, None]
+    count = observed.shape[1]
+    order = np.argsort(observed, axis=1)
+    in_order = np.concatenate([low, np.take_along_axis(observed, order, axis=1), high], axis=1)
+    gaps = np.diff(in_order, axis=1)
+    widths = np.maximum(gaps[:, :-1], gaps[:, 1:])
+    if count >= 2:  # to the end of the range is no gap
+        widths[:, 0], widths[:, -1] = gaps[:, 1], gaps[:, -2]
+    deviations = np.take_along_axis(widths, np.argsort(order, axis=1), axis=1)
+    deviations = np.clip(deviations, (high - low) / min(100.0, 2.0 + count), high - low)
+    means = np.concatenate([observed, 0.5 * (low + high)], axis=1)
+    return means, np.concatenate([deviations, high - low], axis=1)
+
+
+def _quantile(quantiles: Numbers, low: Numbers, high: Numbers) -> Numbers:
+    """Of standard normals that are truncated to `low` and `high`, from the side where the tail is."""
+    mass = log_mass(low, high)
+    found = np.empty_like(quantiles)
+    left = low < 0
+    found[left] = _log_quantile(np.logaddexp(_log_normal(low[left]), np.log(quantiles[left]) + mass[left]))
+    right = ~left
+    if right.any():
+        found[right] = -_log_quantile(
+            np.logaddexp(_log_normal(-high[right]), np.log1p(-quantiles[right]) + mass[right])
+        )
+    found[quantiles == 0] = low[quantiles == 0]
+    return found
+
+
+def _log_quantile(logarithms: Numbers) -> Numbers:
+    """Where the logarithm of the normal's distribution function has these values: Newton's method, all together, each
+    step as Optuna takes it.
+    """
+    flipped = logarithms > -1e-2
+    goal = logarithms.copy()
+    goal[flipped] = np.log(-np.expm1(logarithms[flipped]))
+    far = goal < -5
+    found = np.empty_like(goal)
+    found[far] = -np.sqrt(-2.0 * (goal[far] + _LOG_ROOT_OF_2_PI))
+    found[~far] = -_LOGISTIC * np.log(np.expm1(-goal[~far]))
+    for _ in range(100):
+        at = _log_normal(found)
+        step = (at - goal) * np.exp(at - (-0.5 * found**2 - _LOG_ROOT_OF_2_PI))
+        found -= step
+        if np.all(np.abs(step) < 1e-8 * np.abs(found)):
+            break
+    found[flipped] *= -1
+    return found
+
+
+_NEAR = 1 / 2**0.5
+
+
+def _log_normal(numbers: Numbers) -> Numbers:
+    """The logarithm of the normal's distribution function, by the mathematics of Python's own library."""
+    log, erf, erfc = math.log, math.erf, math.erfc
+    found = [
+        (log(0.5 * erfc(-x)) if x < -_NEAR else log(0.5 + 0.5 * erf(x)) if x < _NEAR else log(1.0 - 0.5 * erfc(x)))
+        if -14.0 < x < 4.2
+        else log_normal(number)
+        for number, x in zip(numbers.tolist(), (numbers / 2**0.5).tolist(), strict=True)
+    ]
+    return np.array(found)
+
+
+def _log_mass_of_steps(
+    values: Numbers, means: Numbers, deviations: Numbers, distribution: FloatDistribution | IntDistribution
+) -> Numbers:
+    """By point and kernel, the logarithm of the normal's mass within half a step of each value. Of few values there are
+    few kernels that differ.
+    """
+    assert distribution.step is not None
+    met, of_point = np.unique(values, return_inverse=True)
+    pairs, of_kernel = np.unique(means + 1j * deviations, return_inverse=True)
+    left, right = (
+        np.subtract.outer(np.log(end) if distribution.log else end, pairs.real) / pairs.imag
+        for end in (met - distribution.step / 2, met + distribution.step / 2)
+    )
+    return _log_mass(left, right)[np.ix_(of_point, of_kernel)]
+
+
+def _log_mass(left: Numbers, right: Numbers) -> Numbers:
+    """The logarithm of the standard normal's mass between two bounds, `left` < `right`, also far out."""
+    # On the right the two tails are almost 1 and their difference is lost: look from the other side there.
+    flipped = left > 0.0
+    near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
+    mass: Numbers = ndtr(near) - ndtr(far)
+    lost = mass < 1e-290
+    found: Numbers = np.log(mass, where=~lost, out=np.empty_like(mass))
+    if lost.any():
+        nearer = log_ndtr(near[lost])
+        found[lost] = nearer + np.log1p(-np.exp(log_ndtr(far[lost]) - nearer))
+    return found
