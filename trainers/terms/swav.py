@@ -48,6 +48,8 @@ class Swav(TermConfig):
             for v, log_p in enumerate(logs)
             if i != v
         ]
+        if not costs:
+            raise ValueError(f"swav compares different views and needs at least 2, but has {len(logs)}; add a view")
         return dist.mean_over_ranks(torch.stack(costs).mean())
 
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -93,11 +95,12 @@ def equal_partition(scores: Tensor, temperature: float, iterations: int) -> Tens
     """Sinkhorn and Knopp's scaling of exp(scores / temperature) over the global batch, cosines [n, M] of this rank -> q
     of its rows, [n, M] with row sums 1, in float32 or wider.
 
-    In float64, where exp(-2 / 0.01) is not yet 0: a prototype that nothing is near would have a share of 0 / 0.
+    In float64, where exp(-2 / 0.01) is not yet 0: a prototype that nothing is near would have a share of 0 / 0. What
+    lies outside of -1 to 1 is no cosine, and cut.
     """
     from trainers import dist
 
-    shares = ((scores.double() - 1.0) / temperature).exp()
+    shares = ((scores.double().clamp(-1.0, 1.0) - 1.0) / temperature).exp()
     for _ in range(iterations):
         shares = shares / dist.sum_over_ranks(shares.sum(0))
         shares = shares / shares.sum(1, keepdim=True)
