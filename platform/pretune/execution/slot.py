@@ -207,9 +207,11 @@ class Slot(tune.Trainable):
                 return None
             if event.disk_full:
                 return self._end("disk_full", event.summary)
-            if dead:
-                reason = f"rank {', '.join(map(str, dead))} was lost; rank {event.rank} raised {event.summary}"
-                return self._retry(reason, event.traceback, preempted=preempted)
+            if dead or (preempted and event.bug is None):  # what the others notice may come before the system does
+                lost = f"rank {', '.join(map(str, dead))} was lost; " if dead else ""
+                return self._retry(
+                    f"{lost}rank {event.rank} raised {event.summary}", event.traceback, preempted=preempted
+                )
             return self._raised(event)
         if event.run != trial.run:
             return None

@@ -342,6 +342,15 @@ def test_a_machine_that_is_taken_away_is_no_failure_and_the_trial_goes_on(slot: 
     assert group(slot).resumes == [0, 2]
 
 
+def test_what_others_notice_of_a_machine_that_is_taken_away_is_no_failure_either(slot: Slot) -> None:
+    group(slot).preempted = True
+    row = step(slot, failed(), report(1, run=2))
+    assert (row.failures, row.epoch) == (0, 1)
+    group(slot).preempted = True
+    row = step(slot, replace(failed(run=2), bug=BUG, begun=True))
+    assert row.failures == 1, "a bug is one, wherever it runs"
+
+
 def test_a_full_disk_ends_the_row_and_not_the_trial(slot: Slot) -> None:
     failed = Failed(1, 1, 0, "DiskFullError: the disk is full: needs 4 MB", "Traceback …", disk_full=True)
     group(slot).script.extend([report(1), failed])
