@@ -54,13 +54,15 @@ class _Search:
     def screen(
         self, result: SweepResult, compared: Comparison | None, *, limit: int | None = None
     ) -> list[RenderableType]:
-        """A line on the whole, the trials, the families, the comparison."""
+        """A line on the whole, the trials, the families, the best one, the comparison."""
         from pretune.display import tables
 
         parts: list[RenderableType] = [tables.summary(result), tables.trials(result, limit=limit)]
         families = tables.families(result)
         if families is not None:
             parts.append(families)
+        if result.winner is not None:
+            parts.append(tables.best(result, result.winner))
         if compared is not None:
             parts.append(tables.comparison(compared))
         return parts
