@@ -68,7 +68,9 @@ class _Search:
         return parts
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
-        return result.to_json()
+        from pretune.analysis import measured
+
+        return measured.as_json(result)
 
     def write(self, result: SweepResult) -> list[Path]:
         """The driver has written the winner's config already."""
@@ -100,9 +102,9 @@ class _Ablation:
         return [tables.summary(result), ablation.table(result)]
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
-        from pretune.analysis import ablation
+        from pretune.analysis import ablation, measured
 
-        return result.to_json() | {"ablation": ablation.collect(result).model_dump(mode="json")}
+        return measured.as_json(result) | {"ablation": ablation.collect(result).model_dump(mode="json")}
 
     def write(self, result: SweepResult) -> list[Path]:
         from pretune.display import ablation

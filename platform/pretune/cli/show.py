@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from pretune.cli import completion, kinds
 from pretune.cli.exits import checking, note, print_json
@@ -27,7 +28,7 @@ def show_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune.analysis import baselines
+    from pretune.analysis import baselines, measured
     from pretune.core import results
     from pretune.display import tables
     from pretune.request import request
@@ -63,6 +64,9 @@ def show_command(
         print_json(kind.as_json(result))
         return
     screen.show(console, *parts)
+    typed = measured.command(result.folder)
+    if typed is not None:
+        console.print(Text(f"typed: {typed}", style="dim"), soft_wrap=True)
     for notice in [] if result.later is None else result.later.notices():
         note(console, notice)
     console.print(tables.next_commands(result), soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretune.display import tables
-from tests.pretune.cli.command import pretune, synthetic_sweep
+from tests.pretune.cli.command import COMMAND, pretune, synthetic_sweep
 from trainers import storage
 
 
@@ -26,10 +26,27 @@ def test_show_json_has_the_shape_that_is_promised(here: Path) -> None:
         "value": 0.81,
         "params": {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5},
         "reason": "",
+        "last_value": 0.81,
+        "last_stderr": 0.0123,
+        "curve": [
+            {"epoch": epoch, "value": value, "stderr": 0.0123} for epoch, value in enumerate([0.5, 0.7, 0.81], start=1)
+        ],
+        "seconds": 6.0,
+        "probe_seconds": 1.5,
+        "slot_bytes": 3e8,
     }
     assert (second["state"], second["epochs"]) == ("PRUNED", 1)
+    assert (second["value"], second["last_value"]) == (None, 0.4)
     assert "not among the best" in second["reason"]
     assert third["state"] == "INFEASIBLE"
+    assert (third["last_value"], third["curve"], third["seconds"], third["slot_bytes"]) == (None, [], None, None)
+    assert found["commands"] == [COMMAND], "exactly as it was typed"
+
+
+def test_show_says_what_was_typed_with_the_program_by_its_name(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    typed = "pretune sweep kernels --trials 3 --set 'views.0.crop_scale=[0.3, 1]'"
+    assert f"typed: {typed}" in pretune("show", "known").stdout.splitlines()
 
 
 def test_show_lists_sweeps(here: Path) -> None:
