@@ -132,6 +132,23 @@ def test_a_broken_journal_hides_no_other_sweep(here: Path) -> None:
     assert pretune("show", "known").exit_code == 0
 
 
+@pytest.mark.parametrize("left", ["journal.jsonl", "journal.lock"])
+def test_a_sweep_that_died_before_its_first_record_is_listed_with_what_to_type(here: Path, left: str) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    (here / "sweeps" / "dead" / "logs").mkdir(parents=True)
+    (here / "sweeps" / "dead" / left).touch()
+    listed = pretune("show")
+    assert listed.exit_code == 0
+    assert "note: sweep dead cannot be shown: the sweep in " in listed.stdout
+    assert "command again, with --name dead" in listed.stdout
+    [entry] = [entry for entry in json.loads(pretune("show", "--json").stdout) if entry["name"] == "dead"]
+    assert "was never started" in entry["problem"]
+    named = pretune("show", "dead")
+    assert named.exit_code == 2
+    assert "ended before the first record, and what it said is in " in named.stderr
+    assert "command again, with --name dead" in named.stderr
+
+
 def test_infeasible_and_early_stopped_are_counted_apart(here: Path) -> None:
     synthetic_sweep(here / "sweeps" / "known")
     assert "3 of 3 trials, 1 stopped early, 1 infeasible; finished" in " ".join(pretune("show", "known").stdout.split())
