@@ -25,6 +25,7 @@ from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
 from pretune.core.study_log import StudyLog
+from pretune.execution import logfile
 from pretune.request import sources
 from trainers import storage
 from trainers.config import MOST_EPOCHS, TrialConfig
@@ -73,28 +74,27 @@ def run(
     proposer = points.proposer(experiment, space)
     proposer.check()
     folder, remote = experiment.folder, experiment.remote
-    with (
-        _interruption() as interruption,
-        journal_remote.opened(folder, remote, new=True) as journal,
-        _cluster(interruption, folder, address, cpus) as private,
-    ):
-        if auto_gpus:
-            experiment = _with_gpus(experiment, address)
-        slots = _slots(experiment, address)
-        with interruption.shielded():
-            opened = journal.append(
-                Opened(
-                    experiment=experiment,
-                    versions=versions(space, experiment.base),
-                    sources=source_hashes(space, experiment.base),
-                    host=host(),
+    with _interruption() as interruption, journal_remote.opened(folder, remote, new=True) as journal:
+        with _cluster(interruption, folder, address, cpus) as private:
+            if auto_gpus:
+                experiment = _with_gpus(experiment, address)
+            slots = _slots(experiment, address)
+            with interruption.shielded():
+                opened = journal.append(
+                    Opened(
+                        experiment=experiment,
+                        versions=versions(space, experiment.base),
+                        sources=source_hashes(space, experiment.base),
+                        host=host(),
+                    )
                 )
-            )
-        if listener is not None:
-            listener.on_event(opened)
-        conductor = Conductor(journal, proposer, listener=listener)
-        served_by = trainable or partial(_warm_slot, remote=remote, private=private)
-        return _conduct(conductor, folder, remote, slots, served_by, interruption)
+            if listener is not None:
+                listener.on_event(opened)
+            conductor = Conductor(journal, proposer, listener=listener)
+            served_by = trainable or partial(_warm_slot, remote=remote, private=private)
+            result = _conduct(conductor, folder, remote, slots, served_by, interruption)
+        logfile.pack_where_all_went_well(result)
+        return result
 
 
 def resume(
@@ -147,7 +147,9 @@ def resume(
                 for extension in extensions:
                     conductor.extend(extension)
             served_by = trainable or partial(_warm_slot, remote=remote, private=private)
-            return _conduct(conductor, folder, remote, room, served_by, interruption)
+            result = _conduct(conductor, folder, remote, room, served_by, interruption)
+        logfile.pack_where_all_went_well(result)
+        return result
 
 
 def longer(history: History, epochs: int) -> list[Extended]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli import completion
 from pretune.cli.exits import checking, note
@@ -28,6 +27,7 @@ from pretune.cli.options import (
 )
 from pretune.cli.running import run_sweep
 from pretune.core.choices import MAX_FAILED
+from pretune.display import screen
 
 
 def ablate_command(
@@ -61,7 +61,7 @@ def ablate_command(
     address: Address = None,
 ) -> None:
     """Change one factor at a time, or all on a grid, and compare under equal seeds."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune import sweep
         from pretune.analysis import ablation

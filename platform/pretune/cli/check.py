@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pretune.cli.exits import checking, fail, print_json
 from pretune.cli.options import Json
+from pretune.display import screen
 
 
 def check_command(
@@ -24,7 +24,7 @@ def check_command(
     as_json: Json = False,
 ) -> None:
     """Try what every term, backbone and view operation must do on one of your own."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune.analysis import contract
         from pretune.display import contract as display
@@ -38,7 +38,7 @@ def check_command(
     if as_json:
         print_json({"part": asked.label, "kind": asked.kind, "contracts": [vars(verdict) for verdict in verdicts]})
     else:
-        console.print(display.table(asked, verdicts))
+        screen.show(console, display.table(asked, verdicts))
     broken = [verdict.contract for verdict in verdicts if verdict.holds is False]
     if broken:
         fail(f"{asked.label} does not do what a {asked.kind} must: {', '.join(broken)}")

@@ -17,6 +17,7 @@ from rich.tree import Tree
 from pretune.cli.exits import checking, note
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
+from pretune.display import screen
 
 if TYPE_CHECKING:
     from trainers.data.sources.base import Branch
@@ -112,7 +113,7 @@ def data_command(
     from pretune.request.request import DATA_ROOT
     from trainers.data import datasets
 
-    console = Console()
+    console = screen.console()
     with checking():
         kinds = datasets.kinds()
         name = kind.replace("_", "-")

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from pretune.cli.exits import checking, fail, print_json, refuse
 from pretune.cli.options import STORAGE, Json, Storage, Sweep
 from pretune.core.errors import RequestError
+from pretune.display import screen
 
 
 def finalize_command(
@@ -25,7 +25,7 @@ def finalize_command(
     from pretune.display import finalize as display
     from pretune.request import request
 
-    console = Console()
+    console = screen.console()
     with checking():
         result = request.read_sweep(sweep, storage, fresh=True)
         winner = finalize.check(result, again=again)
@@ -39,5 +39,5 @@ def finalize_command(
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    console.print(display.table(found))
+    screen.show(console, display.table(found))
     console.print(Text(f"written to {finalize.path(result)}", style="dim"), soft_wrap=True)

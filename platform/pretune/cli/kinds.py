@@ -54,19 +54,23 @@ class _Search:
     def screen(
         self, result: SweepResult, compared: Comparison | None, *, limit: int | None = None
     ) -> list[RenderableType]:
-        """A line on the whole, the trials, the families, the comparison."""
+        """A line on the whole, the trials, the families, the best one, the comparison."""
         from pretune.display import tables
 
         parts: list[RenderableType] = [tables.summary(result), tables.trials(result, limit=limit)]
         families = tables.families(result)
         if families is not None:
             parts.append(families)
+        if result.winner is not None:
+            parts.append(tables.best(result, result.winner))
         if compared is not None:
             parts.append(tables.comparison(compared))
         return parts
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
-        return result.to_json()
+        from pretune.analysis import measured
+
+        return measured.as_json(result)
 
     def write(self, result: SweepResult) -> list[Path]:
         """The driver has written the winner's config already."""
@@ -98,9 +102,9 @@ class _Ablation:
         return [tables.summary(result), ablation.table(result)]
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
-        from pretune.analysis import ablation
+        from pretune.analysis import ablation, measured
 
-        return result.to_json() | {"ablation": ablation.collect(result).model_dump(mode="json")}
+        return measured.as_json(result) | {"ablation": ablation.collect(result).model_dump(mode="json")}
 
     def write(self, result: SweepResult) -> list[Path]:
         from pretune.display import ablation

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from pretune.cli.exits import print_json
 from pretune.cli.options import Json
+from pretune.display import screen
 
 
 def list_command(as_json: Json = False) -> None:
@@ -17,4 +16,4 @@ def list_command(as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    Console().print(listing.table(found))
+    screen.show(screen.console(), listing.table(found))

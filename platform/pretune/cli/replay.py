@@ -7,13 +7,13 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, fail, interrupted
 from pretune.cli.options import STORAGE, Storage, Sweep
 from pretune.core.errors import RequestError
+from pretune.display import screen
 from trainers import scratch
 
 
@@ -23,7 +23,7 @@ def replay_command(
     storage: Storage = STORAGE,
 ) -> None:
     """Run one trial of a sweep again, without Ray, and compare its numbers with the journal's bit for bit."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune import sweep as sweeps
         from pretune.analysis import replay
@@ -55,7 +55,7 @@ def replay_command(
             interrupted("interrupted; nothing was to be kept", error)
         except launch.TrainingFailedError as error:
             fail(str(error))
-    console.print(display.table(compared, result.metric))
+    screen.show(console, display.table(compared, result.metric))
     different = next((one for one in compared if one.different), None)
     if different is not None:
         since = f" Since the sweep last ran these changed: {', '.join(changed)}." if changed else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, note
 from pretune.cli.options import STORAGE, Address, Storage, Sweep
 from pretune.cli.running import run_sweep
 from pretune.core.errors import RequestError
+from pretune.display import screen
 
 
 def resume_command(
@@ -28,7 +28,7 @@ def resume_command(
     address: Address = None,
 ) -> None:
     """Go on with a sweep after any interruption, or add trials to it."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune import sweep as sweeps
         from pretune.core import journal, points, results

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from pretune.cli import kinds
 from pretune.cli.ending import in_time
 from pretune.cli.exits import fail, interrupted, note, refuse
 from pretune.core.errors import RequestError
+from pretune.display import screen
 from pretune.execution.interruption import Interrupted
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
     from pretune.core.journal import Record
+
+MOST_LISTED = 30
+"""Trials that a sweep's end lists one by one at most."""
 
 
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
@@ -58,14 +63,27 @@ def close(console: Console, result: Any) -> NoReturn:
     if result.closed in ("finished", "exhausted") and result.winner is not None:
         with console.status("comparing with the untrained encoder and raw pixels"):
             compared = baselines.compare(result)
-    for part in kind.screen(result, compared, limit=30):
-        console.print(part)
-    for path in filter(Path.is_file, kind.write(result)):
-        console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
-    console.print(tables.next_commands(result), soft_wrap=True)
+    last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
+    last.append(tables.next_commands(result))
+    screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
+    for part in last:
+        console.print(part, soft_wrap=True)
     if result.closed == "interrupted":
         number = signal.Signals[result.detail] if result.detail else signal.SIGINT
         interrupted("interrupted; nothing that was done is lost", Interrupted(number))
     if result.best is None:
         fail(f"no trial was completed; the reasons are in the table, logs in {result.folder / 'logs'}")
     raise typer.Exit(0)
+
+
+def _fitting(
+    console: Console, screen_of: Callable[[int], list[RenderableType]], last: Sequence[RenderableType]
+) -> list[RenderableType]:
+    """The screen with as many trials one by one as the terminal has lines for, at least the best; `last` and the
+    shell's own line follow it.
+    """
+    if not console.is_terminal:
+        return screen_of(MOST_LISTED)
+    room = console.height - 1 - screen.height(console, *last)
+    fitting = bisect_right(range(1, MOST_LISTED + 1), room, key=lambda limit: screen.height(console, *screen_of(limit)))
+    return screen_of(max(1, fitting))

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from pretune.cli import completion, kinds
 from pretune.cli.exits import checking, note, print_json
 from pretune.cli.options import STORAGE, Json, Storage
 from pretune.core.errors import RequestError
+from pretune.display import screen
 
 
 def show_command(
@@ -27,13 +28,13 @@ def show_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune.analysis import baselines
+    from pretune.analysis import baselines, measured
     from pretune.core import results
     from pretune.display import tables
     from pretune.request import request
     from trainers.storage import is_uri
 
-    console = Console()
+    console = screen.console()
     with checking():
         if sweep is None:
             if svg is not None:
@@ -45,9 +46,9 @@ def show_command(
                 print_json([*map(_sweep_json, found), *map(_unreadable_json, unreadable)])
                 return
             if found:
-                console.print(tables.sweeps(found))
+                screen.show(console, tables.sweeps(found))
             elif not unreadable:
-                console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False)
+                console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False, soft_wrap=True)
             for one in unreadable:
                 note(console, f"sweep {one.name} cannot be shown: {one.problem}")
             return
@@ -62,8 +63,10 @@ def show_command(
     if as_json:
         print_json(kind.as_json(result))
         return
-    for part in parts:
-        console.print(part)
+    screen.show(console, *parts)
+    typed = measured.command(result.folder)
+    if typed is not None:
+        console.print(Text(f"typed: {typed}", style="dim"), soft_wrap=True)
     for notice in [] if result.later is None else result.later.notices():
         note(console, notice)
     console.print(tables.next_commands(result), soft_wrap=True)

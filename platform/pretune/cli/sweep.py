@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pretune.cli import completion
 from pretune.cli.exits import checking, note
@@ -29,6 +28,7 @@ from pretune.cli.options import (
 )
 from pretune.cli.running import run_sweep
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName
+from pretune.display import screen
 
 
 def sweep_command(
@@ -66,7 +66,7 @@ def sweep_command(
     address: Address = None,
 ) -> None:
     """Try settings of a recipe and show what works best."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune import sweep
         from pretune.request import lookup, request

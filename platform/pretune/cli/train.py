@@ -15,6 +15,7 @@ from pretune.cli.exits import checking, fail, interrupted, note, refuse
 from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
+from pretune.display import screen
 from trainers import scratch
 
 
@@ -36,7 +37,7 @@ def train_command(
     ] = False,
 ) -> None:
     """Train one recipe, or replay a sweep's best.json, without Ray."""
-    console = Console()
+    console = screen.console()
     with checking():
         from pretune.display import run as display
         from pretune.display import tables
@@ -110,7 +111,7 @@ def train_command(
         except launch.TrainingFailedError as error:
             fail(f"{error}\ngo on with: {again}")
     if record.last is not None:
-        console.print(display.closing(record.last))
+        screen.show(console, display.closing(record.last))
     if outcome.state != "complete":
         fail(f"the run {outcome.state.replace('_', ' ')} after epoch {outcome.epochs}: {outcome.reason}; see {folder}")
     longer = f"{again} --epochs {2 * config.epochs}"

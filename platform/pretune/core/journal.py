@@ -342,6 +342,12 @@ def reading(folder: Path) -> Iterator[Iterator[Record | StoredEpoch]]:
         yield _records(lines, stored=True)
 
 
+def begun(folder: Path) -> bool:
+    """Whether the journal in `folder` has a record. RequestError where its first line is corrupt."""
+    with reading(folder) as records:
+        return next(records, None) is not None
+
+
 class Journal:
     """The journal of one sweep, opened by the one process that may write it.
 

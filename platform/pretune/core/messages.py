@@ -51,7 +51,7 @@ def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
 
 def _line(problem: ErrorDetails, model: type[BaseModel], below: str) -> str:
     location = problem["loc"]
-    _, shown = _follow(model, location)
+    annotation, shown = _follow(model, location)
     shown = [*below.split("."), *shown] if below else shown
     path, value = ".".join(shown), problem["input"]
     context = problem.get("ctx", {})
@@ -71,12 +71,27 @@ def _line(problem: ErrorDetails, model: type[BaseModel], below: str) -> str:
             return f"{path + '.kind'!r} is {tag!r}, which is not known; {did_you_mean(tag, tags)}{forms}"
         case "union_tag_not_found":
             return f"{path + '.kind'!r} is missing; known: {', '.join(_tags(_follow(model, location)[0]))}"
+        case "model_attributes_type" | "model_type":
+            return f"{path!r} is {_short(value)}, but must be an object with {_object(annotation, path, value)}"
         case "value_error":
             text = str(context.get("error", problem["msg"]))
             return f"{path}: {text}" if path and not text.startswith(path) else text
     rule = re.sub(r"^\w+ should ", "must ", problem["msg"]).removesuffix(" after validation, not 0")
     rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     return f"{path!r} is {_short(value)}, but {rule[:1].lower()}{rule[1:]}; change it"
+
+
+def _object(annotation: Any, path: str, value: object) -> str:
+    """What the object at `path` has, where there is no object; often its kind was meant."""
+    tags = _tags(annotation)
+    if not tags:
+        keys = [key for kind in _kinds(annotation) for key in kind.model_fields]
+        return f"some of these keys: {', '.join(keys)}; set one of them, as {path}.{keys[0]}=…"
+    known = f"a kind (known: {', '.join(tags)})"
+    close = difflib.get_close_matches(value, tags, n=1, cutoff=0.6) if isinstance(value, str) else []
+    if isinstance(value, str) and ":" in value:  # a part of one's own, or timm's
+        close = [value]
+    return f"{known}; did you mean {path}.kind={close[0]}?" if close else f"{known}; set it, as {path}.kind={tags[0]}"
 
 
 def _begins_any(location: Sequence[str | int], others: Collection[tuple[str | int, ...]]) -> bool:

@@ -155,6 +155,8 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
     """
     # Asked before the journal is read: a driver that ends in between has then written its last line.
     live = journal.is_locked(folder)
+    if not (folder / journal.FILE).exists() and (folder / journal.LOCK).exists():
+        raise RequestError(_never_started(folder, live=live))
     history, not_understood, problem = History(), NotUnderstood(), None
     with journal.reading(folder) as records:
         for record in records:
@@ -169,7 +171,7 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         if problem is not None and (later is None or later.refusal() is None):
             raise problem
         if history.opened is None:
-            raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
+            raise RequestError(_never_started(folder, live=live))
         experiment = history.opened.experiment
         trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
     return SweepResult(
@@ -206,19 +208,30 @@ class Unreadable:
 
 
 def sweeps(storage: Path) -> tuple[list[SweepResult], list[Unreadable]]:
-    """All sweeps under `storage` that were started, newest first; and those that cannot be read, which hide no other
-    one.
+    """All sweeps under `storage` that were started, newest first; and those that were not or cannot be read, which hide
+    no other one.
     """
     found: list[tuple[float, SweepResult]] = []
     unreadable: list[Unreadable] = []
-    for path in sorted(storage.glob(f"*/{journal.FILE}")):
+    for folder in sorted({path.parent for name in (journal.FILE, journal.LOCK) for path in storage.glob(f"*/{name}")}):
         try:
-            about = path.stat()
-            if about.st_size:
-                found.append((about.st_mtime, read(path.parent)))
+            result = read(folder)
+            found.append(((folder / journal.FILE).stat().st_mtime, result))
         except Exception as error:  # whatever a broken file makes of us
-            unreadable.append(Unreadable(path.parent, _problem(error)))
+            unreadable.append(Unreadable(folder, _problem(error)))
     return [result for _, result in sorted(found, key=lambda one: one[0], reverse=True)], unreadable
+
+
+def _never_started(folder: Path, *, live: bool) -> str:
+    """Of a journal without a first record: what there is, and what to type."""
+    if live:
+        return f"the sweep in {folder} is just starting and has no record yet; look again in a moment"
+    logs = folder / "logs"
+    found = f", and what it said is in {logs}" if logs.is_dir() else ""
+    return (
+        f"the sweep in {folder} was never started: its driver ended before the first record{found}; run its `pretune "
+        f"sweep` or `pretune ablate` command again, with --name {folder.name}"
+    )
 
 
 def _problem(error: Exception) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis.ablation import Ablation, Level, collect
 from pretune.core.results import SweepResult
 from pretune.display import format
+from pretune.display.screen import Rows
 from trainers import storage
 from trainers.files import write_whole
 
@@ -27,11 +26,9 @@ def table(result: SweepResult) -> RenderableType:
     """The levels for a terminal: mean, std over seeds, paired difference to the base."""
     ablation = collect(result)
     head, rows = _cells(ablation)
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in head:
-        shown.add_column(name, justify="left" if name == "level" else "right", overflow="fold", no_wrap=name != "level")
+    shown = Rows(head, right=head[1:])
     for position, row in enumerate(rows):
-        shown.add_row(*row, style="bold" if position == 0 else "")
+        shown.add(*row, style="bold" if position == 0 else "")
     parts: list[RenderableType] = [shown, Text(LEGEND, style="dim")]
     parts += [Text(line, style="yellow") for line in _remarks(ablation)]
     return Group(*parts)

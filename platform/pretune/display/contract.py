@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pretune.analysis.contract import Asked, Verdict
+from pretune.display.screen import Rows
 
 _WORDS = {
     True: Text("holds", style="green"),
@@ -20,12 +19,7 @@ _WORDS = {
 
 def table(asked: Asked, verdicts: Sequence[Verdict]) -> RenderableType:
     """Each contract, whether it holds, and how well or why not."""
-    shown = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=f"{asked.kind} {asked.label}", title_justify="left"
-    )
-    shown.add_column("contract", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
-    shown.add_column("detail", overflow="fold")
+    shown = Rows(["contract", "verdict", "detail"], wraps=True)
     for verdict in verdicts:
-        shown.add_row(Text(verdict.contract), _WORDS[verdict.holds], Text(verdict.detail))
-    return shown
+        shown.add(Text(verdict.contract), _WORDS[verdict.holds], Text(verdict.detail))
+    return Group(Text(f"{asked.kind} {asked.label}", style="italic"), shown)

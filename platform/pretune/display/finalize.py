@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis.finalize import ReportReads
 from pretune.display import format
+from pretune.display.screen import Rows
 
 OF_LATER_READS = ("untrained/linear", "pixels/linear")
 """What reads of older versions lack."""
@@ -17,14 +16,12 @@ OF_LATER_READS = ("untrained/linear", "pixels/linear")
 def table(found: ReportReads) -> Group:
     """The newest read in words: each probe on `select` and on `report`; without labels, each measure of health."""
     newest = found.reads[-1]
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    grid.add_column(f"trial {newest.trial}")
-    grid.add_column("on select", justify="right", no_wrap=True)
-    grid.add_column("on report", justify="right", no_wrap=True)
+    numbers = ["on select", "on report"]
+    grid = Rows([f"trial {newest.trial}", *numbers], right=numbers)
     measures = [name for name in newest.metrics if name.startswith("health/")]
     for name in measures:
         row = [format.score(newest.metrics.get(f"{split}{name}")) for split in ("", "report/")]
-        grid.add_row(name.removeprefix("health/").replace("/", ", ").replace("_", " "), *row)
+        grid.add(name.removeprefix("health/").replace("/", ", ").replace("_", " "), *row)
     for name, label in (
         ()
         if measures
@@ -43,7 +40,7 @@ def table(found: ReportReads) -> Group:
             format.score(newest.metrics.get(f"{split}/{name}"), newest.metrics.get(f"{split}/{name}_stderr"))
             for split in ("probe", "report")
         ]
-        grid.add_row(label, *row)
+        grid.add(label, *row)
     note = "the report split was read once through this sweep"
     if found.report_reads > 1:
         note = f"the report split was read {found.report_reads} times through this sweep; only the first was honest"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,8 @@ from rich.text import Text
 from pretune.analysis.baselines import Comparison
 from pretune.core import results
 from pretune.core.results import SweepResult, TrialResult
-from pretune.display import format
+from pretune.display import format, screen
+from pretune.display.screen import Rows
 
 SHOWN = 100
 """So many trials `pretune show` lists one by one, unless it is told to list all."""
@@ -37,31 +37,25 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
 
     Settings share one column, each trial showing those it sampled: a conditional space would need a column for each.
     """
-    table = Table(box=box.SIMPLE_HEAD, expand=False, padding=(0, 1), pad_edge=False)
-    table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("epochs", justify="right", no_wrap=True)
     # Where epochs do not cost the same, they say little.
-    seconds = result.experiment.budget != "epochs"
-    if seconds:
-        table.add_column("trained", justify="right", no_wrap=True)
-    table.add_column(result.metric, justify="right", no_wrap=True)
-    table.add_column("settings, and why it ended early", overflow="fold")
+    seconds = ["trained"] if result.experiment.budget != "epochs" else []
+    numbers = ["trial", "epochs", *seconds, result.metric]
+    heads = ["trial", "state", *numbers[1:], "settings, and why it ended early"]
+    table = Rows(heads, right=numbers, wraps=True)
     ranked = result.ranked()
     names = format.short_names(name for trial in ranked for name in trial.params)
     for trial in ranked[:limit]:
         style = "bold green" if trial.id == result.best else STYLES[trial.state]
-        settings = Text(format.parameters(trial.params, names=names))
-        if trial.reason:
-            settings.append(f"\n{_short_reason(trial.reason, result.metric)}", style="dim")
         state = "unfinished" if trial.state == "RUNNING" and status(result) != "running" else trial.state
         trained = [format.duration(trial.last_metrics.get("budget/seconds", 0.0))] if seconds else []
-        table.add_row(str(trial.id), state, str(trial.epochs), *trained, _score(result, trial), settings, style=style)
+        cells = [str(trial.id), state, str(trial.epochs), *trained, _score(result, trial)]
+        settings = format.parameters(trial.params, names=names)
+        table.add(*cells, settings, remark=_short_reason(trial.reason, result.metric), style=style)
     left_out = len(ranked) - len(ranked[:limit])
     if not left_out:
         return table
     whole = " --all" if len(ranked) > SHOWN else ""
-    return Group(table, Text(f"and {left_out:,} more: pretune show {_name(result)}{whole}", style="dim"))
+    return Group(table, Text(f"… {left_out:,} more: pretune show {_name(result)}{whole}", style="dim"))
 
 
 def families(result: SweepResult) -> RenderableType | None:
@@ -75,16 +69,13 @@ def families(result: SweepResult) -> RenderableType | None:
             named.setdefault(str(trial.params["family"]), []).append(trial)
     if not named:
         return None
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("family", no_wrap=True)
-    table.add_column("trials", justify="right", no_wrap=True)
-    table.add_column("completed", justify="right", no_wrap=True)
-    table.add_column(f"best {result.metric}", justify="right", no_wrap=True)
+    numbers = ["trials", "completed", f"best {result.metric}"]
+    table = Rows(["family", *numbers], right=numbers)
     for family, members in named.items():
         complete = [trial for trial in members if trial.state == "COMPLETE"]
         best = _score(result, (complete or members)[0])
         stopped = f"({best} at {_epochs(members[0].epochs)})"
-        table.add_row(family, str(len(members)), str(len(complete)), best if complete else stopped)
+        table.add(family, str(len(members)), str(len(complete)), best if complete else stopped)
     return table
 
 
@@ -110,6 +101,13 @@ def summary(result: SweepResult) -> Text:
     if result.detail:
         text.append(f" ({result.detail})", style="red")
     return text
+
+
+def best(result: SweepResult, trial: TrialResult) -> Text:
+    """`best, trial 3: 0.871 ± 0.012, kernel=rbf width=0.31`: it stays in sight below a long table."""
+    names = format.short_names(name for one in result.trials for name in one.params)
+    said = [_score(result, trial), format.parameters(trial.params, names=names)]
+    return Text.assemble((f"best, trial {trial.id}: ", "bold green"), ", ".join(filter(None, said)))
 
 
 def status(result: SweepResult) -> str:
@@ -171,19 +169,13 @@ def curves_folder(sweep: Path) -> Path:
     return sweep / "tensorboard"
 
 
-def sweeps(found: Sequence[SweepResult]) -> Table:
+def sweeps(found: Sequence[SweepResult]) -> RenderableType:
     """All sweeps of a storage folder, newest first."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("sweep", overflow="fold")
-    table.add_column("space", overflow="fold")
-    table.add_column("recipe", overflow="fold")
-    table.add_column("trials", justify="right", no_wrap=True)
-    table.add_column("best", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    table = Rows(["sweep", "space", "recipe", "trials", "best", "state"], right=["trials", "best"])
     for result in found:
         best = result.best_trial
         ended = sum(trial.state not in ("WAITING", "RUNNING") for trial in result.trials)
-        table.add_row(
+        table.add(
             result.name,
             result.space,
             result.experiment.recipe,
@@ -198,8 +190,7 @@ def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, wid
     """The given renderables as an SVG picture of a terminal, `width` columns wide, for a README."""
     with path.open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor")
-        for part in parts:
-            console.print(part)
+        screen.show(console, *parts)
     path.write_text(console.export_svg(title=title), encoding="utf-8")
 
 

@@ -15,12 +15,18 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.text import summary as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from pretune.core.journal import Asked, Ended, Epoch, Record, Started
+from pretune.core.journal import Asked, End, Ended, Epoch, Record, Started
 
 SHOWN_METRICS = ("probe/linear", "probe/knn", "loss/total", "health/embedding/effective_rank", "time/images_per_s")
 """Columns of the hyper-parameter view; all metrics are curves."""
+
+STATE = "state"
+"""A column of the hyper-parameter view, whose columns can only be numbers: how a trial ended, by these."""
+_STATES: Mapping[End, int] = {"COMPLETE": 1, "PRUNED": 0, "INFEASIBLE": -1, "FAIL": -2}
+_STATE_LEGEND = "state (1 complete, 0 stopped early, -1 infeasible, -2 failed)"
 
 Parameters = Mapping[str, Any]
 
@@ -70,11 +76,16 @@ class Curves:
         self._add(writer, Summary(value=values), step=epoch)
         writer.flush()
 
-    def end(self, run: str, *, failed: bool = False) -> None:
-        """Close a run's file. Stopped early is a success in TensorBoard's words; a crash is a failure."""
-        status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+    def end(self, run: str, state: End, *, epoch: int, reason: str = "") -> None:
+        """Close a run's file after so many epochs, and say how it ended: a number in the hyper-parameter view, and with
+        its reason under Text. In TensorBoard's own words stopped early is a success; what has no result is a failure.
+        """
+        status = api_pb2.STATUS_SUCCESS if state in ("COMPLETE", "PRUNED") else api_pb2.STATUS_FAILURE
         session = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
         writer = self._writer(run)
+        self._add(writer, Summary(value=[Summary.Value(tag=STATE, simple_value=float(_STATES[state]))]), step=epoch)
+        told = f"{state}: {reason}" if reason else state
+        self._add(writer, text.text_pb("ended", told), step=epoch)
         content = plugin_data_pb2.HParamsPluginData(session_end_info=session)
         self._add(writer, _hyperparameters(metadata.SESSION_END_INFO_TAG, content), step=0)
         writer.close()
@@ -104,7 +115,10 @@ class Curves:
         experiment = api_pb2.Experiment(
             time_created_secs=time.time(),
             hparam_infos=[api_pb2.HParamInfo(name=name, type=kind) for name, kind in self._columns.items()],
-            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in self._metrics],
+            metric_infos=[
+                *(api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in self._metrics),
+                api_pb2.MetricInfo(name=api_pb2.MetricName(tag=STATE), display_name=_STATE_LEGEND),
+            ],
         )
         writer = EventFileWriter(str(self.folder))
         content = plugin_data_pb2.HParamsPluginData(experiment=experiment)
@@ -126,12 +140,15 @@ class SweepCurves:
         self._since = since
         self._curves = Curves(folder, metric=metric)
         self._open: set[int] = set()
+        self._epochs: dict[int, int] = {}
 
     def on_event(self, record: Record) -> None:
         """Takes in one record of the journal."""
         if isinstance(record, Asked):
             self._params[record.number] = record.params
             self._curves.expect(record.params)
+        if isinstance(record, Epoch):
+            self._epochs[record.number] = record.epoch
         if record.time < self._since:
             return
         match record:
@@ -142,7 +159,8 @@ class SweepCurves:
                 self._curves.epoch(run_name(record.number), record.epoch, record.metrics)
             case Ended() if record.number in self._open:
                 self._open.remove(record.number)
-                self._curves.end(run_name(record.number), failed=record.state == "FAIL")
+                epoch = self._epochs.pop(record.number, 0)
+                self._curves.end(run_name(record.number), record.state, epoch=epoch, reason=record.reason)
 
     def close(self) -> None:
         """Flush and close the files of all trials, finished or not."""

@@ -247,8 +247,8 @@ def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
 
 
 def check_folder_is_new(asked: Experiment) -> None:
-    """Whether the sweep's name is free."""
-    if (asked.folder / journal.FILE).exists():
+    """Whether the sweep's name is free: one whose driver was killed before its first record leaves it so."""
+    if (asked.folder / journal.FILE).exists() and journal.begun(asked.folder):
         raise RequestError(
             f"a sweep named {asked.name!r} exists in {asked.folder.parent}; choose another --name, or go on with "
             f"`pretune resume {asked.name}`"
@@ -293,7 +293,7 @@ def new_name(label: str, folder: Path) -> str:
 def sweep_folder(text: str, storage: Path) -> Path:
     """The folder of the sweep called `text`: a path, or a name below `storage`."""
     for folder in (Path(text), storage / text):
-        if (folder / journal.FILE).is_file():
+        if (folder / journal.FILE).is_file() or (folder / journal.LOCK).is_file():
             return folder.expanduser().absolute()
     known = sorted(path.parent.name for path in storage.glob(f"*/{journal.FILE}"))
     if not known:

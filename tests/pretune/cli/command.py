@@ -11,6 +11,8 @@ from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
 from search_spaces import RECIPES
 
+COMMAND = "'/opt/my tools/bin/pretune' sweep kernels --trials 3 --set 'views.0.crop_scale=[0.3, 1]'"
+
 
 def pretune(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="pretune")
@@ -33,7 +35,17 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
     def trial(number: int, values: list[float], state: str, reason: str = "") -> list[Record]:
         params = {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5 + number}
         epochs = [
-            Epoch(number=number, epoch=epoch, metrics={"probe/linear": value, "probe/linear_stderr": 0.0123})
+            Epoch(
+                number=number,
+                epoch=epoch,
+                metrics={
+                    "probe/linear": value,
+                    "probe/linear_stderr": 0.0123,
+                    "time/epoch_s": 2.0,
+                    "time/probe_s": 0.5,
+                    **({"memory/slot_bytes": 3e8} if epoch == 1 else {}),
+                },
+            )
             for epoch, value in enumerate(values, start=1)
         ]
         value = values[-1] if state == "COMPLETE" else None
@@ -43,7 +55,7 @@ def synthetic_sweep(folder: Path, *, closed: str | None = "finished") -> Path:
 
     with Journal(folder, new=True) as journal:
         records: list[Record] = [
-            Opened(experiment=experiment),
+            Opened(experiment=experiment, host={"command": COMMAND}),
             *trial(0, [0.5, 0.7, 0.81], "COMPLETE"),
             *trial(1, [0.4], "PRUNED", "probe/linear 0.4 at 1 epochs is not among the best 1 of 2"),
             *trial(2, [], "INFEASIBLE", "loss/mmd was not finite at step 3"),

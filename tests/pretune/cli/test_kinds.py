@@ -69,9 +69,9 @@ def test_the_json_of_an_ablation_has_its_levels_beside_its_trials(storage: Path)
         found: dict[str, Any] = json.loads(pretune("show", name, "--json", "--storage", str(storage)).stdout)
         return found
 
-    assert list(told("search")) == ["name", "space", "metric", "best", "trials"]
+    assert list(told("search")) == ["name", "space", "metric", "best", "trials", "commands"]
     ablation = told("ablation")
-    assert list(ablation) == ["name", "space", "metric", "best", "trials", "ablation"]
+    assert list(ablation) == ["name", "space", "metric", "best", "trials", "commands", "ablation"]
     assert [level["settings"] for level in ablation["ablation"]["levels"]] == [{"epochs": 6}, {"epochs": 3}]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretune.display import tables
-from tests.pretune.cli.command import pretune, synthetic_sweep
+from tests.pretune.cli.command import COMMAND, pretune, synthetic_sweep
 from trainers import storage
 
 
@@ -26,10 +26,27 @@ def test_show_json_has_the_shape_that_is_promised(here: Path) -> None:
         "value": 0.81,
         "params": {"objective.mmd.kernel": "rbf", "objective.mmd.kernel.gamma": 1.5},
         "reason": "",
+        "last_value": 0.81,
+        "last_stderr": 0.0123,
+        "curve": [
+            {"epoch": epoch, "value": value, "stderr": 0.0123} for epoch, value in enumerate([0.5, 0.7, 0.81], start=1)
+        ],
+        "seconds": 6.0,
+        "probe_seconds": 1.5,
+        "slot_bytes": 3e8,
     }
     assert (second["state"], second["epochs"]) == ("PRUNED", 1)
+    assert (second["value"], second["last_value"]) == (None, 0.4)
     assert "not among the best" in second["reason"]
     assert third["state"] == "INFEASIBLE"
+    assert (third["last_value"], third["curve"], third["seconds"], third["slot_bytes"]) == (None, [], None, None)
+    assert found["commands"] == [COMMAND], "exactly as it was typed"
+
+
+def test_show_says_what_was_typed_with_the_program_by_its_name(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    typed = "pretune sweep kernels --trials 3 --set 'views.0.crop_scale=[0.3, 1]'"
+    assert f"typed: {typed}" in pretune("show", "known").stdout.splitlines()
 
 
 def test_show_lists_sweeps(here: Path) -> None:
@@ -56,8 +73,9 @@ def test_show_prints_the_trials_best_first_and_what_to_type_next(here: Path) -> 
     assert "loss/mmd was not finite at step 3" in " ".join(text.split())
     assert "pretune finalize known" in text
     assert "tensorboard --logdir sweeps/known/tensorboard" in text
-    # Commands are there to be copied and are not cut, however long the path of this clone is.
-    assert max(len(line) for line in lines if "  # " not in line) <= 80
+    # Where there is no terminal nothing is wrapped.
+    assert any(line.endswith("kernel=rbf gamma=1.5") for line in lines)
+    assert any(line.endswith("loss/mmd was not finite at step 3") for line in lines)
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(here: Path) -> None:
@@ -114,6 +132,23 @@ def test_a_broken_journal_hides_no_other_sweep(here: Path) -> None:
     assert pretune("show", "known").exit_code == 0
 
 
+@pytest.mark.parametrize("left", ["journal.jsonl", "journal.lock"])
+def test_a_sweep_that_died_before_its_first_record_is_listed_with_what_to_type(here: Path, left: str) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    (here / "sweeps" / "dead" / "logs").mkdir(parents=True)
+    (here / "sweeps" / "dead" / left).touch()
+    listed = pretune("show")
+    assert listed.exit_code == 0
+    assert "note: sweep dead cannot be shown: the sweep in " in listed.stdout
+    assert "command again, with --name dead" in listed.stdout
+    [entry] = [entry for entry in json.loads(pretune("show", "--json").stdout) if entry["name"] == "dead"]
+    assert "was never started" in entry["problem"]
+    named = pretune("show", "dead")
+    assert named.exit_code == 2
+    assert "ended before the first record, and what it said is in " in named.stderr
+    assert "command again, with --name dead" in named.stderr
+
+
 def test_infeasible_and_early_stopped_are_counted_apart(here: Path) -> None:
     synthetic_sweep(here / "sweeps" / "known")
     assert "3 of 3 trials, 1 stopped early, 1 infeasible; finished" in " ".join(pretune("show", "known").stdout.split())
@@ -125,7 +160,7 @@ def test_of_a_large_sweep_the_best_are_listed_and_all_where_all_are_asked_for(
     monkeypatch.setattr(tables, "SHOWN", 2)
     synthetic_sweep(here / "sweeps" / "known")
     few, every = pretune("show", "known").stdout, pretune("show", "known", "--all").stdout
-    assert "and 1 more: pretune show known --all" in few
+    assert "… 1 more: pretune show known --all" in few
     assert "gamma=2.5" in few
     assert "gamma=3.5" not in few
     assert "gamma=3.5" in every

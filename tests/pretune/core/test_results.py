@@ -149,7 +149,7 @@ def test_how_the_last_driver_left_is_told(tmp_path: Path) -> None:
         assert (results.read(tmp_path / "a").closed, results.read(tmp_path / "a").asked) == (None, 9)
 
 
-def test_sweeps_are_listed_newest_first_and_one_that_never_started_is_left_out(tmp_path: Path) -> None:
+def test_sweeps_are_listed_newest_first_and_one_that_never_started_says_so(tmp_path: Path) -> None:
     for position, name in enumerate(["old", "new", "never"]):
         write(tmp_path / name, *STORY).close()
         os.utime(tmp_path / name / FILE, (position, position))
@@ -157,10 +157,21 @@ def test_sweeps_are_listed_newest_first_and_one_that_never_started_is_left_out(t
     (tmp_path / "other").mkdir()
     found, unreadable = results.sweeps(tmp_path)
     assert [sweep.name for sweep in found] == ["new", "old"]
-    assert unreadable == []
+    assert [one.name for one in unreadable] == ["never"]
+    assert "never was never started: its driver ended before the first record; run" in unreadable[0].problem
     assert results.sweeps(tmp_path / "missing") == ([], [])
     with pytest.raises(RequestError, match="was never started"):
         results.read(tmp_path / "never")
+
+
+def test_a_sweep_without_a_record_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
+    with Journal(tmp_path / "n", new=True), pytest.raises(RequestError, match="n is just starting and has no record"):
+        results.read(tmp_path / "n")
+    (tmp_path / "n" / "logs").mkdir()
+    with pytest.raises(RequestError, match=r"what it said is in .*/n/logs; run its `pretune sweep` .* with --name n$"):
+        results.read(tmp_path / "n")
+    write(tmp_path / "n", *STORY).close()
+    assert results.read(tmp_path / "n").name == "n", "the same command begins it"
 
 
 def test_a_journal_that_cannot_be_read_hides_no_other_sweep(tmp_path: Path) -> None:

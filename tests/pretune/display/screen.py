@@ -6,11 +6,13 @@ import io
 
 from rich.console import Console, RenderableType
 
+from pretune.display.screen import show
+
 
 def shown(part: RenderableType, *, width: int = 100) -> str:
     """The text alone, without colors."""
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None, force_terminal=False).print(part)
+    show(Console(file=file, width=width, color_system=None, force_terminal=False), part)
     return file.getvalue()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretune.core.journal import Asked, Ended, Epoch, Record, Started
+from pretune.core.journal import Asked, End, Ended, Epoch, Record, Started
 from pretune.display.tensorboard import Curves, SweepCurves
 
 
@@ -110,6 +110,42 @@ def test_a_resumed_sweep_goes_on_with_the_same_curves_and_columns(tmp_path: Path
     assert scalars(tmp_path / "trial-0000")["probe/linear"] == {1: 0.5, 2: 0.6}
     experiment, _ = hyperparameter_view(tmp_path)
     assert sorted(info.name for info in experiment.hparam_infos) == ["bandwidth", "weight"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "number", "success"),
+    [
+        ("COMPLETE", "", 1.0, True),
+        ("PRUNED", "not among the best 1 of 2", 0.0, True),
+        ("INFEASIBLE", "diverged: loss/total is nan", -1.0, False),
+        ("FAIL", "rank 0 raised ValueError", -2.0, False),
+    ],
+)
+def test_how_a_trial_ended_is_a_column_a_text_and_a_status(
+    tmp_path: Path, state: End, reason: str, number: float, success: bool
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import api_pb2, metadata
+
+    listener = SweepCurves(tmp_path, metric="probe/linear", since=15.0)
+    # Its first epoch was in an earlier session, and it ended before its next one.
+    listener.on_event(Asked(number=0, params={"rate": 0.1}, distributions={}, config={}, time=10.0))
+    listener.on_event(Epoch(number=0, epoch=3, metrics={}, time=11.0))
+    listener.on_event(Started(number=0, attempt=1, epoch=3, time=20.0))
+    listener.on_event(Ended(number=0, state=state, reason=reason, time=21.0))
+    listener.close()
+    events = EventAccumulator(str(tmp_path / "trial-0000"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("state")] == [(3, number)]
+    [told] = events.Tensors("ended")
+    assert told.tensor_proto.string_val == [(f"{state}: {reason}" if reason else state).encode()]
+    content = events.PluginTagToContent("hparams")[metadata.SESSION_END_INFO_TAG]
+    status = metadata.parse_session_end_info_plugin_data(content).status
+    assert status == (api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE)
+    experiment, _ = hyperparameter_view(tmp_path)
+    assert [info.display_name for info in experiment.metric_infos if info.name.tag == "state"] == [
+        "state (1 complete, 0 stopped early, -1 infeasible, -2 failed)"
+    ]
 
 
 def test_a_parameter_that_is_a_number_here_and_a_word_there_is_a_word(tmp_path: Path) -> None:

@@ -93,6 +93,35 @@ def test_what_cannot_be_set_is_said_in_words(assignments: list[str], message: st
     assert "Input should" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("objective.mmd.kernel=rbf", "did you mean objective.mmd.kernel.kind=rbf?"),
+        ("objective.mmd.kernel=rbff", "did you mean objective.mmd.kernel.kind=rbf?"),
+        ("objective.mmd.kernel=null", "set it, as objective.mmd.kernel.kind=truncated"),
+        ("objective.mmd=mmd", "did you mean objective.mmd.kind=mmd?"),
+        ("objective.new=swav", "did you mean objective.new.kind=swav?"),
+        ("objective.new=file.py:Term", "did you mean objective.new.kind=file.py:Term?"),
+        ("model.backbone=resnet18", "did you mean model.backbone.kind=resnet18?"),
+        ("model.backbone=vit_tiny", "did you mean model.backbone.kind=vit_tiny?"),
+        ("model.backbone=timm:resnet18", "did you mean model.backbone.kind=timm:resnet18?"),
+        ("optimizer=lars", "did you mean optimizer.kind=lars?"),
+        ("schedule=cosine", "did you mean schedule.kind=cosine?"),
+        ("model.projector=mlp", "but must be an object with some of these keys: "),
+    ],
+)
+def test_a_kind_that_was_given_for_a_whole_object_is_an_error_with_the_path_that_was_meant(
+    assignment: str, hint: str
+) -> None:
+    with pytest.raises(RequestError) as error:
+        changed(assignment)
+    [line] = str(error.value).splitlines()
+    assert line.startswith(f"'{assignment.partition('=')[0]}' is ")
+    if assignment.endswith("file.py:Term"):  # a file of one's own is typed as it lies
+        hint = hint.removesuffix("?")[: -len("file.py:Term")]
+    assert hint in line
+
+
 def test_every_complaint_is_listed_once() -> None:
     with pytest.raises(RequestError) as error:
         changed("views.*.size=3", "epochs=0")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.core import results
+from pretune.core import journal, results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.points import unvaried
@@ -19,6 +19,7 @@ from search_spaces import SPACES
 from tests import toys
 from tests.toys import Executor, begin
 from trainers.changes import value_at
+from trainers.config import TrialConfig
 from trainers.data import datasets
 
 
@@ -347,3 +348,16 @@ def test_what_the_space_varies_itself_is_told_apart_from_what_it_leaves() -> Non
 def test_a_space_that_refuses_some_draws_is_looked_at_in_the_others() -> None:
     base, path = lookup.recipe("sfrik_tiny").config, "optimizer.learning_rate"
     assert request.varied_by_the_space(toys.branching, base, [f"{path}=1"]) == [path]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"crc32":"0123'])
+def test_a_name_is_free_again_where_the_driver_was_killed_before_its_first_record(tmp_path: Path, left: bytes) -> None:
+    base = TrialConfig.model_validate({"objective": {"alignment": {}}})
+    asked = Experiment(name="n", space="mine", base=base, trials=1, storage=str(tmp_path))
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / journal.FILE).write_bytes(left)
+    request.check_folder_is_new(asked)
+    with journal.Journal(tmp_path / "n", new=True) as begun:
+        begun.append(journal.Opened(experiment=asked))
+    with pytest.raises(RequestError, match="a sweep named 'n' exists"):
+        request.check_folder_is_new(asked)
