@@ -178,7 +178,7 @@ def test_a_folder_may_be_typed_in_any_way(typed: str, tmp_path: Path, monkeypatc
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    monkeypatch.setattr(lease.take, "__kwdefaults__", {**(lease.take.__kwdefaults__ or {}), "settle_s": 0.0})
     return f"file://{tmp_path}/bucket"
 
 

@@ -301,10 +301,12 @@ def test_a_group_that_was_restarted_takes_no_command_and_its_older_news_are_void
 def test_a_run_that_ended_is_started_again_when_its_news_are_asked_for(
     make: Callable[..., Group], stage: Stage
 ) -> None:
-    stage.lives = [stage.announce]
+    heard = threading.Event()
+    stage.lives = [lambda: (stage.announce(), heard.wait(10.0))]
     group = make()
     assert group.ready() == 1
-    group._thread.join(10)
+    heard.set()
+    group._thread.join(10.0)
     ready = event_of(group)
     assert isinstance(ready, Ready)
     assert (ready.generation, stage.fits) == (2, 2)
