@@ -27,6 +27,7 @@ from pretune.core import points
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.core.place import Place
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Space
 from pretune.execution.slot import Slot, SlotSettings
@@ -134,8 +135,14 @@ class Executor:
 
 
 def decisions(folder: Path) -> list[Record]:
-    """The journal without what only says that a slot took a trial."""
-    return [record for record in read(folder) if not isinstance(record, Started)]
+    """The journal without what only says that a slot took a trial, or where the sweep lies."""
+    return [_anywhere(record) for record in read(folder) if not isinstance(record, Started)]
+
+
+def _anywhere(record: Record) -> Record:
+    if not isinstance(record, Opened):
+        return record
+    return record.model_copy(update={"experiment": record.experiment.at(Place(Path("/anywhere")))})
 
 
 def follow(conductor: Conductor, rest: Sequence[Record]) -> None:

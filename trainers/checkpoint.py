@@ -49,7 +49,7 @@ class DiskFullError(OSError):
 def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
 
-    A manifest lies beside it (`epoch-0003.pt.json`: this value), written last. With `step`, the optimizer steps done,
+    A manifest lies beside it (`epoch-0003.pt.json`: this value, with the file's name as path), written last. With `step`, the optimizer steps done,
     it is of the epoch after these, `epoch-0003-step-0000047.pt`, and nobody else hears of it (see `newest_within`).
 
     `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
@@ -64,7 +64,7 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
             uri = storage.join(folder, Path(written.path).name)
             storage.upload(Path(written.path), uri)
         saved = written.model_copy(update={"path": uri})
-        storage.write(saved.manifest, saved.model_dump_json().encode())
+        storage.write(saved.manifest, _manifest_text(saved).encode())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")
@@ -76,8 +76,14 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
             except RuntimeError as error:  # torch's writer puts its own complaint in the place of the file's
                 raise hashing.error or error from None
         saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
-        files.write_whole(Path(saved.manifest), saved.model_dump_json())
+        files.write_whole(Path(saved.manifest), _manifest_text(saved))
     return saved
+
+
+def _manifest_text(saved: Checkpoint) -> str:
+    """What lies beside a checkpoint: the value without a folder, which may be moved."""
+    name = storage.name_of(saved.path) if storage.is_uri(saved.path) else Path(saved.path).name
+    return saved.model_copy(update={"path": name}).model_dump_json()
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -97,6 +97,15 @@ def parent_of(uri: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
 
 
+def below(uri: str, folder: str) -> str | None:
+    """The path from the URI `folder` on to what is below it; None where `uri` is not."""
+    parts, above = urlsplit(uri), urlsplit(folder)
+    prefix = f"{above.path.rstrip('/')}/"
+    if parts[:2] != above[:2] or not parts.path.startswith(prefix):
+        return None
+    return parts.path.removeprefix(prefix)
+
+
 def write(uri: str, content: bytes, *, bound_s: float = BOUND_S) -> None:
     """The whole object or none: a bucket shows it once it is complete, a folder as well."""
     _trying(f"write {uri}", lambda: _put(uri, content), bound_s)

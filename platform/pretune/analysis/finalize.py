@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pretune.core.errors import RequestError
+from pretune.core.place import Place
 from pretune.core.results import SweepResult, check_understood
 from trainers import storage
 from trainers.config import TrialConfig
@@ -86,12 +88,15 @@ def check(result: SweepResult, *, again: bool) -> Winner:
         raise RequestError(f"sweep {result.name!r} runs and its winner may change; finalize it when it has ended")
     best = result.best_trial
     if best is None or best.value is None or best.config is None:
-        raise RequestError(f"sweep {result.name!r} has no complete trial; go on with `pretune resume {result.folder}`")
+        raise RequestError(
+            f"sweep {result.name!r} has no complete trial; go on with `pretune resume "
+            f"{shlex.quote(str(result.folder))}`"
+        )
     if best.checkpoint is None or not storage.exists(best.checkpoint.path):
         place = "was never written" if best.checkpoint is None else f"{best.checkpoint.path} is gone"
         raise RequestError(
             f"the checkpoint of trial {best.id} {place}; "
-            f"train it again with `pretune train {result.folder / 'best.json'}`"
+            f"train it again with `pretune train {shlex.quote(str(result.folder / 'best.json'))}`"
         )
     earlier = _read(result)
     if earlier and not again:
@@ -158,6 +163,10 @@ def _one_at_a_time(result: SweepResult) -> Iterator[None]:
         ) from error
 
 
+def _place(result: SweepResult) -> Place:
+    return Place.of(result.folder, result.remote)
+
+
 def _was_read(result: SweepResult, earlier: tuple[Read, ...]) -> str:
     return (
         f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
@@ -172,8 +181,10 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
     if result.remote is not None:
         with suppress(FileNotFoundError):
             found.append(storage.read(storage.join(result.remote, FILE)))
+    place = _place(result)
     try:
-        return max((ReportReads.model_validate_json(text).reads for text in found), key=len, default=())
+        reads = max((ReportReads.model_validate_json(text).reads for text in found), key=len, default=())
+        return tuple(read.model_copy(update={"checkpoint": place.absolute(read.checkpoint)}) for read in reads)
     except ValidationError as error:
         raise RequestError(
             f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
@@ -191,7 +202,9 @@ def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...], *, reco
         of_the_data=tuple(report_reads.known(winner.config.data.path)),
         recorded=recorded,
     )
-    text = json.dumps(found.model_dump(mode="json"), indent=2) + "\n"
+    place = _place(result)
+    written = tuple(read.model_copy(update={"checkpoint": place.relative(read.checkpoint)}) for read in reads)
+    text = json.dumps(found.model_copy(update={"reads": written}).model_dump(mode="json"), indent=2) + "\n"
     write_whole(path(result), text)
     if result.remote is not None:
         storage.write(storage.join(result.remote, FILE), text.encode())

@@ -53,7 +53,7 @@ class Sweep:
 
     def __init__(self, result: SweepResult) -> None:
         self._result = result
-        self._records = journal.read(result.folder)
+        self._records = journal.read(result.folder, remote=result.remote)
 
     @classmethod
     def read(cls, sweep: str | Path, storage: str | Path) -> Sweep:

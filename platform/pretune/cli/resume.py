@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ def resume_command(
         from pretune.core import journal, points, results
         from pretune.core.experiment import MOST_TRIALS
         from pretune.core.history import History
+        from pretune.core.place import Place
         from pretune.request import request
 
         result = request.read_sweep(sweep, storage, fresh=True)
@@ -43,7 +45,7 @@ def resume_command(
         space, full = kind.space(experiment), kind.why_no_more(result)
         if trials is not None and full:
             raise RequestError(full)
-        earlier = journal.read(result.folder)
+        earlier = journal.read(result.folder, remote=result.remote)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
@@ -57,12 +59,13 @@ def resume_command(
         if result.closed == "exhausted" and not extensions and not accept_changes:
             raise RequestError(
                 f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
-                f"a new sweep, {longer}look at it with `pretune show {sweep}`"
+                f"a new sweep, {longer}look at it with `pretune show {shlex.quote(sweep)}`"
             )
         if target == result.asked and result.closed == "finished" and not extensions:
             more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
-                f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune show {sweep}`"
+                f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune "
+                f"show {shlex.quote(sweep)}`"
             )
         points.proposer(experiment, space).check()
         if not accept_changes:
@@ -93,4 +96,4 @@ def resume_command(
                 console,
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
-    run_sweep(console, experiment.model_copy(update={"storage": str(result.folder.parent)}), run, earlier=earlier)
+    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import traceback
 from bisect import bisect_right
@@ -49,7 +50,11 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
             traceback.print_exc()
         reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
         begun = (experiment.folder / journal.FILE).exists()
-        onward = f"go on with: pretune resume {experiment.folder}" if begun else "no trial was asked for: try again"
+        onward = (
+            f"go on with: pretune resume {shlex.quote(str(experiment.folder))}"
+            if begun
+            else "no trial was asked for: try again"
+        )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
     close(console, result)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
+from pretune.core.place import Place
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
 
@@ -93,6 +94,18 @@ class Experiment(Config):
     def remote(self) -> str | None:
         """With a storage URI, where the journal's segments, the checkpoints and the best config go."""
         return storages.join(self.storage, self.name) if storages.is_uri(self.storage) else None
+
+    def at(self, place: Place) -> Experiment:
+        """The same sweep where it lies now, under the name that it has there: also one that no new sweep may have."""
+        if place.remote is not None:
+            if place.remote == self.remote:
+                return self
+            here = {"storage": storages.parent_of(place.remote), "name": storages.name_of(place.remote)}
+        elif place.folder == self.folder:
+            return self
+        else:
+            here = {"storage": str(place.folder.parent), "name": place.folder.name}
+        return self.model_copy(update=here)
 
     @property
     def direction(self) -> Direction:

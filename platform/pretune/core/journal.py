@@ -11,6 +11,9 @@ Records, in the order in which a trial meets them: `opened` (once, first), `aske
 and `closed`. Each class below says what its fields mean. With a storage URI the same lines are uploaded as segments
 (journal_remote.py).
 
+Paths in a line are relative to the sweep; a record in memory has them where the sweep lies now, and `opened` its
+present name and place (place.py).
+
 What other versions wrote is read as far as it is understood (upgrade.py): an older record is brought up to date, a
 later one's unknown keys are set aside, and a record that only a later version understands becomes an `Unknown`.
 What is written is of today's format and has no unknown key.
@@ -23,6 +26,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -31,12 +35,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from pretune.core.place import Place
 from pretune.core.upgrade import FORMAT, this_version, upgrade
 from trainers.config import TrialConfig
 from trainers.files import sync, write_whole
@@ -51,6 +56,9 @@ End = Literal["COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 _PREFIX, _MIDDLE, _SUFFIX = b'{"crc32":"', b'","record":', b"}\n"
 _HEAD = len(_PREFIX) + 8 + len(_MIDDLE)
 """Where the record begins in its line."""
+
+_EPOCHS_SINCE = 2
+"""The format since which an epoch's line is as it is now, but for the path in it."""
 
 # An epoch's line, up to its numbers and after them.
 _EPOCH = re.compile(rb'\{"time":[-+.e\d]+,"kind":"epoch","number":(\d+),"epoch":(\d+),"metrics":\{')
@@ -271,13 +279,19 @@ class StoredEpoch(Mapping[str, float]):
     Of a large sweep nearly all lines are epochs, and who shows it needs the last of each trial.
     """
 
-    __slots__ = ("_checkpoint", "_file", "_metrics", "epoch", "number")
+    __slots__ = ("_checkpoint", "_file", "_metrics", "_place", "epoch", "number")
 
     def __init__(
-        self, file: BinaryIO, number: int, epoch: int, metrics: tuple[int, int], checkpoint: tuple[int, int] | None
+        self,
+        file: BinaryIO,
+        place: Place,
+        number: int,
+        epoch: int,
+        metrics: tuple[int, int],
+        checkpoint: tuple[int, int] | None,
     ) -> None:
         """`metrics` and `checkpoint` are the bytes' place in `file`: where they begin, how many they are."""
-        self._file, self.number, self.epoch = file, number, epoch
+        self._file, self._place, self.number, self.epoch = file, place, number, epoch
         self._metrics, self._checkpoint = metrics, checkpoint
 
     @property
@@ -289,7 +303,9 @@ class StoredEpoch(Mapping[str, float]):
         return self._checkpoint is not None
 
     def read_checkpoint(self) -> Checkpoint | None:
-        return None if self._checkpoint is None else Checkpoint.model_validate_json(self._bytes(*self._checkpoint))
+        if self._checkpoint is None:
+            return None
+        return self._place.absolute(Checkpoint.model_validate_json(self._bytes(*self._checkpoint)))
 
     def read_metrics(self) -> dict[str, float]:
         return _METRICS.validate_json(self._bytes(*self._metrics))
@@ -321,25 +337,26 @@ def collecting_no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def read(folder: Path) -> list[Record]:
+def read(folder: Path, *, remote: str | None = None) -> list[Record]:
     """All records of the sweep in `folder`. A torn last line is left out: a driver may be writing it right now.
+    `remote` is its URI, if it is not the one in the journal.
 
     Raises:
         RequestError: no journal there, a corrupt or missing line (named), or a line that this version does not
             understand and cannot do without.
     """
     with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
-        return list(_records(lines))
+        return list(_records(lines, _Reader(Place.of(folder, remote))))
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[Iterator[Record | StoredEpoch]]:
+def reading(folder: Path, *, remote: str | None = None) -> Iterator[Iterator[Record | StoredEpoch]]:
     """The same, one after another, with most epochs left on the disk; they are read within this context only.
 
     RequestError as for `read`, while they are gone through.
     """
     with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
-        yield _records(lines, stored=True)
+        yield _records(lines, _Reader(Place.of(folder, remote)), stored=True)
 
 
 def begun(folder: Path) -> bool:
@@ -359,10 +376,12 @@ class Journal:
         folder: Path,
         *,
         new: bool,
+        remote: str | None = None,
         clock: Callable[[], float] = time.time,
         publish: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`publish` is given each line once it is on the disk, before `append` returns.
+        """`remote` is the sweep's URI, if it is not the one in the journal. `publish` is given each line once it is on
+        the disk, before `append` returns.
 
         RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none; a later
         version wrote in it what this one does not know.
@@ -370,6 +389,7 @@ class Journal:
         self.path = folder / FILE
         self._clock = clock
         self._publish = publish
+        reader = _Reader(Place.of(folder, remote))
         if not new and not self.path.exists():
             raise RequestError(f"no sweep in {folder}: {FILE} is missing; `pretune show` lists the sweeps there are")
         folder.mkdir(parents=True, exist_ok=True)
@@ -379,8 +399,9 @@ class Journal:
             self._checksum, size = 0, 0
             if self.path.exists():
                 with collecting_no_garbage(), _Lines.opened(self.path) as lines:
-                    self.records = list(_records(lines))
+                    self.records = list(_records(lines, reader))
                 self._checksum, size = lines.checksum, lines.size
+            self._place = reader.place
             sessions = [record.format for record in self.records if isinstance(record, Opened | Resumed)]
             self._format = sessions[-1] if sessions else FORMAT
             """Of the last `opened` or `resumed`."""
@@ -390,7 +411,7 @@ class Journal:
             if new and self.records:
                 raise RequestError(
                     f"a sweep named {folder.name!r} exists in {folder.parent}; choose another --name, or go on with "
-                    f"`pretune resume {folder}`"
+                    f"`pretune resume {shlex.quote(str(folder))}`"
                 )
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the journal
             self.dropped_bytes = self._file.seek(0, os.SEEK_END) - size
@@ -409,7 +430,9 @@ class Journal:
         """
         self._check_is_todays(record)
         record = record.model_copy(update={"time": self._clock()})
-        line, checksum = _line(record, self._checksum)
+        if isinstance(record, Opened):
+            self._place = _place_of(record, self._place)
+        line, checksum = _line(_with_paths(record, self._place.relative), self._checksum)
         end = self._file.seek(0, os.SEEK_END)
         try:
             written = self._file.write(line)
@@ -574,11 +597,11 @@ class _Lines:
             yield body
 
 
-def _records(lines: _Lines, *, stored: bool = False) -> Iterator[Any]:
+def _records(lines: _Lines, reader: _Reader, *, stored: bool = False) -> Iterator[Any]:
     """What `lines` say; `stored`: epochs stay on the disk where they are as this version writes them. RequestError as
     for `read`.
     """
-    path, reader, begin = lines.path, _Reader(), 0
+    path, begin = lines.path, 0
     for position, body in enumerate(lines):
         if position == 0:
             _check_first(path, json.loads(body))
@@ -598,7 +621,8 @@ def _records(lines: _Lines, *, stored: bool = False) -> Iterator[Any]:
 class _Reader:
     """Makes records of lines, one after another, whatever version wrote them; knows who wrote the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.format = 0
         self.version = "unknown"
         self._space = ""
@@ -609,7 +633,7 @@ class _Reader:
 
     def stored(self, file: BinaryIO, begin: int, body: bytes) -> StoredEpoch | None:
         """An epoch's line that needs no closer look, its record at `begin` in `file`."""
-        head = _EPOCH.match(body) if self.format == FORMAT else None
+        head = _EPOCH.match(body) if _EPOCHS_SINCE <= self.format <= FORMAT else None
         if head is None:
             return None
         metrics = head.end()
@@ -618,12 +642,16 @@ class _Reader:
         if tail is None or body.find(b"{", metrics, end) >= 0:
             return None
         place = None if tail[1] == b"null" else (begin + tail.start(1), len(tail[1]))
-        return StoredEpoch(file, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place)
+        return StoredEpoch(
+            file, self.place, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place
+        )
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
-        record = self._todays(body) or self._another(json.loads(body))
+        record = _with_paths(self._todays(body) or self._another(json.loads(body)), self.place.absolute)
         if isinstance(record, Opened):
+            self.place = _place_of(record, self.place)
+            record = record.model_copy(update={"experiment": record.experiment.at(self.place)})
             self._base = record.experiment.base.model_dump(mode="json")
         if isinstance(record, Asked | Extended) and record.config is not None:
             record.unknown.update(self._share(record.config))
@@ -677,6 +705,21 @@ class _Reader:
             return _set_aside(values)
         record.unknown.update(unknown)
         return record
+
+
+def _place_of(opened: Opened, found: Place) -> Place:
+    """Of a sweep that was `found` there: its remote is that of its first record, where no other one was named."""
+    return found if found.remote is not None else Place(found.folder, opened.experiment.remote)
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def _with_paths(record: AnyRecord, change: Callable[[Checkpoint], Checkpoint]) -> AnyRecord:
+    """`record` with the paths in it changed."""
+    if isinstance(record, Epoch | Extended) and record.checkpoint is not None:
+        return record.model_copy(update={"checkpoint": change(record.checkpoint)})
+    return record
 
 
 def _set_aside(values: dict[str, Any]) -> Unknown:

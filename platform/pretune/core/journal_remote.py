@@ -77,7 +77,7 @@ def opened(folder: Path, remote: str | None, *, new: bool) -> Iterator[Journal]:
         if not new:
             fetch(remote, folder)
         uploader = Uploader(remote, held)
-        with Journal(folder, new=new, publish=uploader.publish) as local:
+        with Journal(folder, new=new, remote=remote, publish=uploader.publish) as local:
             if local.records:
                 uploader.publish(local.path.read_bytes())
             yield local

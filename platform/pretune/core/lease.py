@@ -3,8 +3,11 @@
 Advisory: S3 itself can write an object on the condition that it is absent (`If-None-Match: *`), but pyarrow's file
 systems, which all storage goes through, have no way to ask for it. So two drivers that take a lease within the same
 moment are told apart only by reading it again after a pause. What makes a late writer harmless is the fencing number in
-the names of its segments (journal_remote.py). Staleness compares the clocks of two machines: they must agree
-to within much less than `STALE_S`.
+the names of its segments (journal_remote.py).
+
+The clocks of two machines need not agree. A heartbeat from the last minute, by the clock of whoever looks, is believed.
+Any other one, older or from the future, says nothing where a clock is wrong: the lease is watched, and is that of a
+living owner if it changes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,7 +31,13 @@ logger = logging.getLogger(__name__)
 FILE = "lease.json"
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
-"""A lease without a heartbeat for so long may be taken over."""
+"""A lease without a heartbeat for so long is no longer believed to have an owner."""
+WATCH_S = 2.5 * HEARTBEAT_S
+"""A lease whose heartbeat is old by our clock is taken over once it was not changed for so long. Where its heartbeat is
+from the future we know nothing of its age, and wait for `STALE_S`.
+"""
+LOOK_S = 1.0
+"""How often a lease is looked at meanwhile."""
 SETTLE_S = 1.0
 """Pause between writing a lease and reading it again."""
 
@@ -86,9 +96,14 @@ def read(uri: str, *, bound_s: float = storage.BOUND_S) -> Lease | None:
 
 
 def is_live(uri: str, *, clock: Callable[[], float] = time.time) -> bool:
-    """Whether a driver holds the lease and has said so lately."""
+    """Whether a driver holds the lease and has said so lately. A heartbeat from the future is watched for a while; an
+    old one is believed to be old, as whoever only looks does not wait.
+    """
     lease = read(uri)
-    return lease is not None and not lease.released and clock() - lease.heartbeat <= STALE_S
+    if lease is None or lease.released:
+        return False
+    age_s = clock() - lease.heartbeat
+    return age_s <= STALE_S and (age_s >= -STALE_S or _owned(uri, lease, watch_s=WATCH_S) is not None)
 
 
 def take(uri: str, *, above: int, clock: Callable[[], float] = time.time, settle_s: float = SETTLE_S) -> Held:
@@ -97,11 +112,22 @@ def take(uri: str, *, above: int, clock: Callable[[], float] = time.time, settle
     RequestError where another driver holds it, or took it in the same moment.
     """
     before = read(uri)
-    if before is not None and not before.released and clock() - before.heartbeat <= STALE_S:
-        raise RequestError(
-            f"the sweep is being run by another process ({before.host}; heartbeat {clock() - before.heartbeat:.0f} s "
-            f"ago in {uri}); wait for it, end it, or wait {STALE_S:.0f} s after it died"
+    if before is not None and not before.released:
+        age_s = clock() - before.heartbeat
+        if abs(age_s) <= STALE_S:
+            _refuse(uri, before, f"heartbeat {max(0.0, age_s):.0f} s ago")
+        watch_s = WATCH_S if age_s > STALE_S else STALE_S
+        logger.warning(
+            "%s is watched for up to %.0f s: its owner (%s) may live, with a clock %s ours",
+            uri,
+            watch_s,
+            before.host,
+            "behind" if age_s > STALE_S else "ahead of",
         )
+        found = _owned(uri, before, watch_s=watch_s)
+        if found is not None:
+            _refuse(uri, found, "heartbeat seen just now")
+        before = read(uri) or before
     fence = max(above, 0 if before is None else before.fence) + 1
     host = f"pid {os.getpid()} on {os.uname().nodename}"
     lease = Lease(owner=uuid.uuid4().hex, host=host, fence=fence, heartbeat=clock())
@@ -113,6 +139,28 @@ def take(uri: str, *, above: int, clock: Callable[[], float] = time.time, settle
     except LeaseLostError as error:
         raise RequestError(f"the sweep was taken by another process in the same moment: {error}") from error
     return held
+
+
+def _owned(uri: str, lease: Lease, *, watch_s: float) -> Lease | None:
+    """The lease as a living owner has changed it; None where it was released, removed, or stayed as it is for `watch_s`
+    by a clock that nobody sets.
+    """
+    until = time.monotonic() + watch_s
+    while time.monotonic() < until:
+        time.sleep(min(LOOK_S, watch_s))
+        found = read(uri)
+        if found is None or found.released:
+            return None
+        if found != lease:
+            return found
+    return None
+
+
+def _refuse(uri: str, lease: Lease, sign: str) -> NoReturn:
+    raise RequestError(
+        f"the sweep is being run by another process ({lease.host}; {sign} in {uri}); wait for it, end it, or wait "
+        f"{STALE_S:.0f} s after it died"
+    )
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class SweepResult:
 
     @property
     def name(self) -> str:
-        return self.experiment.name
+        """By which it is found here: with a storage URI, of its working copy."""
+        return self.experiment.name if self.remote is None else self.folder.name
 
     @property
     def space(self) -> str:
@@ -158,7 +159,7 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
     if not (folder / journal.FILE).exists() and (folder / journal.LOCK).exists():
         raise RequestError(_never_started(folder, live=live))
     history, not_understood, problem = History(), NotUnderstood(), None
-    with journal.reading(folder) as records:
+    with journal.reading(folder, remote=remote) as records:
         for record in records:
             if not isinstance(record, StoredEpoch):  # it is as this version writes it
                 not_understood.see(record)

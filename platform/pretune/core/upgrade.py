@@ -18,7 +18,7 @@ from typing import Any
 
 from trainers.upgrade import kind_at, upgrade_changes, upgrade_config, upgrade_path, upgrade_value
 
-FORMAT = 2
+FORMAT = 3
 """What this version writes. It reads this one and every older one."""
 
 Values = dict[str, Any]
@@ -82,5 +82,12 @@ def _with_choices(name: str, distribution: str) -> str:
     return json.dumps({**parsed, "attributes": {**parsed["attributes"], "choices": upgraded}})
 
 
-STEPS: dict[int, Callable[[Values, str], Values]] = {1: _settings_renamed}
+def _paths_relative(record: Values, space: str) -> Values:
+    """2 -> 3: a checkpoint's path is relative to the sweep's folder. Where that is now the reader knows, and it takes a
+    path of either kind (`core.place`): nothing is to be done here.
+    """
+    return record
+
+
+STEPS: dict[int, Callable[[Values, str], Values]] = {1: _settings_renamed, 2: _paths_relative}
 """From each format to the next one; a step changes nothing in place."""

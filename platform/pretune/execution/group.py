@@ -62,6 +62,7 @@ class Group:
         """Whether Ray has said that a machine of this group will be taken away."""
         self._make_train = make_train
         self._records = Path(settings.sweep_folder) / "slots"
+        self._job = ray.get_runtime_context().get_job_id()
         self._reclaim()
         # On the slot's own node: a machine that is taken away takes workers, but nobody that knows what they did.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -188,24 +189,28 @@ class Group:
 
     # A slot that is killed takes its mailbox, Ray Train's controller and the workers with it: Ray kills what a dead
     # process owns. Only the workers' placement group stays, with their CPUs and GPUs. Ray Train's cleaner removes it
-    # where a dashboard answers its questions; the slot that Tune starts next does so anywhere.
+    # where a dashboard answers its questions; the slot that Tune starts next does so anywhere. What another driver has
+    # noted is not touched: Ray took back all of its groups when it ended, or it lives and this sweep is a copy of its.
 
     @property
     def _record(self) -> Path:
         return self._records / f"{self.name}.placement"
 
     def _reclaim(self) -> None:
-        """Remove the placement groups of slots whose mailbox is gone."""
+        """Remove the placement groups of this driver's slots whose mailbox is gone."""
         import ray
         from ray.util.placement_group import PlacementGroup, remove_placement_group
 
         self._records.mkdir(parents=True, exist_ok=True)
         for record in sorted(self._records.glob("*.placement")):
+            job, _, place = record.read_text().partition(" ")  # older versions noted the place alone
+            if job != self._job:
+                record.unlink(missing_ok=True)
+                continue
             try:
                 ray.get_actor(record.stem)
             except ValueError:
-                group_id = ray.PlacementGroupID.from_hex(record.read_text())
-                remove_placement_group(PlacementGroup(group_id))
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(place)))
                 record.unlink(missing_ok=True)
                 logger.warning("%s: took back the resources of %s, whose process is gone", self.name, record.stem)
 
@@ -266,7 +271,7 @@ class Group:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)
                 logger.info("%s: generation %d is ready, pids %s", self.name, event.generation, pids)
-                write_whole(self._record, event.workers[0].placement_group)
+                write_whole(self._record, f"{self._job} {event.workers[0].placement_group}")
                 return event
             if event.generation == self.generation and self.workers:
                 if isinstance(event, Lost):

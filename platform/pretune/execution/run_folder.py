@@ -1,7 +1,7 @@
 """The folder of one `pretune train`: config, a line of metrics per epoch, curves and checkpoints; and how it goes on.
 
 config.json        the TrialConfig that runs; `pretune train <it>` runs it again
-metrics.jsonl      one object per finished epoch: epoch, metrics, checkpoint
+metrics.jsonl      one object per finished epoch: epoch, metrics, checkpoint, its path from this folder on
 checkpoints/       the newest ones
 events.…           TensorBoard's curves
 """
@@ -21,7 +21,7 @@ from trainers.config import TrialConfig
 from trainers.files import write_whole
 from trainers.report import Checkpoint, EpochReport
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
 
 def check_new(folder: Path) -> None:
@@ -51,7 +51,9 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def read(folder: Path) -> list[EpochReport]:
-    """The finished epochs, in order. A torn last line, of a run that was killed, is left out."""
+    """The finished epochs, in order, with checkpoints where `folder` is now. A torn last line, of a run that was killed,
+    is left out.
+    """
     path = folder / METRICS
     if not path.is_file():
         return []
@@ -59,13 +61,25 @@ def read(folder: Path) -> list[EpochReport]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for position, line in enumerate(lines):
         try:
-            reports.append(EpochReport.model_validate_json(line))
+            reports.append(_with_path(EpochReport.model_validate_json(line), folder / CHECKPOINTS))
         except ValidationError as error:
             if position < len(lines) - 1:
                 raise RequestError(
                     f"{path}: line {position + 1} is not what `pretune train` wrote; restore the file, or start again"
                 ) from error
     return reports
+
+
+def _with_path(report: EpochReport, checkpoints: Path) -> EpochReport:
+    """`report` with its checkpoint in that folder, where all of a run's are."""
+    if report.checkpoint is None:
+        return report
+    path = str(checkpoints / Path(report.checkpoint.path).name)
+    return report.model_copy(update={"checkpoint": report.checkpoint.model_copy(update={"path": path})})
+
+
+def _line(report: EpochReport) -> str:
+    return _with_path(report, Path(CHECKPOINTS)).model_dump_json() + "\n"
 
 
 class RunLog:
@@ -79,7 +93,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         done = [report for report in read(folder) if resume is not None and report.epoch <= resume.epoch]
         write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        write_whole(folder / METRICS, "".join(report.model_dump_json() + "\n" for report in done))
+        write_whole(folder / METRICS, "".join(map(_line, done)))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self.last: EpochReport | None = done[-1] if done else None
 
@@ -87,7 +101,7 @@ class RunLog:
         """One epoch ended. What is told again, after a damaged checkpoint, is not written twice (False)."""
         if self.last is not None and report.epoch <= self.last.epoch:
             return False
-        self._file.write(report.model_dump_json() + "\n")
+        self._file.write(_line(report))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.last = report

@@ -317,6 +317,11 @@ def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.Sweep
     else:
         folder = sweep_folder(text, Path(storage))
         remote = results.read(folder).remote if fresh else None
+        if remote is not None and storages.name_of(remote) != folder.name:
+            raise RequestError(
+                f"{folder} is the working copy of the sweep in {remote} and must have its name, but was renamed or "
+                f"copied; name the sweep by that URI, or by the one that it was copied to"
+            )
     if remote is None:
         return results.read(folder)
     try:

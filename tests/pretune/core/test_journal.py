@@ -13,6 +13,7 @@ import pytest
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.journal import FILE, Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started, is_locked, read
+from pretune.core.place import Place
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 from trainers.terms import Alignment
@@ -42,7 +43,8 @@ def write(folder: Path) -> Path:
 
 def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
     write(tmp_path)
-    stamped = [record.model_copy(update={"time": 12.5}) for record in RECORDS]
+    here = Opened.model_validate(RECORDS[0]).model_copy(update={"experiment": EXPERIMENT.at(Place(tmp_path))})
+    stamped = [record.model_copy(update={"time": 12.5}) for record in [here, *RECORDS[1:]]]
     assert [repr(record) for record in read(tmp_path)] == [repr(record) for record in stamped]
 
 

@@ -35,6 +35,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease.take, "__kwdefaults__", {**(lease.take.__kwdefaults__ or {}), "settle_s": 0.02})
+    monkeypatch.setattr(lease, "WATCH_S", 0.02)
     monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(storage, "LONGEST_WAIT_S", 0.01)
 

@@ -24,6 +24,12 @@ def uri(tmp_path: Path) -> str:
     return f"file://{tmp_path}/s/lease.json"
 
 
+@pytest.fixture(autouse=True)
+def _short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("WATCH_S", 0.1), ("LOOK_S", 0.01)):
+        monkeypatch.setattr(lease, name, seconds)
+
+
 def take(uri: str, *, at: float = NOW, above: int = 0) -> Held:
     return lease.take(uri, above=above, clock=lambda: at, settle_s=0.0)
 
@@ -69,6 +75,44 @@ def test_a_stale_lease_is_taken_over_and_its_former_owner_finds_out(uri: str) ->
         )
         assert "end it and run `pretune resume`" in str(error.value)
     assert found(uri) == before, "a heartbeat never overwrites another owner's lease"
+
+
+DAY = 24 * 3600.0
+
+
+@pytest.mark.parametrize("ahead", [DAY, -DAY])
+def test_a_clock_that_is_a_day_wrong_blocks_no_lease(ahead: float, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever died left a heartbeat from the future, or from long ago."""
+    take(uri, at=NOW + ahead)
+    monkeypatch.setattr(lease, "STALE_S", 0.2)
+    assert not lease.is_live(uri, clock=lambda: NOW)
+    new = take(uri)
+    assert (new.fence, found(uri).heartbeat) == (2, NOW)
+    new.check()
+
+
+@pytest.mark.parametrize("ahead", [DAY, -DAY])
+def test_an_owner_that_lives_keeps_its_lease_whatever_its_clock_says(
+    ahead: float, uri: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_S", 10.0)
+    held = lease.take(uri, above=0, clock=lambda: time.time() + ahead, settle_s=0.0)
+    with lease.kept(held):
+        with pytest.raises(RequestError, match=r"is being run by another process \(.*; heartbeat seen just now in"):
+            lease.take(uri, above=0, settle_s=0.0)
+        assert lease.is_live(uri) is (ahead > 0), "who only looks does not watch what is old by his clock"
+        held.check()
+
+
+def test_a_lease_that_is_given_back_while_it_is_watched_is_free_at_once(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_S", 600.0)
+    held = take(uri)
+    timer = threading.Timer(0.05, lambda: held.beat(released=True))
+    timer.start()
+    assert take(uri, at=NOW + DAY).fence == 2
+    timer.join()
 
 
 def test_a_lease_that_was_given_back_is_free_at_once_and_its_number_is_not_used_again(uri: str) -> None:

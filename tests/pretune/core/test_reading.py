@@ -10,6 +10,7 @@ import pytest
 from pretune.core import journal, results
 from pretune.core.history import History
 from pretune.core.journal import FILE, Ended, Epoch, Extended, Journal, Opened, StoredEpoch, read, reading
+from pretune.core.place import Place
 from pretune.core.results import TrialResult, _result
 from pretune.core.upgrade import FORMAT
 from tests.toys import Executor, begin, branching, experiment
@@ -90,7 +91,7 @@ def test_an_epoch_that_looks_otherwise_is_looked_at_closely(tmp_path: Path) -> N
     line = (tmp_path / FILE).read_bytes().splitlines()[-2]
     body = line[journal._HEAD : -1]
     assert b'"kind":"epoch"' in body
-    reader = journal._Reader()
+    reader = journal._Reader(Place(tmp_path))
     reader.format = FORMAT
     with book.path.open("rb") as file:
         assert reader.stored(file, 0, body) is not None
@@ -123,7 +124,7 @@ def test_equal_parts_of_configs_are_one_object_and_unknown_keys_are_found_in_the
     assert second is not None
     assert first["model"] is second["model"]
     assert first["optimizer"] != second["optimizer"]
-    reader = journal._Reader()
+    reader = journal._Reader(Place(tmp_path))
     reader.read(read(tmp_path)[0].model_dump_json().encode())
     assert reader._share(dict(first)) == {}
     optimizer = {**first["optimizer"], "later": 1}

@@ -121,7 +121,7 @@ def test_there_is_a_step_from_each_format_to_the_next() -> None:
 
 @pytest.mark.parametrize("base", [BASE, ADAM])
 def test_a_journal_of_format_1_with_every_old_name_reads_as_todays(base: TrialConfig, tmp_path: Path) -> None:
-    told = story(experiment(base))
+    told = story(experiment(base, storage=str(tmp_path)))
     lines = as_format_1(told)
     assert not any(word in json.dumps(lines) for word in ("blur_probability", "beta1", "gamma"))
     found = journal.read(write(tmp_path / "s", lines))
@@ -324,8 +324,10 @@ def test_what_cannot_be_done_without_is_refused_with_the_version_that_wrote_it(t
         journal.read(write(tmp_path / "later", lines))
     lines = lines_of(tmp_path)
     del lines[3]["metrics"]
-    with pytest.raises(RequestError, match=r"line 4, of format 2, was written by pretune 0\.1\.0 and is not"):
+    with pytest.raises(
+        RequestError, match=rf"line 4, of format {upgrade.FORMAT}, was written by pretune 0\.1\.0 and is not"
+    ):
         journal.read(write(tmp_path / "ours", lines))
     for name, first in (("none", {"kind": "opened"}), ("word", {"kind": "opened", "format": "2"}), ("other", lines[1])):
-        with pytest.raises(RequestError, match=r"must begin with a record `opened` of format 1 to 2, but begins with"):
+        with pytest.raises(RequestError, match=rf"`opened` of format 1 to {upgrade.FORMAT}, but begins with"):
             journal.read(write(tmp_path / name, [first]))

@@ -31,6 +31,7 @@ from trainers.report import EpochReport
 
 HERE, THERE = "a" * 56, "b" * 56
 PLACEMENT = "c" * 36
+JOB = "01000000"
 GO = Command("continue")
 
 
@@ -160,7 +161,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     def wait(calls: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return calls, []
 
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: HERE))
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: HERE, get_job_id=lambda: JOB)
+    )
     monkeypatch.setattr(ray, "remote", stage.remote)
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
     monkeypatch.setattr(ray, "wait", wait)
@@ -300,9 +303,12 @@ def test_a_group_that_was_restarted_takes_no_command_and_its_older_news_are_void
 def test_a_run_that_ended_is_started_again_when_its_news_are_asked_for(
     make: Callable[..., Group], stage: Stage
 ) -> None:
-    stage.lives = [stage.announce]
+    heard = threading.Event()
+    stage.lives = [lambda: (stage.announce(), heard.wait(10.0))]
     group = make()
     assert group.ready() == 1
+    heard.set()
+    group._thread.join(10.0)
     ready = event_of(group)
     assert isinstance(ready, Ready)
     assert (ready.generation, stage.fits) == (2, 2)
@@ -451,7 +457,7 @@ def test_where_the_group_lies_is_noted_while_it_lives(make: Callable[..., Group]
     group = make()
     group.ready()
     note = tmp_path / "slots" / f"{group.name}.placement"
-    assert note.read_text() == PLACEMENT
+    assert note.read_text() == f"{JOB} {PLACEMENT}"
     group.close()
     assert not note.exists()
 
@@ -462,8 +468,20 @@ def test_the_place_of_a_slot_that_died_is_given_back_and_a_living_ones_is_not(
     stage.actors.add("slot-living")
     (tmp_path / "slots").mkdir()
     for name, place in (("slot-living", "1" * 36), ("slot-dead", "2" * 36)):
-        (tmp_path / "slots" / f"{name}.placement").write_text(place)
+        (tmp_path / "slots" / f"{name}.placement").write_text(f"{JOB} {place}")
     group = make()
     group.ready()
     assert stage.places_removed == ["2" * 36]
     assert {path.stem for path in (tmp_path / "slots").glob("*.placement")} == {"slot-living", group.name}
+
+
+@pytest.mark.parametrize("note", [f"02000000 {'3' * 36}", "3" * 36, ""])
+def test_the_places_of_the_sweep_that_this_one_is_a_copy_of_are_left_alone(
+    note: str, make: Callable[..., Group], stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "slots").mkdir()
+    (tmp_path / "slots" / "slot-of-another-driver.placement").write_text(note)
+    group = make()
+    group.ready()
+    assert stage.places_removed == []
+    assert [path.stem for path in (tmp_path / "slots").glob("*.placement")] == [group.name]
