@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pretune.core import retention
+from pretune.core import retention, within
+from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
 from pretune.core.journal import Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
@@ -146,6 +147,12 @@ class Progress:
         whole = (trial.config or {}).get("epochs", self.experiment.base.epochs)
         return f"{trial.last_epoch} of {whole}"
 
+    def within_text(self, trial: TrialHistory) -> str:
+        """`3 of 8, 42 %`: how far a running trial is within its next epoch, where its folder is on this machine."""
+        folder = self.experiment.folder / "trials" / folder_name(trial)
+        found = within.read(folder, epoch=trial.last_epoch, since=self._since)
+        return self.epoch_text(trial) if found is None else f"{self.epoch_text(trial)}, {found}"
+
     @property
     def images_per_s(self) -> float | None:
         """Of all running trials together."""
@@ -247,12 +254,12 @@ def picture(progress: Progress) -> RenderableType:
     trials.add_column(progress.experiment.metric, justify="right", no_wrap=True, min_width=13)
     trials.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
     best = progress.best
-    rows = [("best ", best, "green")] if best is not None else []
-    rows += [("", trial, "") for trial in progress.running]
-    for prefix, trial, style in rows:
+    rows = [("best ", best, "green", progress.epoch_text(best))] if best is not None else []
+    rows += [("", trial, "", progress.within_text(trial)) for trial in progress.running]
+    for prefix, trial, style, epoch in rows:
         trials.add_row(
             Text(f"{prefix}{trial.number}", style=style),
-            progress.epoch_text(trial),
+            epoch,
             Text(progress.score_text(trial), style=style),
             Text(format.parameters(trial.params)),
         )

@@ -278,7 +278,8 @@ class Slot(tune.Trainable):
             return None
         trial.failures += 1
         retried = trial.failures <= self._settings.max_failures
-        self._note(f"failure {trial.failures}, {'retried' if retried else 'given up'}: {reason}", traceback)
+        where = f"; its traceback is in {trial.folder / TRIAL_LOG}" if traceback else ""
+        self._note(f"failure {trial.failures}, {'retried' if retried else 'given up'}: {reason}{where}", traceback)
         if not retried:
             return self._end("failed", trial.reason)
         row = self._row("running", trial.reason)

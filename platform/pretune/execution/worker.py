@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from pretune.core.within import Within
 from pretune.execution.logfile import TRIAL_LOG, LogFile
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken, Worker
 from pretune.execution.processes import process_started
@@ -398,15 +399,18 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
         if order is None:  # an answer that crossed the trial's own end: there is nothing left to stop or to continue
             continue
         run, begun = order.run, False
+        within = Within(Path(order.folder)) if line.rank == 0 else None
 
         def report(epoch_report: EpochReport, run: int = run) -> bool:
             if line.rank == 0:
                 line.post(Reported(line.generation, run, epoch_report))
             return answer()
 
-        def progress(epoch: int, step: int) -> bool:
+        def progress(epoch: int, step: int, within: Within | None = within) -> bool:
             nonlocal begun
             begun = True
+            if within is not None:
+                within.step(epoch, step)
             return line.pulse(epoch, step)
 
         try:
@@ -427,4 +431,7 @@ def serve(line: Line, train: Train, device: torch.device) -> None:
                 )
             )
             raise
+        finally:
+            if within is not None:
+                within.over()
         line.post(Returned(line.generation, run, line.rank, outcome))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pretune.core import within
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Opened, Record, Resumed, Started
 from pretune.display.live import LiveView, PlainLines, Progress, picture, view
@@ -92,6 +94,18 @@ def test_a_trial_that_ended_whole_beats_a_better_one_that_still_runs() -> None:
     progress = fed([*trial(0, [0.5, 0.6, 0.6, 0.6], end="COMPLETE"), *trial(1, [0.9])])
     assert progress.best is not None
     assert progress.best.number == 0
+
+
+def test_a_running_trial_shows_how_far_it_is_within_its_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "demo" / "trials" / "0001"
+    folder.mkdir(parents=True)
+    records = [*trial(0, [0.5] * 4, end="COMPLETE"), *trial(1, [0.6, 0.62])]
+    progress = fed(records, storage=str(tmp_path))
+    assert "2 of 4 " in drawn(progress)
+    (folder / within.FILE).write_text('{"epoch": 2, "step": 25, "steps": 10}')
+    assert "2 of 4, 50 %" in drawn(progress)
+    (folder / within.FILE).write_text('{"epoch": 1, "step": 15, "steps": 10}')
+    assert "%" not in drawn(progress)
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pretune.core import results
 from pretune.core.choices import Budget
 from pretune.core.experiment import Experiment
@@ -56,6 +58,20 @@ def test_each_family_shows_its_best_completed_trial_or_in_brackets_how_far_it_go
 
 def test_a_space_without_families_shows_no_such_table(tmp_path: Path) -> None:
     assert tables.families(sweep(tmp_path, [], budget="views")) is None
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_failure_says_what_was_raised_and_the_whole_path_of_its_log(tmp_path: Path, width: int) -> None:
+    log = "/storage/of/the/laboratory/sweeps/20261122-0301-kernels/trials/0000/log.txt"
+    reason = f"rank 0 raised ValueError: rows must be 3, before its first step; its traceback is in {log}"
+    asked = Experiment(name="s", space="mine", base=BASE, trials=1, storage=str(tmp_path))
+    with Journal(tmp_path / "s", new=True) as journal:
+        journal.append(Opened(experiment=asked))
+        journal.append(Asked(number=0, params={"weight": 0.5}, distributions={}, config=BASE.model_dump(mode="json")))
+        journal.append(Ended(number=0, state="FAIL", reason=reason))
+    text = shown(tables.trials(results.read(tmp_path / "s")), width=width)
+    assert log in text
+    assert " ".join(text.split()).endswith(reason)
 
 
 def test_seconds_are_shown_where_epochs_do_not_cost_the_same(tmp_path: Path) -> None:

@@ -158,6 +158,14 @@ def test_epochs_that_a_retry_runs_again_are_not_reported_again(slot: Slot) -> No
     assert step(slot, *ends("complete", run=2)).reason == "", "told once"
 
 
+def test_what_is_given_up_names_what_was_raised_and_the_log_with_its_traceback(slot: Slot) -> None:
+    row = step(slot, failed(), failed(run=2))
+    log = Path(slot._settings.sweep_folder) / "trials" / "0000" / "log.txt"
+    raised = f"rank 1 raised KeyError: 'layer'; its traceback is in {log}"
+    assert (row.outcome, row.reason) == ("failed", f"failure 2, given up: {raised}")
+    assert log.read_text().count("Traceback ...") == 2
+
+
 BUG = "KeyError at mine.py:7 in forward"
 
 

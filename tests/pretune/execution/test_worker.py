@@ -22,6 +22,7 @@ import ray.exceptions
 import torch
 import torch.distributed
 
+from pretune.core import within
 from pretune.execution import launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
 from tests.training import Given
@@ -96,6 +97,22 @@ def test_the_loop_serves_trial_after_trial_until_it_is_told_to_shut_down(tmp_pat
     assert said == [("Reported", 1)] * 3 + [("Returned", 1)] + [("Reported", 2)] * 2 + [("Returned", 2)]
     ends = [event.outcome for event in line.events if isinstance(event, Returned)]
     assert [end.state for end in ends] == ["complete", "stopped"]
+
+
+def test_rank_0_says_how_far_it_is_within_an_epoch_until_its_run_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(within, "WRITE_S", 0.0)
+    seen: list[str | None] = []
+
+    def train(config: TrialConfig, **given: Any) -> Outcome:
+        given["progress"](0, 7)
+        seen.append(within.read(tmp_path, epoch=0, since=0.0))
+        return Outcome(state="complete", epochs=0)
+
+    served(train, Command("start", order(tmp_path)), SHUTDOWN)
+    assert seen == ["step 7"]
+    assert not (tmp_path / within.FILE).exists()
 
 
 def test_a_shutdown_in_the_middle_of_a_trial_stops_it_and_ends_the_loop(tmp_path: Path) -> None:
