@@ -93,8 +93,10 @@ def check(result: SweepResult, *, again: bool) -> Winner:
         )
     best = result.best_trial
     if best is None or best.value is None or best.config is None:
-        raise RequestError(f"sweep {result.name!r} has no complete trial; go on with `pretune resume "
-            f"{shlex.quote(str(result.folder))}`")
+        raise RequestError(
+            f"sweep {result.name!r} has no complete trial; go on with `pretune resume "
+            f"{shlex.quote(str(result.folder))}`"
+        )
     if best.checkpoint is None or not storage.exists(best.checkpoint.path):
         place = "was never written" if best.checkpoint is None else f"{best.checkpoint.path} is gone"
         raise RequestError(

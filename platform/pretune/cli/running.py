@@ -48,7 +48,11 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
         else:
             reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
         begun = (experiment.folder / journal.FILE).exists()
-        onward = f"go on with: pretune resume {shlex.quote(str(experiment.folder))}" if begun else "no trial was asked for: try again"
+        onward = (
+            f"go on with: pretune resume {shlex.quote(str(experiment.folder))}"
+            if begun
+            else "no trial was asked for: try again"
+        )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
     close(console, result)
 

@@ -644,7 +644,9 @@ class _Reader:
         if tail is None or body.find(b"{", metrics, end) >= 0:
             return None
         place = None if tail[1] == b"null" else (begin + tail.start(1), len(tail[1]))
-        return StoredEpoch(file, self.place, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place)
+        return StoredEpoch(
+            file, self.place, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place
+        )
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""

@@ -324,7 +324,9 @@ def test_what_cannot_be_done_without_is_refused_with_the_version_that_wrote_it(t
         journal.read(write(tmp_path / "later", lines))
     lines = lines_of(tmp_path)
     del lines[3]["metrics"]
-    with pytest.raises(RequestError, match=rf"line 4, of format {upgrade.FORMAT}, was written by pretune 0\.1\.0 and is not"):
+    with pytest.raises(
+        RequestError, match=rf"line 4, of format {upgrade.FORMAT}, was written by pretune 0\.1\.0 and is not"
+    ):
         journal.read(write(tmp_path / "ours", lines))
     for name, first in (("none", {"kind": "opened"}), ("word", {"kind": "opened", "format": "2"}), ("other", lines[1])):
         with pytest.raises(RequestError, match=rf"`opened` of format 1 to {upgrade.FORMAT}, but begins with"):

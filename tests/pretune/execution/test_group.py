@@ -161,7 +161,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     def wait(calls: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return calls, []
 
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: HERE, get_job_id=lambda: JOB))
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: HERE, get_job_id=lambda: JOB)
+    )
     monkeypatch.setattr(ray, "remote", stage.remote)
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
     monkeypatch.setattr(ray, "wait", wait)
