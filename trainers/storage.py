@@ -50,7 +50,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether it says that files cannot be written or read here: no room, no permission, no bucket. It is nobody's bug."""
+    """Whether it says that files cannot be written or read here: no room, no permission, no bucket. That is no bug."""
     return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _LASTING_ERRNOS)
 
 

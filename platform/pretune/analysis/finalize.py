@@ -80,8 +80,9 @@ def path(result: SweepResult) -> Path:
 def check(result: SweepResult, *, again: bool) -> Winner:
     """The winner, if the report split may be read for it.
 
-    RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, its checkpoint is gone, a later version has written
-    in its journal what this one does not understand, or the split was read before and `again` was not asked for.
+    RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, its
+    checkpoint is gone, a later version has written in its journal what this one does not understand, or the split was
+    read before and `again` was not asked for.
     """
     check_understood(result)
     if result.live:

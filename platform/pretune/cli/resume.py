@@ -43,8 +43,8 @@ def resume_command(
         results.check_understood(result)
         if why := why_not_writable(result.folder):
             raise RequestError(
-                f"sweep {result.name!r} must be in a folder that can be written to, but {why}; change that, or resume a "
-                "copy of the sweep"
+                f"sweep {result.name!r} must be in a folder that can be written to, but {why}; change that, or "
+                "resume a copy of the sweep"
             )
         experiment = result.experiment
         kind = kinds.of(experiment)

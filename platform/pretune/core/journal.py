@@ -36,7 +36,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
@@ -714,10 +714,7 @@ def _place_of(opened: Opened, found: Place) -> Place:
     return found if found.remote is not None else Place(found.folder, opened.experiment.remote)
 
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-def _with_paths(record: AnyRecord, change: Callable[[Checkpoint], Checkpoint]) -> AnyRecord:
+def _with_paths(record: Record, change: Callable[[Checkpoint], Checkpoint]) -> Record:
     """`record` with the paths in it changed."""
     if isinstance(record, Epoch | Extended) and record.checkpoint is not None:
         return record.model_copy(update={"checkpoint": change(record.checkpoint)})

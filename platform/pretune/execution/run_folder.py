@@ -60,8 +60,8 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def read(folder: Path) -> list[EpochReport]:
-    """The finished epochs, in order, with checkpoints where `folder` is now. A torn last line, of a run that was killed,
-    is left out.
+    """The finished epochs, in order, with checkpoints where `folder` is now. A torn last line, of a run that was
+    killed, is left out.
     """
     path = folder / METRICS
     if not path.is_file():

@@ -18,7 +18,6 @@ from pretune.core import journal
 from pretune.execution import launch, run_folder
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune, synthetic_sweep
-from trainers import files
 from trainers.checkpoint import DiskFullError
 from trainers.report import EpochReport, Outcome
 
@@ -63,7 +62,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_runs(
     synthetic_sweep(here / "sweeps" / "known")
     with run_folder.RunLog(here / "run", RECIPES["sfrik_tiny"](), resume=None):
         pass
-    monkeypatch.setattr(files.os, "access", lambda path, mode, **_: not mode & os.W_OK)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
     before = sorted(here.rglob("*"))
     check(pretune(*typed.split()), 2, "that can be written to", "is not writable for this user")
     assert sorted(here.rglob("*")) == before
@@ -130,7 +129,7 @@ def test_an_epoch_that_cannot_be_written_down_ends_the_run_and_the_earlier_ones_
 ) -> None:
     def run(*_: object, report: Callable[[EpochReport], bool], **__: object) -> Outcome:
         report(EpochReport(epoch=1, metrics={"loss/total": 1.0}))
-        monkeypatch.setattr(run_folder.os, "fsync", refusing(errno.ENOSPC, None))
+        monkeypatch.setattr(os, "fsync", refusing(errno.ENOSPC, None))
         report(EpochReport(epoch=2, metrics={"loss/total": 1.0}))
         raise AssertionError("it went on")
 
