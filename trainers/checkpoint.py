@@ -49,8 +49,9 @@ class DiskFullError(OSError):
 def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
 
-    A manifest lies beside it (`epoch-0003.pt.json`: this value, with the file's name as path), written last. With `step`, the optimizer steps done,
-    it is of the epoch after these, `epoch-0003-step-0000047.pt`, and nobody else hears of it (see `newest_within`).
+    A manifest lies beside it (`epoch-0003.pt.json`: this value, with the file's name as path), written last. With
+    `step`, the optimizer steps done, it is of the epoch after these, `epoch-0003-step-0000047.pt`, and nobody else
+    hears of it (see `newest_within`).
 
     `state` holds tensors and plain containers and values only, as `torch.load(weights_only=True)` must read it. The
     name appears only once all bytes are on disk: a crash leaves no half-written checkpoint behind. A `folder` that is

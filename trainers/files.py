@@ -40,7 +40,7 @@ def opened_whole(path: Path) -> Iterator[BinaryIO]:
     file = _open_aside(path)
     aside = Path(file.name)
     try:
-        with file:
+        with named(path), file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,6 +48,35 @@ def opened_whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why nothing can be written into `folder`, or it cannot be made; empty where nothing is known against it. Nothing
+    is tried.
+    """
+    there = folder
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if not there.is_dir():
+        return f"{there} is a file"
+    if os.access(there, os.W_OK | os.X_OK):
+        return ""
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    return f"{there} is {'on a read-only file system' if read_only else 'not writable for this user'}"
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path` where it names no file: one of a write to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:

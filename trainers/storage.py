@@ -49,6 +49,11 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def refuses(error: BaseException) -> bool:
+    """Whether it says that files cannot be written or read here: no room, no permission, no bucket. That is no bug."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _LASTING_ERRNOS)
+
+
 def is_uri(text: str) -> bool:
     return "://" in text
 

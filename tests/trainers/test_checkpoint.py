@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_earlier_checkpoints_are_told_by_their_manifests_newest_first(tmp_path: 
     assert checkpoint.earlier(tmp_path / "a", than=4) == [saved[2], saved[0]]
     (tmp_path / "a").rename(tmp_path / "b")
     assert [checkpoint.load(one)["x"] for one in checkpoint.earlier(tmp_path / "b", than=3)] == [1]
+
+
+def test_a_manifest_names_no_folder_and_one_that_does_is_read_where_it_lies(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path / "a", {"x": 1}, epoch=1)
+    manifest = Path(saved.manifest)
+    assert json.loads(manifest.read_text())["path"] == "epoch-0001.pt"
+    remote = checkpoint.save(f"file://{tmp_path}/r", {"x": 1}, epoch=1)
+    assert json.loads((tmp_path / "r" / "epoch-0001.pt.json").read_text())["path"] == "epoch-0001.pt"
+    assert checkpoint.find(remote.path) == remote
+    manifest.write_text(saved.model_dump_json())  # as older versions wrote it
+    (tmp_path / "a").rename(tmp_path / "b")
+    found = checkpoint.find(tmp_path / "b" / "epoch-0001.pt")
+    assert found.path == str(tmp_path / "b" / "epoch-0001.pt")
+    assert checkpoint.load(found)["x"] == 1
 
 
 def test_a_full_disk_is_told_with_what_is_needed_and_leaves_nothing(

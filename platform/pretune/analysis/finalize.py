@@ -21,7 +21,7 @@ from trainers.config import TrialConfig
 from trainers.data import report_reads
 from trainers.data.lock import HeldError, held
 from trainers.data.report_reads import ReportRead
-from trainers.files import write_whole
+from trainers.files import why_not_writable, write_whole
 from trainers.report import Checkpoint
 
 FILE = "finalize.json"
@@ -80,12 +80,18 @@ def path(result: SweepResult) -> Path:
 def check(result: SweepResult, *, again: bool) -> Winner:
     """The winner, if the report split may be read for it.
 
-    RequestError while the sweep runs, where no trial is complete, its checkpoint is gone, a later version has written
-    in its journal what this one does not understand, or the split was read before and `again` was not asked for.
+    RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, its
+    checkpoint is gone, a later version has written in its journal what this one does not understand, or the split was
+    read before and `again` was not asked for.
     """
     check_understood(result)
     if result.live:
         raise RequestError(f"sweep {result.name!r} runs and its winner may change; finalize it when it has ended")
+    if why := why_not_writable(result.folder):
+        raise RequestError(
+            f"sweep {result.name!r} must be in a folder that can be written to, as each read of the report split is "
+            f"written down there, but {why}; change that, or finalize a copy of the sweep"
+        )
     best = result.best_trial
     if best is None or best.value is None or best.config is None:
         raise RequestError(

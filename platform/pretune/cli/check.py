@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pretune.cli.exits import checking, fail, print_json
+from pretune.cli.exits import checking, fail, print_json, running
 from pretune.cli.options import Json
 from pretune.display import screen
 
@@ -31,10 +31,11 @@ def check_command(
         from pretune.request import overrides
 
         asked = contract.ask(part, overrides.parse(settings or ()), size=size, folder=Path.cwd())
-    try:
-        verdicts = list(contract.run(asked))
-    except RuntimeError as error:
-        fail(str(error))
+    with running():
+        try:
+            verdicts = list(contract.run(asked))
+        except RuntimeError as error:
+            fail(str(error))
     if as_json:
         print_json({"part": asked.label, "kind": asked.kind, "contracts": [vars(verdict) for verdict in verdicts]})
     else:

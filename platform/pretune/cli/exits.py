@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.core.errors import RequestError, checking_a_request
+from pretune.core.errors import RequestError, checking_a_request, refused_by_files
+from trainers import storage
 
 
 @contextmanager
@@ -27,6 +28,19 @@ def checking() -> Iterator[None]:
             yield
     except RequestError as error:
         refuse(str(error))
+
+
+@contextmanager
+def running(onward: str = "") -> Iterator[None]:
+    """While a request is run, a disk or a storage that is full, read-only or not ours ends the command with code 1.
+    `onward` says how it goes on once that is mended.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not storage.refuses(error):
+            raise
+        fail("\n".join(filter(None, (refused_by_files(error), onward))))
 
 
 def refuse(message: str) -> NoReturn:

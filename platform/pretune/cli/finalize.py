@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail, print_json, refuse
+from pretune.cli.exits import checking, fail, print_json, refuse, running
 from pretune.cli.options import STORAGE, Json, Storage, Sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -30,7 +30,7 @@ def finalize_command(
         result = request.read_sweep(sweep, storage, fresh=True)
         winner = finalize.check(result, again=again)
     try:
-        with nullcontext() if as_json else console.status("probing the winner"):
+        with running(), nullcontext() if as_json else console.status("probing the winner"):
             found = finalize.run(result, winner)
     except RequestError as error:
         refuse(str(error))

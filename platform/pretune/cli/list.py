@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.cli.exits import print_json
+from pretune.cli.exits import checking, print_json
 from pretune.cli.options import Json
 from pretune.display import screen
 
@@ -12,7 +12,8 @@ def list_command(as_json: Json = False) -> None:
     from pretune.display import listing
     from pretune.request import inventory
 
-    found = inventory.collect()
+    with checking():
+        found = inventory.collect()
     if as_json:
         print_json(found)
         return

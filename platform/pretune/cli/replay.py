@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from pretune.cli import kinds
-from pretune.cli.exits import checking, fail, interrupted
+from pretune.cli.exits import checking, fail, interrupted, running
 from pretune.cli.options import STORAGE, Storage, Sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -48,7 +48,7 @@ def replay_command(
         Text(f"trial {trial} of {result.name}, {max(told)} of {config.epochs} epochs, {workers} worker(s)"),
         soft_wrap=True,
     )
-    with scratch.folder() as folder, console.status("training"):
+    with running(), scratch.folder() as folder, console.status("training"):
         try:
             compared, outcome = replay.run(config, told, folder, workers=workers)
         except KeyboardInterrupt as error:

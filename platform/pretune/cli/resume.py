@@ -37,9 +37,15 @@ def resume_command(
         from pretune.core.history import History
         from pretune.core.place import Place
         from pretune.request import request
+        from trainers.files import why_not_writable
 
         result = request.read_sweep(sweep, storage, fresh=True)
         results.check_understood(result)
+        if why := why_not_writable(result.folder):
+            raise RequestError(
+                f"sweep {result.name!r} must be in a folder that can be written to, but {why}; change that, or "
+                "resume a copy of the sweep"
+            )
         experiment = result.experiment
         kind = kinds.of(experiment)
         space, full = kind.space(experiment), kind.why_no_more(result)

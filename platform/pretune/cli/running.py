@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pretune.cli import kinds
 from pretune.cli.ending import in_time
-from pretune.cli.exits import fail, interrupted, note, refuse
+from pretune.cli.exits import fail, interrupted, note, refuse, running
 from pretune.core.errors import RequestError
 from pretune.display import screen
 from pretune.execution.interruption import Interrupted
@@ -33,7 +33,7 @@ MOST_LISTED = 30
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
     from pretune.core import journal
-    from pretune.core.errors import LeaseLostError, SweepFailedError
+    from pretune.core.errors import LeaseLostError, SweepFailedError, refused_by_files
     from pretune.display.watching import watching
     from trainers import storage
 
@@ -45,10 +45,13 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
     except RequestError as error:
         refuse(str(error))
     except Exception as error:
-        known = isinstance(error, SweepFailedError | storage.StorageError | LeaseLostError) or storage.is_full(error)
+        known = isinstance(error, SweepFailedError | LeaseLostError) or storage.refuses(error)
         if not known:  # what is said in full below needs no stack of Tune's
             traceback.print_exc()
-        reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and known:
+            reason = refused_by_files(error)
+        else:
+            reason = str(error) if isinstance(error, SweepFailedError) else f"{type(error).__name__}: {error}"
         begun = (experiment.folder / journal.FILE).exists()
         onward = (
             f"go on with: pretune resume {shlex.quote(str(experiment.folder))}"
@@ -65,12 +68,13 @@ def close(console: Console, result: Any) -> NoReturn:
     from pretune.display import tables
 
     kind, compared = kinds.of(result.experiment), None
-    if result.closed in ("finished", "exhausted") and result.winner is not None:
-        with console.status("comparing with the untrained encoder and raw pixels"):
-            compared = baselines.compare(result)
-    last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
-    last.append(tables.next_commands(result))
-    screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
+    with running(f"the sweep is whole: pretune show {shlex.quote(str(result.folder))}"):
+        if result.closed in ("finished", "exhausted") and result.winner is not None:
+            with console.status("comparing with the untrained encoder and raw pixels"):
+                compared = baselines.compare(result)
+        last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
+        last.append(tables.next_commands(result))
+        screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
     for part in last:
         console.print(part, soft_wrap=True)
     if result.closed == "interrupted":

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pretune.cli.exits import checking, fail, interrupted, note, refuse
+from pretune.cli.exits import checking, fail, interrupted, note, refuse, running
 from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
@@ -79,8 +79,11 @@ def train_command(
         Text(f"{found.label} on {config.data.path}, {config.epochs} epochs of {steps} steps, into {folder}"),
         soft_wrap=True,
     )
+    with checking():
+        log = runs.RunLog(folder, config, resume=checkpoint)
     with (
-        runs.RunLog(folder, config, resume=checkpoint) as record,
+        running(f"go on with: {again}"),
+        log as record,
         closing(Curves(folder.parent)) as curves,
         progress_bar(console, "steps") as advance,
     ):
@@ -133,7 +136,7 @@ def _verify_resume(
         images = len(dataset.pretrain_ids(config.data.subset))
         config, dataset = request.with_data(verify.shortened(config, images), data)
     steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
-    with scratch.folder() as folder:
+    with running(), scratch.folder() as folder:
         try:
             verdict = verify.run(
                 config,

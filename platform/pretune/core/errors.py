@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from trainers import storage
 
 
 class RequestError(ValueError):
@@ -24,10 +27,10 @@ def checking_a_request() -> Iterator[None]:
         raise
     except ValueError as error:
         raise RequestError(str(error)) from error
+    except BrokenPipeError:  # whoever reads what is printed has gone: nothing is wrong with the request
+        raise
     except OSError as error:
-        raise RequestError(
-            f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); check path and permissions"
-        ) from error
+        raise RequestError(refused_by_files(error)) from error
     except RecursionError as error:
         raise RequestError(f"something in the request is nested too deeply ({error}); take some of it away") from error
     except SystemExit as error:  # nothing of ours raises it while a request is checked
@@ -35,6 +38,14 @@ def checking_a_request() -> Iterator[None]:
             f"{exit_place(error)} ends the whole program, so that nothing could be checked or run; code of one's own "
             "must return: take that line out"
         ) from error
+
+
+def refused_by_files(error: OSError) -> str:
+    """What a disk or a storage does not let us do, and the remedy, in one line."""
+    if error.errno is None or (error.filename is None and error.strerror != os.strerror(error.errno)):
+        return error.strerror or str(error)  # one of ours, which says all
+    remedy = "make room, then try again" if storage.is_full(error) else "check path and permissions"
+    return f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); {remedy}"
 
 
 def exit_place(error: SystemExit) -> str:

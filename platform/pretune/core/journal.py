@@ -21,6 +21,7 @@ What is written is of today's format and has no unknown key.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -35,16 +36,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from pretune.core.errors import RequestError
+from pretune.core.errors import RequestError, refused_by_files
 from pretune.core.experiment import Experiment
 from pretune.core.place import Place
 from pretune.core.upgrade import FORMAT, this_version, upgrade
 from trainers.config import TrialConfig
-from trainers.files import sync, write_whole
+from trainers.files import named, sync, write_whole
 from trainers.report import Checkpoint
 from trainers.upgrade import drop_unknown, understood
 
@@ -384,7 +385,7 @@ class Journal:
         the disk, before `append` returns.
 
         RequestError: another process runs the sweep; `new`, and there is one; not `new`, and there is none; a later
-        version wrote in it what this one does not know.
+        version wrote in it what this one does not know; the folder cannot be written to.
         """
         self.path = folder / FILE
         self._clock = clock
@@ -392,8 +393,11 @@ class Journal:
         reader = _Reader(Place.of(folder, remote))
         if not new and not self.path.exists():
             raise RequestError(f"no sweep in {folder}: {FILE} is missing; `pretune show` lists the sweeps there are")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder / LOCK)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder / LOCK)
+        except OSError as error:
+            raise RequestError(refused_by_files(error)) from error
         try:
             self.records: list[Record] = []
             self._checksum, size = 0, 0
@@ -419,6 +423,9 @@ class Journal:
                 self._file.truncate(size)
                 os.fsync(self._file.fileno())
             sync(folder)
+        except OSError as error:
+            os.close(self._lock)
+            raise RequestError(refused_by_files(error)) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -435,10 +442,11 @@ class Journal:
         line, checksum = _line(_with_paths(record, self._place.relative), self._checksum)
         end = self._file.seek(0, os.SEEK_END)
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes written; the disk is full?")
-            os.fsync(self._file.fileno())
+            with named(self.path):
+                written = self._file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes written; the disk is full")
+                os.fsync(self._file.fileno())
         except OSError:
             # Half a line in the middle would make the whole journal unreadable after the next append.
             self._file.truncate(end)
@@ -712,10 +720,7 @@ def _place_of(opened: Opened, found: Place) -> Place:
     return found if found.remote is not None else Place(found.folder, opened.experiment.remote)
 
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-def _with_paths(record: AnyRecord, change: Callable[[Checkpoint], Checkpoint]) -> AnyRecord:
+def _with_paths(record: Record, change: Callable[[Checkpoint], Checkpoint]) -> Record:
     """`record` with the paths in it changed."""
     if isinstance(record, Epoch | Extended) and record.checkpoint is not None:
         return record.model_copy(update={"checkpoint": change(record.checkpoint)})

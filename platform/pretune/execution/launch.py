@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.execution.mailbox import Order
 from pretune.execution.settings import HANG_TIMEOUT_S, PROCESS_GROUP_TIMEOUT_S
-from trainers import scratch
+from trainers import scratch, storage
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
@@ -181,7 +181,7 @@ class _Family:
                     ):  # the other ranks wait in a collective that this one left
                         return message.outcome
                 elif isinstance(message, _Failed):
-                    raise TrainingFailedError(f"rank {rank} raised {message.summary}\n{message.traceback}")
+                    raise TrainingFailedError(f"rank {rank} raised {message.summary}\n{message.traceback}".rstrip())
             silent = {rank: time.monotonic() - heard[rank] for rank in waiting.values()}
             for rank, silence in silent.items():
                 if rank not in outcomes and silence > hang_timeout_s:
@@ -236,5 +236,6 @@ def _child(
             outcome = worker.run_trial(train, order, rank=rank, device=chosen, report=answer, progress=pulse)
             line.send(_Returned(outcome))
     except Exception as error:
-        line.send(_Failed(worker.one_line(error), traceback.format_exc()))
+        # Of a full disk the summary says all.
+        line.send(_Failed(worker.one_line(error), "" if storage.refuses(error) else traceback.format_exc()))
         raise SystemExit(1) from error

@@ -8,6 +8,7 @@ events.…           TensorBoard's curves
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,18 +19,25 @@ from pydantic import ValidationError
 
 from pretune.core.errors import RequestError
 from trainers.config import TrialConfig
-from trainers.files import write_whole
+from trainers.files import named, why_not_writable, write_whole
 from trainers.report import Checkpoint, EpochReport
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
 
 def check_new(folder: Path) -> None:
-    """RequestError where something lies in `folder` already."""
+    """RequestError where something lies in `folder` already, or nothing can be written there."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RequestError(
             f"--out {folder} must be a new or empty folder, but is not; go on with --resume, or choose another"
         )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """RequestError where nothing can be written into `folder`."""
+    if why := why_not_writable(folder):
+        raise RequestError(f"--out {folder} must be a folder that can be written to, but {why}; choose another")
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:
@@ -47,12 +55,13 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
         raise RequestError(
             f"--resume: the checkpoint {written[-1].path} is gone; put it back, or start again in a new --out"
         )
+    check_writable(folder)
     return kept[-1] if kept else None
 
 
 def read(folder: Path) -> list[EpochReport]:
-    """The finished epochs, in order, with checkpoints where `folder` is now. A torn last line, of a run that was killed,
-    is left out.
+    """The finished epochs, in order, with checkpoints where `folder` is now. A torn last line, of a run that was
+    killed, is left out.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -83,27 +92,39 @@ def _line(report: EpochReport) -> str:
 
 
 class RunLog:
-    """Writes a run's folder as its epochs end. `resume` is the checkpoint it goes on from: later epochs are dropped."""
+    """Writes a run's folder as its epochs end. `resume` is the checkpoint it goes on from: later epochs are dropped.
+
+    OSError where that cannot be written; a folder that was new is gone then.
+    """
 
     def __init__(self, folder: Path, config: TrialConfig, *, resume: Checkpoint | None) -> None:
         self.folder = folder
         self._before = {
             name: path.read_text(encoding="utf-8") for name in (CONFIG, METRICS) if (path := folder / name).is_file()
         }
-        folder.mkdir(parents=True, exist_ok=True)
         done = [report for report in read(folder) if resume is not None and report.epoch <= resume.epoch]
-        write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        write_whole(folder / METRICS, "".join(map(_line, done)))
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / CONFIG, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+            write_whole(folder / METRICS, "".join(map(_line, done)))
+            # Unbuffered: what could not be written is not tried again when the file is closed.
+            self._file = (folder / METRICS).open("ab", buffering=0)
+        except OSError:
+            if not self._before:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         self.last: EpochReport | None = done[-1] if done else None
 
     def add(self, report: EpochReport) -> bool:
         """One epoch ended. What is told again, after a damaged checkpoint, is not written twice (False)."""
         if self.last is not None and report.epoch <= self.last.epoch:
             return False
-        self._file.write(_line(report))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with named(self.folder / METRICS):
+            line = _line(report).encode()
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
         self.last = report
         return True
 

@@ -27,6 +27,7 @@ from trainers.changes import value_at
 from trainers.config import TimmConfig, TrialConfig
 from trainers.data import data_cache, datasets
 from trainers.data.datasets import Dataset
+from trainers.files import why_not_writable
 
 if TYPE_CHECKING:
     from pretune.core.search import Space
@@ -256,7 +257,11 @@ def check_folder_is_new(asked: Experiment) -> None:
 
 
 def check_storage(asked: Experiment) -> None:
-    """With a storage URI: whether the bucket is there and lets us write, before anything is built or started."""
+    """Whether the storage lets us write, before anything is built or started; of a bucket, whether it is there."""
+    if why := why_not_writable(asked.folder):
+        raise RequestError(
+            f"{asked.folder.parent} must be a folder that can be written to, but {why}; choose another with --storage"
+        )
     if asked.remote is not None:
         storages.check_usable(asked.storage)
 

@@ -84,7 +84,10 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
     first = pretune("finalize", "known", *storage, "--json")
     assert first.exit_code == 0, first.output
     record = json.loads(first.stdout)
-    assert record == json.loads(finalize.path(result).read_text())
+    written = json.loads(finalize.path(result).read_text())
+    below, whole = (told["reads"][0].pop("checkpoint")["path"] for told in (written, record))
+    assert (folder / below == Path(whole), Path(below).is_absolute()) == (True, False)
+    assert record == written
     assert record["report_reads"] == 1
     metrics = record["reads"][0]["metrics"]
     assert 0.0 < metrics["report/linear"] < 1.0
@@ -158,6 +161,23 @@ def test_data_that_cannot_be_written_to_are_no_obstacle_and_said(
     found = finalize.run(result, winner)
     assert not found.recorded
     assert found.report_reads == 1
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_a_sweep_that_was_moved_is_finalized_where_it_lies_and_keeps_its_count(
+    tmp_path: Path, data: datasets.Dataset
+) -> None:
+    config, folder = on(data), tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "trials" / "0000" / "checkpoints", config))
+    finalize.run(result, finalize.check(result, again=False))
+    folder.rename(tmp_path / "my sweep (copy)")
+    moved = results.read(tmp_path / "my sweep (copy)")
+    with pytest.raises(RequestError, match="was read before for sweep 'my sweep"):
+        finalize.check(moved, again=False)
+    found = finalize.run(moved, finalize.check(moved, again=True))
+    assert (found.sweep, found.report_reads) == ("my sweep (copy)", 2)
+    assert {read.checkpoint for read in found.reads} == {moved.trials[0].checkpoint}
+    assert str(folder) not in finalize.path(moved).read_text().partition("of_the_data")[0]
 
 
 @pytest.mark.usefixtures("quick_probes")

@@ -1,4 +1,4 @@
-"""A sweep that was moved, copied or renamed is whole: it goes on, from its own checkpoints and under its present name."""
+"""A sweep that was moved, copied or renamed is whole: it goes on from its own checkpoints, under its present name."""
 
 from __future__ import annotations
 

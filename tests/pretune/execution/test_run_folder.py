@@ -69,6 +69,25 @@ def test_going_on_drops_epochs_after_the_checkpoint(tmp_path: Path) -> None:
     assert [report.epoch for report in run_folder.read(folder)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_that_was_moved_goes_on_from_where_it_lies_now(old: bool, tmp_path: Path) -> None:
+    written(tmp_path / "out", 2)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    assert str(tmp_path) not in metrics.read_text()
+    if old:  # as older versions wrote it
+        metrics.write_text(metrics.read_text().replace('"path":"', f'"path":"{tmp_path}/out/'))
+        assert str(tmp_path) in metrics.read_text()
+    (tmp_path / "out").rename(tmp_path / "my run (copy)")
+    folder = tmp_path / "my run (copy)"
+    checkpoint = run_folder.last_checkpoint(folder)
+    assert checkpoint is not None
+    assert checkpoint.path == str(folder / "checkpoints" / "epoch-0002.pt")
+    with run_folder.RunLog(folder, CONFIG, resume=checkpoint) as record:
+        record.add(epoch(3, folder))
+    assert [report.epoch for report in run_folder.read(folder)] == [1, 2, 3]
+    assert str(tmp_path) not in (folder / "metrics.jsonl").read_text()
+
+
 def test_a_run_without_any_of_its_checkpoints_does_not_start_anew_silently(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     written(folder, 1)
