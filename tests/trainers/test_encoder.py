@@ -133,9 +133,9 @@ def test_the_same_code_is_compiled_for_a_data_sets_images_and_for_ones_own(tmp_p
     from trainers.data.views import render
 
     next(Loaders().images(digits, digits.select_ids[:4], size=SIZE, batch_size=4, threads=1))
-    before = len(render.signatures)
+    before = len(render.overloads)
     load_encoder(trained(tmp_path, digits).saved).features([np.zeros((20, 30, 3), np.uint8)])
-    assert len(render.signatures) == before
+    assert len(render.overloads) == before
 
 
 @pytest.mark.ffcv

@@ -202,8 +202,9 @@ def test_a_lease_is_given_back_whatever_ends_the_sweep(uri: str, quick: None) ->
 
 
 def test_a_lease_that_is_lost_meanwhile_stays_the_other_drivers(
-    uri: str, quick: None, caplog: pytest.LogCaptureFixture
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)  # the other one is there before the first
     caplog.set_level(logging.WARNING, logger="pretune.core.lease")
     with lease.kept(take(uri)) as held:
         other = take(uri, at=time.time() + 2 * STALE_S)

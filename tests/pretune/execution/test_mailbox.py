@@ -210,7 +210,7 @@ def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grou
     monkeypatch.setattr(groups, "POLL_S", 0.01)
     group = Group.__new__(Group)
     group.name, group.settings = "slot-near", SlotSettings(sweep_folder=str(tmp_path))
-    group.generation, group.workers, group.preempted = 0, (), False
+    group._job, group.generation, group.workers, group.preempted = "job", 0, (), False
     group._next_look = math.inf  # nobody asks the cluster for nodes that leave
     group._mailbox, group._acknowledged, group._pending, group._silence_s = mailbox, 0, deque(), {}
     group._starting_since, group._start_s, group._fits, group._records = None, None, 1, tmp_path

@@ -100,7 +100,7 @@ def test_nothing_is_compiled_again_for_other_epochs_settings_views_sizes_batches
     loaders: Loaders, digits: Dataset, photos: Dataset
 ) -> None:
     run(loaders, digits, trial())
-    versions = len(render.signatures)
+    versions = len(render.overloads)
     with event.install_recorder("numba:compile") as recorder:
         run(loaders, digits, trial(), epoch=7)
         views = (RICH, ViewConfig(size=24, **PLAIN), ViewConfig(size=8, hue=0.5))
@@ -110,7 +110,7 @@ def test_nothing_is_compiled_again_for_other_epochs_settings_views_sizes_batches
         list(loaders.images(digits, frozen, size=20, batch_size=33, threads=2))
         run(loaders, photos, trial(batch_size=8))
     assert recorder.buffer == []
-    assert len(render.signatures) == versions
+    assert len(render.overloads) == versions
 
 
 @pytest.mark.parametrize("name", ["digits", "photos"])
