@@ -46,7 +46,7 @@ def command(folder: Path) -> str | None:
     with journal.reading(folder) as records:
         first = next(records, None)
     typed = shlex.split(first.host.get("command", "")) if isinstance(first, Opened) else []
-    if not typed:
+    if len(typed) < 2:  # older versions kept the program alone
         return None
     program = Path(typed[0])
     ours = program.name == "pretune" or (program.name, program.parent.name) == ("__main__.py", "pretune")

@@ -118,11 +118,8 @@ def status(result: SweepResult) -> str:
 
 
 def comparison(found: Comparison) -> RenderableType:
-    """The best trial against the same encoder untrained and against raw pixels, differences in standard errors."""
+    """The same encoder untrained and raw pixels, and how far from them the best trial is, in standard errors."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_row(
-        Text(f"best, trial {found.trial}", style="bold green"), format.score(found.best, found.best_stderr), ""
-    )
     for name, value, stderr in (
         ("same encoder, untrained", found.untrained, found.untrained_stderr),
         ("raw pixels", found.pixels, found.pixels_stderr),
