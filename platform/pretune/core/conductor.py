@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import math
+import shlex
 from collections import deque
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -174,7 +175,7 @@ class Conductor:
             if self._refused == REFUSALS_IN_A_ROW:
                 raise RequestError(
                     f"{proposal.refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
-                    f"with `pretune resume {self.experiment.folder}`"
+                    f"with `pretune resume {shlex.quote(str(self.experiment.folder))}`"
                 )
         return None
 
