@@ -4,6 +4,7 @@ terminal is. What goes to a file or a pipe has the width of its content.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -39,10 +40,11 @@ def show(console: Console, *parts: RenderableType) -> None:
 
 
 def height(console: Console, *parts: RenderableType) -> int:
-    """So many lines `show` would print."""
+    """So many of the terminal's lines `show` would take: a line that is too long for one takes more."""
     with console.capture() as captured:
         show(console, *parts)
-    return captured.get().count("\n")
+    lines = captured.get().split("\n")[:-1]
+    return sum(max(1, math.ceil(Text.from_ansi(line).cell_len / console.width)) for line in lines)
 
 
 def wrapped(text: Text, width: int) -> list[Text]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv.reader import Reader
+from numba import types
 from numba.core import event
 from numpy.typing import NDArray
 from PIL import Image
@@ -400,3 +401,13 @@ def test_a_run_can_pretrain_on_the_unlabeled_images_alone_and_is_told_where_ther
     assert sorted(seen.tolist()) == dataset.unlabeled_ids.tolist()
     with pytest.raises(ValueError, match=r"data.images=unlabeled needs .* set data.images=all"):
         steps_per_epoch(digits, config)
+
+
+def test_opening_a_data_set_leaves_numbas_types_as_they_are(digits: Dataset) -> None:
+    """One that could no longer be written to would break what is compiled later, in whichever order."""
+    bytes_of_an_array = types.Array(types.uint8, 1, "C")
+    before = hash(bytes_of_an_array)
+    next(Loaders().images(digits, digits.select_ids[:4], size=16, batch_size=4, threads=1))
+    assert bytes_of_an_array.mutable
+    assert hash(bytes_of_an_array) == before
+    assert types.Array(types.uint8, 1, "C") is bytes_of_an_array
