@@ -4,9 +4,9 @@ FFCV's image field fills a typed dict of numba's with two entries when it is imp
 seconds in each process, of every worker and every command that reads images. FFCV only ever looks those two entries up
 in Python, so that a dict does, and a dict is what it gets here. Importing FFCV also sets torch to one thread: undone.
 
-FFCV says that a mapped file is for reading only by writing so into numba's type of byte arrays, of which there is one in
-a process: code that was compiled before and writes bytes could then no longer be called by what is compiled later. Here
-the file has a type of its own.
+FFCV says that a mapped file is for reading only by writing so into numba's type of byte arrays, of which there is one
+in a process: code that was compiled before and writes bytes could then no longer be called by what is compiled later.
+Here the file has a type of its own.
 """
 
 from __future__ import annotations

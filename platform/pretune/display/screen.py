@@ -44,7 +44,7 @@ def height(console: Console, *parts: RenderableType) -> int:
     with console.capture() as captured:
         show(console, *parts)
     lines = captured.get().split("\n")[:-1]
-    return sum(max(1, math.ceil(Text.from_ansi(line).cell_len / console.width)) for line in lines)
+    return sum(max(1, math.ceil(cell_len(Text.from_ansi(line).plain.rstrip()) / console.width)) for line in lines)
 
 
 def wrapped(text: Text, width: int) -> list[Text]:
