@@ -145,6 +145,10 @@ def next_commands(result: SweepResult) -> Text:
     return commands(lines)
 
 
+ALIGNED = 56
+"""Columns of a command up to which its comment stands below those of the others."""
+
+
 def commands(lines: Mapping[str, str]) -> Text:
     """Commands to type next, each with its purpose as a comment. Print with `soft_wrap`: they are there to be copied.
 
@@ -153,7 +157,8 @@ def commands(lines: Mapping[str, str]) -> Text:
     activate = Path(sys.prefix) / "bin" / "activate"
     if shutil.which("pretune") is None and activate.is_file():
         lines = {f"source {shlex.quote(relative(activate))}": "once per shell", **lines}
-    width = max(map(len, lines))
+    # One long path must not push the comments of the others out of sight.
+    width = max((len(command) for command in lines if len(command) <= ALIGNED), default=0)
     text = Text()
     for command, purpose in lines.items():
         text.append(f"{command:<{width}}", style="cyan").append(f"  # {purpose}\n", style="dim")

@@ -79,3 +79,9 @@ def test_seconds_are_shown_where_epochs_do_not_cost_the_same(tmp_path: Path) -> 
     assert "trained" in by_views
     assert "2 min 00 s" in by_views
     assert "trained" not in shown(tables.trials(sweep(tmp_path / "b", FAMILIES, budget="epochs")))
+
+
+def test_one_long_command_does_not_push_the_comments_of_the_others_away() -> None:
+    long = f"pretune show {'folder/' * 20}name"
+    told = tables.commands({"pretune show it": "the table", long: "another"}).plain.splitlines()
+    assert told[-2:] == ["pretune show it  # the table", f"{long}  # another"]
