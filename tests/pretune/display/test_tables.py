@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,8 @@ def test_seconds_are_shown_where_epochs_do_not_cost_the_same(tmp_path: Path) -> 
     assert "trained" not in shown(tables.trials(sweep(tmp_path / "b", FAMILIES, budget="epochs")))
 
 
-def test_one_long_command_does_not_push_the_comments_of_the_others_away() -> None:
+def test_one_long_command_does_not_push_the_comments_of_the_others_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/nowhere")  # no line that makes the shell know the command
     long = f"pretune show {'folder/' * 20}name"
     told = tables.commands({"pretune show it": "the table", long: "another"}).plain.splitlines()
     assert told[-2:] == ["pretune show it  # the table", f"{long}  # another"]
