@@ -53,8 +53,10 @@ def remove_orphans(place: Path, before_removal: Callable[[Path], None] = _nothin
         with suppress(OSError):  # somebody else removes it, or it is another user's
             if path.stat().st_uid != os.getuid():
                 continue
-            with suppress(OSError):  # its maker was killed before it could lock it; or it is not empty
-                path.rmdir()
+            if not any(child.is_file() or child.is_symlink() for child in path.rglob("*")):
+                # Its maker was killed before it could lock it, or a process made its folder again when it had gone.
+                shutil.rmtree(path, ignore_errors=True)
+                continue
             lock = _locked(path / OWNER, new=False)
         if lock is not None:
             before_removal(path)
@@ -70,7 +72,8 @@ def _remove(path: Path) -> None:
                 shutil.rmtree(child, ignore_errors=True) if child.is_dir() else child.unlink(missing_ok=True)
         if [child.name for child in path.iterdir()] == [OWNER]:
             (path / OWNER).unlink()
-            path.rmdir()
+            with suppress(OSError):  # a process that ends makes a folder in it again: empty, it goes with the next run
+                path.rmdir()
             return
         time.sleep(0.1)
 

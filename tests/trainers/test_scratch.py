@@ -66,7 +66,10 @@ def test_a_folder_without_an_owners_lock_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"{scratch.PREFIX}link").symlink_to(elsewhere)
     made_when_killed = tmp_path / f"{scratch.PREFIX}empty"
     made_when_killed.mkdir()
+    made_again = tmp_path / f"{scratch.PREFIX}again"
+    (made_again / "ray" / "session").mkdir(parents=True)
     scratch.remove_orphans(tmp_path)
     assert (mine / "results").is_file()
     assert (elsewhere / scratch.OWNER).is_file()
     assert not made_when_killed.exists()
+    assert not made_again.exists()
