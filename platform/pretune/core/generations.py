@@ -19,7 +19,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import cmaes
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
@@ -119,6 +118,8 @@ class Generations:
 @lru_cache
 def _population(dimensions: int) -> int:
     """How many trials make a generation."""
+    import cmaes  # with it scipy.stats comes, which takes most of a second
+
     return int(cmaes.CMA(mean=np.zeros(dimensions), sigma=1.0).population_size)
 
 
