@@ -131,6 +131,8 @@ def test_a_value_needs_a_gradient_only_where_the_outputs_have_one() -> None:
     outputs = random_outputs()
     for what in ("a constant", "a number"):
         with torch.no_grad():
-            Objective({"mine": Returning(what=what)})(outputs)
+            total, _ = Objective({"mine": Returning(what=what)})(outputs)
+        assert total.isfinite()
     fixed = tuple(view.detach() for view in outputs.projections)
-    Objective({"mine": Returning(what="a number")})(outputs._replace(features=fixed, projections=fixed))
+    total, _ = Objective({"mine": Returning(what="a number")})(outputs._replace(features=fixed, projections=fixed))
+    assert total.isfinite()

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from scipy.special import log_ndtr, ndtr  # type: ignore[import-untyped]
 
 from pretune.core.optuna_private import log_mass, log_normal, weights_by_age
 
@@ -241,6 +240,9 @@ def _log_mass(left: Numbers, right: Numbers) -> Numbers:
     # On the right the two tails are almost 1 and their difference is lost: look from the other side there.
     flipped = left > 0.0
     near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
+    # Here, as it takes a while to import, and a request that is refused asks for no density.
+    from scipy.special import log_ndtr, ndtr  # type: ignore[import-untyped]
+
     mass: Numbers = ndtr(near) - ndtr(far)
     lost = mass < 1e-290
     found: Numbers = np.log(mass, where=~lost, out=np.empty_like(mass))

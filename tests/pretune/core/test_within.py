@@ -78,6 +78,7 @@ def test_a_folder_that_cannot_be_written_to_does_no_harm(tmp_path: Path) -> None
     clock.now = 1.0
     told.step(0, 1)
     told.over()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("steps", [1, 3])
