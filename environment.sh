@@ -98,6 +98,23 @@ install_system_packages() {
     fail "python$version was installed, but is not on the PATH." "Name it: make PYTHON=/usr/bin/python$version"
 }
 
+# Chromium, in which the tests open pages. Those tests are skipped where there is none: it is no reason to go without the
+# others. Ubuntu's package of that name only fetches a snap.
+install_browser() {
+  local as_root="" found
+  if has chromium || has chromium-browser || has google-chrome; then return; fi
+  [ "$(id -u)" = 0 ] || as_root="sudo -n"
+  if has apt-get && { [ -z "$as_root" ] || $as_root true 2>/dev/null; }; then
+    $as_root apt-get update -qq || true
+    found=$(apt-cache policy chromium 2>/dev/null | awk '/Candidate:/ {print $2}')
+    if [ -n "$found" ] && [ "$found" != "(none)" ] && [[ "$found" != *snap* ]]; then
+      echo "Installing system packages: chromium"
+      DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends chromium >/dev/null && return
+    fi
+  fi
+  echo "There is no Chromium: tests of pages in a browser will be skipped (Debian: apt-get install chromium)"
+}
+
 # Why the environment that is there can not stay; empty where there is none, or where it can.
 renewal() {
   local made_with made_in
@@ -134,6 +151,7 @@ main() {
   $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
     --editable ".${extra:+[$extra]}"
   $venv/bin/python -m compileall -q -j 0 $venv/lib >/dev/null 2>&1 || true
+  if [ "$extra" = dev ]; then install_browser; fi
   printf '%s\n' "$state" >$venv/.ready
   printf '%s\n' "$state" >"$ready"
 }
