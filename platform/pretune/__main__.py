@@ -6,6 +6,7 @@ import io
 import sys
 
 from pretune.cli.app import app
+from pretune.cli.ending import leave
 from pretune.cli.exits import interrupted_code
 from pretune.execution.interruption import Interruption
 
@@ -19,10 +20,8 @@ def main() -> None:
     try:
         with interruption.caught():
             app(prog_name="pretune")
-    except SystemExit:
-        if interruption.received is None:
-            raise
-        raise SystemExit(interrupted_code(interruption.received)) from None
+    except SystemExit as end:
+        leave(end.code if interruption.received is None else interrupted_code(interruption.received))
 
 
 if __name__ == "__main__":
