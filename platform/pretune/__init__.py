@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +53,7 @@ def run(
     subset: int | str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    max_hours: float | None = None,
     budget: Budget | None = None,
     slots: int | None = None,
     workers_per_trial: int = 1,
@@ -64,8 +65,9 @@ def run(
     storage: str | Path = LOCAL_ROOT,
     name: str | None = None,
     set: Mapping[str, Any] | None = None,
-    stopping: bool = True,
+    stopping: StoppingName | bool = "asha",
     grace: float | None = None,
+    audit: float | None = None,
     metric: str | None = None,
     direction: Direction | None = None,
     address: str | None = None,
@@ -84,6 +86,7 @@ def run(
         subset: pretrain on so many images of `train`, or on a share of each class, such as "10%".
         trials: how many to try in all.
         epochs: length of a run; the recipe's if None.
+        max_hours: land within so many hours: the best trials finish in time, and no other is begun.
         budget: what weak trials are stopped by, "epochs", "views" or "seconds".
         slots: trials at once; what the cluster holds if None.
         workers_per_trial: DDP workers of each trial.
@@ -96,8 +99,10 @@ def run(
         storage: the folder or URI that holds sweeps.
         name: the sweep's folder below `storage`; space and time if None.
         set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
-        stopping: end weak trials early.
-        grace: the first rung, in units of `budget`.
+        stopping: what ends weak trials early: "asha" (successive halving), "hyperband", "median" or "none"; True and
+            False are the first and the last of these.
+        grace: the first rung, or with "median" what a trial may use before it is judged; in units of `budget`.
+        audit: this share of the trials that would be stopped, 0 to 1, live on, to tell how often that is wrong.
         metric: what is searched for, "probe/linear" if None.
         direction: "maximize" or "minimize"; what the metric suggests if None: losses are minimized.
         address: a running Ray cluster, such as "auto"; a local one if None.
@@ -136,10 +141,12 @@ def run(
             data=None if data is None else str(data),
             local=address is None,
             trials=trials,
+            max_hours=max_hours,
             budget=budget,
             sampler=sampler,
-            stopping_enabled=stopping,
+            stopping=("asha" if stopping else "none") if isinstance(stopping, bool) else stopping,
             stopping_grace=grace,
+            stopping_audit=audit,
             slots=slots,
             workers_per_trial=workers_per_trial,
             cpus_per_worker=cpus_per_worker,

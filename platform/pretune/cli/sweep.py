@@ -17,6 +17,7 @@ from pretune.cli.options import (
     Epochs,
     GpusPerWorker,
     MaxFailed,
+    MaxHours,
     Metric,
     Name,
     Settings,
@@ -25,9 +26,10 @@ from pretune.cli.options import (
     Storage,
     Subset,
     WorkersPerTrial,
+    share,
 )
 from pretune.cli.running import run_sweep
-from pretune.core.choices import MAX_FAILED, Budget, SamplerName
+from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 from pretune.display import screen
 
 
@@ -43,6 +45,7 @@ def sweep_command(
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
     epochs: Epochs = None,
+    max_hours: MaxHours = None,
     budget: Annotated[
         Budget | None,
         typer.Option("--budget", help="what weak trials are stopped by; default: the space's own, or epochs"),
@@ -59,8 +62,33 @@ def sweep_command(
     storage: Storage = STORAGE,
     name: Name = None,
     settings: Settings = None,
-    stopping: Annotated[bool, typer.Option("--stopping/--no-stopping", help="end weak trials early")] = True,
-    grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
+    stopping: Annotated[
+        StoppingName | None,
+        typer.Option(
+            "--stopping", help="what ends weak trials early: successive halving (asha, the default), or another rule"
+        ),
+    ] = None,
+    no_stopping: Annotated[bool, typer.Option("--no-stopping", help="as --stopping none")] = False,
+    grace: Annotated[
+        float | None,
+        typer.Option("--grace", min=0.0, help="the first rung, or no stop before; in units of --budget"),
+    ] = None,
+    reduction_factor: Annotated[
+        float | None, typer.Option("--reduction-factor", help="asha, hyperband: one in so many passes a rung")
+    ] = None,
+    brackets: Annotated[int | None, typer.Option("--brackets", min=1, help="hyperband: how many")] = None,
+    min_trials: Annotated[
+        int | None, typer.Option("--min-trials", min=1, help="median: no stop before so many trials are complete")
+    ] = None,
+    audit: Annotated[
+        float | None,
+        typer.Option(
+            "--audit",
+            metavar="SHARE",
+            parser=share,
+            help="so many of the trials that would be stopped live on, such as 5%, to tell how often that is wrong",
+        ),
+    ] = None,
     metric: Metric = None,
     direction: Direction = None,
     address: Address = None,
@@ -88,6 +116,7 @@ def sweep_command(
             data=data,
             local=address is None,
             trials=trials,
+            max_hours=max_hours,
             budget=budget,
             slots=slots,
             workers_per_trial=workers_per_trial,
@@ -96,8 +125,12 @@ def sweep_command(
             cpus_per_worker=cpus_per_worker,
             sampler=sampler,
             storage=storage,
-            stopping_enabled=stopping,
+            stopping=request.stopping_name(stopping, off=no_stopping),
             stopping_grace=grace,
+            stopping_reduction_factor=reduction_factor,
+            stopping_brackets=brackets,
+            stopping_min_trials=min_trials,
+            stopping_audit=audit,
             metric=metric,
             direction=direction,
         )

@@ -5,12 +5,13 @@ Imports neither Ray, torch nor Optuna: a request is refused within a fraction of
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingKind
 from pretune.core.place import Place
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
@@ -19,16 +20,32 @@ MOST_TRIALS = 1_000_000
 """Beyond this it is a slip of the hand."""
 
 
+BRACKETS, MIN_TRIALS = 3, 5
+"""Of Hyperband and of the median rule, where nothing else is said."""
+
+
 class StoppingConfig(Config):
-    """Asynchronous successive halving. Rungs lie at grace x reduction_factor^k budget units, before a trial's decay.
+    """When weak trials end (`core.stopping`): asynchronous successive halving, several brackets of it, or the median
+    rule. Rungs lie at grace x reduction_factor^k budget units, before a trial's decay.
 
     `grace` is in units of the sweep's budget. Without it the first rung lies at a fifth of the epochs, rounded up;
-    where the budget is views or seconds, at what the first trial to get there had used by then.
+    where the budget is views or seconds, at what the first trial to get there had used by then. Of the median rule it
+    is what a trial is let use before it is judged.
     """
 
     enabled: bool = True
+    kind: StoppingKind = "asha"
     reduction_factor: float = Field(3.0, gt=1.0, le=100.0, description="one in so many trials passes a rung")
     grace: Annotated[float, Field(gt=0.0)] | None = None
+    brackets: int | None = Field(
+        None, ge=1, le=10, description=f"Hyperband's; default: {BRACKETS}, or as many as differ"
+    )
+    min_trials: int = Field(
+        MIN_TRIALS, ge=1, description="the median rule's: no trial is stopped before so many are complete"
+    )
+    audit: float = Field(
+        0.0, ge=0.0, le=1.0, description="this share of the trials that would be stopped live on, to judge the rule"
+    )
 
 
 class Experiment(Config):
@@ -47,6 +64,9 @@ class Experiment(Config):
     base: TrialConfig
     data: str = Field("", description="the data set as it was typed; workers open what `base.data` says")
     trials: int = Field(16, ge=1, le=MOST_TRIALS)
+    max_hours: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, description="so long its drivers run in all, the last trials' ends included"
+    )
     budget: Budget = "epochs"
     slots: int | None = Field(None, ge=1)
     workers_per_trial: int = Field(1, ge=1)
@@ -83,7 +103,36 @@ class Experiment(Config):
                 f"{self.base.epochs}, schedule.kind={self.base.schedule.kind!r}), but is {grace:g}; "
                 f"lower it or turn stopping off"
             )
+        most = self._most_brackets()
+        if self.stopping.brackets is not None and most is not None and self.stopping.brackets > most:
+            raise ValueError(
+                f"stopping.brackets must be at most {most}, as the first rung of the next one lies beyond epoch "
+                f"{limit}, the last before the learning rate decays, but is {self.stopping.brackets}; lower it or "
+                f"stopping.grace"
+            )
         return self
+
+    @property
+    def brackets(self) -> int:
+        """Of Hyperband: those asked for, else so many as differ, `BRACKETS` at most."""
+        most = self._most_brackets()
+        return self.stopping.brackets or (BRACKETS if most is None else min(BRACKETS, most))
+
+    def _most_brackets(self) -> int | None:
+        """How many brackets differ: one for each rung, and one that stops nothing. None where the budget does not tell
+        beforehand.
+        """
+        if self.budget != "epochs":
+            return None
+        level, count = self.stopping.grace or self.grace_epochs, 1
+        while level <= self.base.schedule.last_epoch_before_decay(self.base.epochs):
+            level, count = level * self.stopping.reduction_factor, count + 1
+        return count
+
+    @property
+    def grace_epochs(self) -> int:
+        """Where the first rung lies if nothing else is said: at what this epoch has used of the budget."""
+        return math.ceil(self.base.epochs / 5)
 
     @property
     def folder(self) -> Path:

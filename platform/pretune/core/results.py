@@ -17,7 +17,7 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Later, NotUnderstood, StoredEpoch
+from pretune.core.journal import Condemned, Later, NotUnderstood, StoredEpoch
 from trainers import storage
 from trainers.files import write_whole
 from trainers.report import Checkpoint
@@ -45,6 +45,10 @@ class TrialResult:
     """Made longer after its end, with `pretune resume --epochs`."""
     result_of: int | None = None
     """The trial of an equal config whose result this is; it was not run again."""
+    rung: int | None = None
+    """Where the stopping rule stopped it."""
+    condemned: Condemned | None = None
+    """Where the rule would have stopped it; it lived on, to judge the rule."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class SweepResult:
     """One sweep. `best` is the id of the best COMPLETE trial; a stopped one was judged on fewer epochs and does not
     compare.
 
-    `live`: a process runs it right now. `closed`: how the last driver left it ("finished", "exhausted", "interrupted",
-    "failed"), None while one runs and after one was killed.
+    `live`: a process runs it right now. `closed`: how the last driver left it ("finished", "exhausted", "out_of_time",
+    "interrupted", "failed"), None while one runs and after one was killed.
     """
 
     folder: Path
@@ -109,6 +113,11 @@ class SweepResult:
                     "params": trial.params,
                     "reason": trial.reason,
                     **({} if trial.result_of is None else {"result_of": trial.result_of}),
+                    **(
+                        {}
+                        if trial.condemned is None
+                        else {"condemned": {"epoch": trial.condemned.epoch, "rung": trial.condemned.rung}}
+                    ),
                 }
                 for trial in self.trials
             ],
@@ -288,6 +297,8 @@ def _result(trial: TrialHistory, metric: str) -> TrialResult:
         duplicate_of=trial.duplicate_of,
         extended=trial.extended,
         result_of=trial.result_of,
+        rung=trial.rung,
+        condemned=trial.condemned,
     )
 
 

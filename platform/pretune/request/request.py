@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from pretune.core import journal, journal_remote, lease, metrics, results
+from pretune.core.choices import StoppingName
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, StoppingConfig, local_root
 from pretune.core.messages import describe, did_you_mean
@@ -162,6 +163,7 @@ def experiment(
     """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
     given = {key: value for key, value in options.items() if value is not None}
     stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
+    stopping |= _stopping(given.pop("stopping", None), stopping)
     storage = local_root(given.get("storage", Experiment.model_fields["storage"].default))
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RequestError(
@@ -179,6 +181,38 @@ def experiment(
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise RequestError(describe(error, Experiment)) from error
+
+
+_STOPPING_OPTIONS: dict[StoppingName, tuple[str, ...]] = {
+    "asha": ("grace", "reduction_factor", "audit"),
+    "hyperband": ("grace", "reduction_factor", "brackets", "audit"),
+    "median": ("grace", "min_trials", "audit"),
+    "none": (),
+}
+"""What each rule has a use for."""
+
+
+def stopping_name(name: StoppingName | None, *, off: bool) -> StoppingName | None:
+    """What `--stopping` and `--no-stopping` say together. RequestError where they contradict."""
+    if off and name not in (None, "none"):
+        raise RequestError(f"--no-stopping and --stopping {name} contradict; keep one")
+    return "none" if off else name
+
+
+def _stopping(name: StoppingName | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule of that name, as fields of `StoppingConfig`. RequestError for a `given` one that it has no use for."""
+    known = get_args(StoppingName)
+    name = name or ("asha" if given.get("enabled", True) else "none")
+    if name not in known:
+        raise RequestError(f"--stopping must be one of {', '.join(known)}, but is {name!r}; choose one")
+    unused = next((key for key in given if key != "enabled" and key not in _STOPPING_OPTIONS[name]), None)
+    if unused is not None:
+        users = ", ".join(kind for kind, options in _STOPPING_OPTIONS.items() if unused in options)
+        raise RequestError(
+            f"--{unused.replace('_', '-')} {given[unused]:g} is of no use with --stopping {name}; leave it out, or "
+            f"choose --stopping {users}"
+        )
+    return {"enabled": False} if name == "none" else {"kind": name}
 
 
 def checked(
