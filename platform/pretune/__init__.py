@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pretune.analysis.notebook import Sweep
@@ -68,8 +68,8 @@ def run(
     stopping: StoppingName | bool = "asha",
     grace: float | None = None,
     audit: float | None = None,
-    metric: str | None = None,
-    direction: Direction | None = None,
+    metric: str | Sequence[str] | None = None,
+    direction: Direction | Sequence[Direction] | None = None,
     address: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
@@ -103,8 +103,8 @@ def run(
             False are the first and the last of these.
         grace: the first rung, or with "median" what a trial may use before it is judged; in units of `budget`.
         audit: this share of the trials that would be stopped, 0 to 1, live on, to tell how often that is wrong.
-        metric: what is searched for, "probe/linear" if None.
-        direction: "maximize" or "minimize"; what the metric suggests if None: losses are minimized.
+        metric: what is searched for, "probe/linear" if None; of two or three the trials that no other one beats.
+        direction: "maximize" or "minimize", for each metric; what it suggests if None: losses are minimized.
         address: a running Ray cluster, such as "auto"; a local one if None.
         quiet: show nothing while it runs.
 

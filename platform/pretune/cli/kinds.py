@@ -66,6 +66,8 @@ class _Search:
             parts.append(families)
         if result.winner is not None:
             parts.append(tables.best(result, result.winner))
+        if result.front:
+            parts.append(tables.front(result))
         audited = audit.of(result)
         if audited is not None:
             parts.append(tables.audit(audited))

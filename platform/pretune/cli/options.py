@@ -104,6 +104,17 @@ Name = Annotated[
     str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
 ]
 Metric = Annotated[str | None, typer.Option("--metric", help="what is searched for; default: probe/linear")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="what is searched for; default: probe/linear; up to three, then what none beats"),
+]
+Directions = Annotated[
+    list[choices.Direction] | None,
+    typer.Option(
+        "--direction",
+        help="which way of --metric is better, once for each; default: minimize for losses and costs, else maximize",
+    ),
+]
 Direction = Annotated[
     choices.Direction | None,
     typer.Option("--direction", help="which way of --metric is better; default: minimize for losses, else maximize"),

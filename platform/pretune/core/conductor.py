@@ -236,10 +236,13 @@ class Conductor:
         self._take_in(row)
         state, reason = _ENDS[outcome], row.reason
         value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
-        if state == "COMPLETE" and value is None:
-            state, reason = "FAIL", f"the metric {self.experiment.metric!r} was never reported"
-        elif value is not None and not math.isfinite(value):
-            state, value, reason = "INFEASIBLE", None, f"the metric {self.experiment.metric!r} is {value}"
+        worth = {one.metric: trial.last(one.metric) for one in self.experiment.objectives}
+        missing = next((name for name, told in worth.items() if told is None), None)
+        no_number = next((name for name, told in worth.items() if told is not None and not math.isfinite(told)), None)
+        if state == "COMPLETE" and missing is not None:
+            state, value, reason = "FAIL", None, f"the metric {missing!r} was never reported"
+        elif state == "COMPLETE" and no_number is not None:
+            state, value, reason = "INFEASIBLE", None, f"the metric {no_number!r} is {worth[no_number]}"
         elif state == "INFEASIBLE":
             reason = f"{outcome}: {reason}" if reason and not reason.startswith(outcome) else reason or outcome
         if state == "COMPLETE" and (condemned := trial.condemned) is not None:

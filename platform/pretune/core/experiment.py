@@ -48,6 +48,22 @@ class StoppingConfig(Config):
     )
 
 
+class Objective(Config):
+    """A metric that is searched for, and which way of it is better."""
+
+    metric: str = Field(min_length=1)
+    maximize: bool = True
+
+    @property
+    def direction(self) -> Direction:
+        """Which way of the metric is better."""
+        return "maximize" if self.maximize else "minimize"
+
+    def is_better(self, one: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return one > other if self.maximize else one < other
+
+
 class Experiment(Config):
     """One sweep. `base` is the recipe with all overrides applied; the space varies it trial by trial.
 
@@ -84,6 +100,11 @@ class Experiment(Config):
     hang_timeout_s: float = Field(600.0, gt=0.0, description="a worker group that says nothing for so long is replaced")
     metric: str = Field("probe/linear", min_length=1)
     maximize: bool = True
+    beside: tuple[Objective, ...] = Field(
+        (),
+        max_length=2,
+        description="objectives beside `metric`; what no trial beats in all is looked for",
+    )
     storage: str = LOCAL_ROOT
 
     @model_validator(mode="after")
@@ -94,6 +115,13 @@ class Experiment(Config):
             raise ValueError(
                 f"gpus_per_worker must be 0 or at least 1 with workers_per_trial={self.workers_per_trial} (NCCL "
                 f"refuses two ranks on one GPU), but is {self.gpus_per_worker}; use one worker per trial, or whole GPUs"
+            )
+        names = [objective.metric for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each objective must be another metric, but they are {', '.join(names)}; leave one out")
+        if self.beside and self.sampler == "cmaes":
+            raise ValueError(
+                f"sampler 'cmaes' takes one objective, but there are {len(names)} ({', '.join(names)}); use sampler tpe"
             )
         self.base.check_workers(self.workers_per_trial)
         grace, limit = self.stopping.grace, self.base.schedule.last_epoch_before_decay(self.base.epochs)
@@ -159,7 +187,12 @@ class Experiment(Config):
     @property
     def direction(self) -> Direction:
         """Which way of the metric is better."""
-        return "maximize" if self.maximize else "minimize"
+        return self.objectives[0].direction
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All that is searched for. The first one decides which trial is the best, and by it weak trials end."""
+        return (Objective(metric=self.metric, maximize=self.maximize), *self.beside)
 
     @property
     def random_trials(self) -> int:

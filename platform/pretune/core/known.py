@@ -54,6 +54,8 @@ class Known:
         self.configured: list[dict[str, BaseDistribution]] = []
         """What the first trial drew from of which the space has made a config."""
         self.observations = Observations(self._experiment.metric, maximize=self._experiment.maximize)
+        self._told: list[FrozenTrial] | None = [] if sampler == "tpe" and self._experiment.beside else None
+        """All trials, where Optuna's own sampler reads them: TPE with several objectives."""
         self.generations = Generations(self._frozen, self._draw_again)
 
     @property
@@ -80,7 +82,7 @@ class Known:
 
     def seen(self) -> Sequence[FrozenTrial]:
         """The trials that the sampler reads by itself."""
-        return self.generations.seen()
+        return self.generations.seen() if self._told is None else self._told
 
     def first_with(self, params: Mapping[str, Any]) -> int | None:
         """The first trial with these parameters."""
@@ -122,6 +124,8 @@ class Known:
         if self._tree is not None:
             self._tree.add(kind.told(trial), kind.drawn)
         match self._experiment.sampler:
+            case "tpe" if self._told is not None:
+                self._told.append(self._numbered(trial))
             case "tpe":
                 self.observations.add(kind.told(trial), kind.drawn)
             case "cmaes":
@@ -131,7 +135,9 @@ class Known:
 
     def _change(self, trial: TrialHistory) -> None:
         """A trial that is known has ended, or is to train longer."""
-        if self._experiment.sampler == "tpe":
+        if self._told is not None:
+            self._told[trial.number] = self._numbered(trial)
+        elif self._experiment.sampler == "tpe":
             self.observations.change(trial)
         if self._over[trial.number]:
             return
@@ -144,6 +150,11 @@ class Known:
 
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
         return study.frozen(self._experiment, trial, self.names)
+
+    def _numbered(self, trial: TrialHistory) -> FrozenTrial:
+        found = self._frozen(trial)
+        found.number = trial.number
+        return found
 
     def _kind(self, trial: TrialHistory) -> _Kind:
         """What the trial drew from; one object for all that drew from the same."""

@@ -21,7 +21,7 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
 )
-from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -240,6 +240,16 @@ class Search:
     def _sampler(self, number: int) -> BaseSampler:
         seed = _seed(self.experiment.seed, number)
         match self.experiment.sampler:
+            case "tpe" if self.experiment.beside:
+                # Ours ranks by one objective. These settings are marked experimental; we pin Optuna's version.
+                with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+                    return TPESampler(
+                        seed=seed,
+                        n_startup_trials=self.experiment.random_trials,
+                        multivariate=True,
+                        group=True,
+                        constant_liar=True,
+                    )
             case "tpe":
                 return Tpe(self._known.observations, seed=seed, startup_trials=self.experiment.random_trials)
             case "random":

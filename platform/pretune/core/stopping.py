@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pretune.core.choices import Budget
-from pretune.core.experiment import Experiment
+from pretune.core.choices import Budget, StoppingKind
+from pretune.core.experiment import Experiment, Objective
 
 _METRICS: dict[Budget, str | None] = {"epochs": None, "views": "budget/views", "seconds": "budget/seconds"}
 
@@ -62,13 +62,13 @@ def of(experiment: Experiment) -> StoppingRule | None:
     """The stopping rule of `experiment`, None where it is turned off."""
     if not experiment.stopping.enabled:
         return None
-    match experiment.stopping.kind:
-        case "asha":
-            return SuccessiveHalving.of(experiment)
-        case "hyperband":
-            return Hyperband.of(experiment)
-        case "median":
-            return MedianRule.of(experiment)
+    rules: dict[StoppingKind, type[SuccessiveHalving | Hyperband | MedianRule]] = {
+        "asha": SuccessiveHalving,
+        "hyperband": Hyperband,
+        "median": MedianRule,
+    }
+    rule = rules[experiment.stopping.kind].of(experiment)
+    return Undominated(rule, experiment.objectives) if experiment.beside else rule
 
 
 def is_audited(experiment: Experiment, number: int) -> bool:
@@ -286,6 +286,36 @@ class MedianRule:
             until = curve[position + 1][0] if position + 1 < len(curve) else level + 1
             for reached in range(level, until) if count else ():
                 insort(self.averages.setdefault(reached, []), total / count)
+
+
+class Undominated:
+    """A rule on the first of several objectives, which spares a trial as long as no other one was better in one of them
+    and as good in all others after as many epochs: a slow trial with a good score must not end a fast one.
+    """
+
+    def __init__(self, rule: StoppingRule, objectives: Sequence[Objective]) -> None:
+        self.rule, self.objectives = rule, objectives
+        self._fronts: dict[int, list[tuple[float, ...]]] = {}
+        """By epoch, the scores of trials that no other one beats."""
+
+    def observe(self, number: int, epoch: int, metrics: Mapping[str, float], *, last_epoch: int) -> Stop | None:
+        stop = self.rule.observe(number, epoch, metrics, last_epoch=last_epoch)
+        if any(objective.metric not in metrics for objective in self.objectives):
+            return stop
+        scores = tuple(_score(metrics[objective.metric], objective.maximize) for objective in self.objectives)
+        front = self._fronts.setdefault(epoch, [])
+        if any(dominates(other, scores) for other in front):
+            return stop
+        self._fronts[epoch] = [scores, *(other for other in front if not dominates(scores, other))]
+        return None
+
+    def completed(self, number: int) -> None:
+        self.rule.completed(number)
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether `one` is as good in all scores (higher is better) and better in one."""
+    return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
 
 
 def used_of(budget: Budget, number: int, epoch: int, metrics: Mapping[str, float]) -> float:

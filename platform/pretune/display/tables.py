@@ -111,6 +111,17 @@ def best(result: SweepResult, trial: TrialResult) -> Text:
     return Text.assemble((f"best, trial {trial.id}: ", "bold green"), ", ".join(filter(None, said)))
 
 
+def front(result: SweepResult) -> RenderableType:
+    """With several objectives: the trials that no other one beats, each with all its values."""
+    names = [objective.metric for objective in result.experiment.objectives]
+    table = Rows(["not beaten", *names, "settings"], right=["not beaten", *names], wraps=True)
+    short = format.short_names(name for trial in result.trials for name in trial.params)
+    for trial in result.front:
+        cells = [format.score(value, None) if abs(value) < 10 else f"{value:,.0f}" for value in trial.values]
+        table.add(str(trial.id), *cells, format.parameters(trial.params, names=short))
+    return table
+
+
 def audit(found: Audit) -> Text:
     """`audit of early stopping: 5 of 41 condemned trials lived on; 0 beat all of 12 that were let live (0 %, …)`."""
     text = Text("audit of early stopping: ", style="bold")

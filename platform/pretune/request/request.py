@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from pretune.core import journal, journal_remote, lease, metrics, results
-from pretune.core.choices import StoppingName
+from pretune.core.choices import Direction, StoppingName
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment, StoppingConfig, local_root
+from pretune.core.experiment import Experiment, Objective, StoppingConfig, local_root
 from pretune.core.messages import describe, did_you_mean
 from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DATA_ROOT = Path("data")
 """Where `pretune data` writes and where built-in data sets are built, from here."""
+MOST_OBJECTIVES = 3
 
 
 def configure(
@@ -215,6 +216,35 @@ def _stopping(name: StoppingName | None, given: Mapping[str, Any]) -> dict[str, 
     return {"enabled": False} if name == "none" else {"kind": name}
 
 
+def objectives(
+    metric: str | Sequence[str] | None, direction: Direction | Sequence[Direction] | None
+) -> list[Objective]:
+    """What is searched for: `metric`, one or up to three, each with its `direction`, if not given as it suggests.
+
+    RequestError for more of them, or for other than one direction for each.
+    """
+    names = [metric] if isinstance(metric, str) else list(metric or ())
+    names = names or [metrics.DEFAULT]
+    ways = [direction] if isinstance(direction, str) else list(direction or ())
+    if len(names) > MOST_OBJECTIVES:
+        raise RequestError(
+            f"--metric may be given up to {MOST_OBJECTIVES} times, but was given {len(names)} times "
+            f"({', '.join(names)}); leave some out"
+        )
+    if ways and len(ways) != len(names):
+        raise RequestError(
+            f"--direction must be given once for each --metric, in their order, or not at all, but there are "
+            f"{len(ways)} for {len(names)} ({', '.join(names)}); give {len(names)}"
+        )
+    ways = ways or [metrics.direction(name) for name in names]
+    if unknown := [way for way in ways if way not in get_args(Direction)]:
+        raise RequestError(f"--direction must be maximize or minimize, but is {unknown[0]!r}")
+    return [
+        Objective.model_construct(metric=name, maximize=way == "maximize")
+        for name, way in zip(names, ways, strict=True)
+    ]
+
+
 def checked(
     space: lookup.FoundSpace,
     recipe: lookup.Recipe,
@@ -229,13 +259,12 @@ def checked(
     things first, and `base` is bound to its data.
 
     `data` is as for `with_data`; `local` is a cluster of this machine alone; `options` are as for `experiment`, except
-    that the seed is the base's, the budget, if not given, is the one the space is made for, and `direction` says
-    whether the metric is maximized, if not given as the metric suggests.
+    that the seed is the base's, the budget, if not given, is the one the space is made for, and `metric` and
+    `direction` are as for `objectives`.
     """
     from pretune.core import points
 
-    metric = options.get("metric") or metrics.DEFAULT
-    direction = options.pop("direction", None) or metrics.direction(metric)
+    first, *beside = objectives(options.pop("metric", None), options.pop("direction", None))
     asked = experiment(
         space,
         recipe,
@@ -246,17 +275,21 @@ def checked(
             "data": base.data.path if data is None else data,
             "seed": base.seed,
             "budget": options.get("budget") or space.budget,
-            "maximize": direction == "maximize",
+            "metric": first.metric,
+            "maximize": first.maximize,
+            "beside": tuple(beside),
         },
     )
     if local:
         check_local_slots(asked.slots, asked.workers_per_trial, asked.cpus_per_worker)
     check_folder_is_new(asked)
     check_storage(asked)
-    metrics.check(asked.metric, points.proposer(asked, space.function).check())
+    proposed = points.proposer(asked, space.function).check()
+    for objective in asked.objectives:
+        metrics.check(objective.metric, proposed)
     bound, dataset = with_data(base, data)
-    if not dataset.has_labels:
-        metrics.check_labels(asked.metric, bound, dataset.folder)
+    for objective in () if dataset.has_labels else asked.objectives:
+        metrics.check_labels(objective.metric, bound, dataset.folder)
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})
