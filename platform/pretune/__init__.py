@@ -61,6 +61,7 @@ def run(
     cpus_per_worker: float = 1.0,
     max_failed: float = MAX_FAILED,
     sampler: SamplerName = "tpe",
+    warm_start: str | Sequence[str] = (),
     seed: int | None = None,
     storage: str | Path = LOCAL_ROOT,
     name: str | None = None,
@@ -95,6 +96,7 @@ def run(
         cpus_per_worker: CPUs reserved for each worker.
         max_failed: the sweep ends early when a greater share of its trials failed.
         sampler: what proposes trials.
+        warm_start: sweeps whose best points come first, and whose trials TPE knows where their values compare.
         seed: of the sampler and of every trial.
         storage: the folder or URI that holds sweeps.
         name: the sweep's folder below `storage`; space and time if None.
@@ -156,8 +158,12 @@ def run(
             metric=metric,
             direction=direction,
         )
+        warm = [warm_start] if isinstance(warm_start, str) else list(warm_start)
+        experiment, taken = request.warmed(experiment, found_space.function, warm)
         left_out = request.left_out(found_recipe, assignments)
         varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
+    for line in taken:
+        warnings.warn(line, stacklevel=2)
     for line in left_out:
         warnings.warn(f"set: {line}", stacklevel=2)
     for path in varied:

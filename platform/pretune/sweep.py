@@ -240,7 +240,8 @@ def _conduct(
         if not conductor.finished:
             conductor.close("interrupted")
         elif conductor.out_of_time:
-            conductor.close("out_of_time", f"of {conductor.history.max_hours:g} h")
+            left = f"no trial would finish in what is left of {conductor.history.max_hours:g} h"
+            conductor.close("out_of_time", left)
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
     log.close()

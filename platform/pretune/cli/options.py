@@ -106,12 +106,13 @@ Name = Annotated[
 Metric = Annotated[str | None, typer.Option("--metric", help="what is searched for; default: probe/linear")]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="what is searched for; default: probe/linear; up to three, then what none beats"),
+    typer.Option("--metric", metavar="NAME", help="what is searched for; default: probe/linear; up to three times"),
 ]
 Directions = Annotated[
-    list[choices.Direction] | None,
+    list[str] | None,
     typer.Option(
         "--direction",
+        metavar="maximize|minimize",
         help="which way of --metric is better, once for each; default: minimize for losses and costs, else maximize",
     ),
 ]

@@ -56,6 +56,15 @@ def sweep_command(
     max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--warm-start",
+            metavar="SWEEP",
+            help="begin with what that sweep has found: its best points, its trials for TPE; may be given again",
+            autocompletion=completion.sweeps,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="of the sampler and of every trial; default: 0")
     ] = None,
@@ -134,6 +143,9 @@ def sweep_command(
             metric=metric,
             direction=direction,
         )
+        experiment, taken = request.warmed(experiment, found_space.function, warm_start or ())
+        for line in taken:
+            note(console, line)
         for line in request.left_out(found_recipe, settings or ()):
             note(console, f"--set {line}")
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):

@@ -64,6 +64,22 @@ class Objective(Config):
         return one > other if self.maximize else one < other
 
 
+class PriorTrial(Config):
+    """A trial that another sweep has run to its end: its parameters, what they were drawn from, and its value."""
+
+    params: dict[str, Any]
+    distributions: dict[str, str]
+    value: float
+
+
+class WarmStart(Config):
+    """What a sweep takes over from another one, `source`: parameters to begin with, and trials for TPE to know."""
+
+    source: str
+    points: tuple[dict[str, Any], ...] = ()
+    prior: tuple[PriorTrial, ...] = ()
+
+
 class Experiment(Config):
     """One sweep. `base` is the recipe with all overrides applied; the space varies it trial by trial.
 
@@ -93,6 +109,7 @@ class Experiment(Config):
     points: tuple[dict[str, Any], ...] = Field(
         (), description="an ablation's: the changes of `base` for each trial, in order; then nothing is sampled"
     )
+    warm_start: tuple[WarmStart, ...] = Field((), description="what other sweeps have found; all that is used of them")
     seed: int = Field(0, ge=0)
     stopping: StoppingConfig = StoppingConfig()
     max_failures: int = Field(2, ge=0)
@@ -123,6 +140,8 @@ class Experiment(Config):
             raise ValueError(
                 f"sampler 'cmaes' takes one objective, but there are {len(names)} ({', '.join(names)}); use sampler tpe"
             )
+        if self.warm_start and self.sampler in ("grid", "cmaes"):
+            raise ValueError(f"sampler {self.sampler!r} takes no warm start; use sampler tpe, or random")
         self.base.check_workers(self.workers_per_trial)
         grace, limit = self.stopping.grace, self.base.schedule.last_epoch_before_decay(self.base.epochs)
         if self.stopping.enabled and self.budget == "epochs" and grace is not None and grace > limit:
@@ -193,6 +212,16 @@ class Experiment(Config):
     def objectives(self) -> tuple[Objective, ...]:
         """All that is searched for. The first one decides which trial is the best, and by it weak trials end."""
         return (Objective(metric=self.metric, maximize=self.maximize), *self.beside)
+
+    @property
+    def warm_points(self) -> list[dict[str, Any]]:
+        """What the first trials have of their parameters."""
+        return [point for warm in self.warm_start for point in warm.points]
+
+    @property
+    def prior(self) -> list[PriorTrial]:
+        """What TPE knows before the first trial, oldest first."""
+        return [trial for warm in self.warm_start for trial in warm.prior]
 
     @property
     def random_trials(self) -> int:

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from pretune.core import study
-from pretune.core.experiment import Experiment
+from pretune.core.experiment import Experiment, PriorTrial
 from pretune.core.generations import Generations
 from pretune.core.grid import Tree
 from pretune.core.history import TrialHistory, Trials
@@ -56,6 +56,10 @@ class Known:
         self.observations = Observations(self._experiment.metric, maximize=self._experiment.maximize)
         self._told: list[FrozenTrial] | None = [] if sampler == "tpe" and self._experiment.beside else None
         """All trials, where Optuna's own sampler reads them: TPE with several objectives."""
+        if sampler == "tpe":
+            for prior in self._experiment.prior:
+                kind = self._kind(prior)
+                self.observations.told(kind.told(prior), kind.drawn, prior.value)
         self.generations = Generations(self._frozen, self._draw_again)
 
     @property
@@ -156,7 +160,7 @@ class Known:
         found.number = trial.number
         return found
 
-    def _kind(self, trial: TrialHistory) -> _Kind:
+    def _kind(self, trial: TrialHistory | PriorTrial) -> _Kind:
         """What the trial drew from; one object for all that drew from the same."""
         texts = tuple(trial.distributions.items())
         found = self._kinds.get(texts)
@@ -177,7 +181,7 @@ class _Kind:
     aliases: Mapping[str, str]
     drawn: Mapping[str, BaseDistribution]
 
-    def told(self, trial: TrialHistory) -> dict[str, Any]:
+    def told(self, trial: TrialHistory | PriorTrial) -> dict[str, Any]:
         """The trial's parameters as Optuna is told them."""
         return {alias: flat(trial.params[name]) for name, alias in self.aliases.items()}
 

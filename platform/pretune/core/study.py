@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pretune.core.experiment import Experiment
+from pretune.core.experiment import Experiment, PriorTrial
 from pretune.core.history import State, TrialHistory
 from pretune.core.parameters import Names, flat, parsed
 
@@ -48,7 +48,7 @@ def empty(experiment: Experiment, sampler: BaseSampler | None = None) -> optuna.
     return optuna.create_study(sampler=sampler or RandomSampler(), directions=directions)
 
 
-def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:
+def distributions(trial: TrialHistory | PriorTrial) -> dict[str, BaseDistribution]:
     """What the trial's parameters were drawn from, by name."""
     return {name: parsed(text) for name, text in trial.distributions.items()}
 

@@ -216,9 +216,7 @@ def _stopping(name: StoppingName | None, given: Mapping[str, Any]) -> dict[str, 
     return {"enabled": False} if name == "none" else {"kind": name}
 
 
-def objectives(
-    metric: str | Sequence[str] | None, direction: Direction | Sequence[Direction] | None
-) -> list[Objective]:
+def objectives(metric: str | Sequence[str] | None, direction: str | Sequence[str] | None) -> list[Objective]:
     """What is searched for: `metric`, one or up to three, each with its `direction`, if not given as it suggests.
 
     RequestError for more of them, or for other than one direction for each.
@@ -236,7 +234,7 @@ def objectives(
             f"--direction must be given once for each --metric, in their order, or not at all, but there are "
             f"{len(ways)} for {len(names)} ({', '.join(names)}); give {len(names)}"
         )
-    ways = ways or [metrics.direction(name) for name in names]
+    ways = ways or [*map(metrics.direction, names)]
     if unknown := [way for way in ways if way not in get_args(Direction)]:
         raise RequestError(f"--direction must be maximize or minimize, but is {unknown[0]!r}")
     return [
@@ -293,6 +291,29 @@ def checked(
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})
+
+
+def warmed(asked: Experiment, space: Space, sweeps: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """`asked`, with what the `sweeps` of these names have found, and in words what is used of each. RequestError where
+    one cannot be read, has no complete trial, or the sampler takes no warm start.
+    """
+    from pretune.request import warm_start
+
+    if not sweeps:
+        return asked, []
+    if asked.sampler in ("grid", "cmaes"):
+        raise RequestError(
+            f"--warm-start takes --sampler tpe or random, but the sampler is {asked.sampler}; choose one of these"
+        )
+    found = [read_sweep(text, asked.storage) for text in dict.fromkeys(sweeps)]
+    for text, result in zip(dict.fromkeys(sweeps), found, strict=True):
+        results.check_understood(result)
+        if result.best is None:
+            raise RequestError(
+                f"--warm-start {text}: no trial of it is complete, so there is nothing to take over; leave it out"
+            )
+    taken, notes = warm_start.warm_start(asked, space, found)
+    return asked.model_copy(update={"warm_start": taken}), notes
 
 
 def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
