@@ -131,6 +131,8 @@ def audit(found: Audit) -> Text:
             f"; {_share(found.winners, found)} ended better than all {found.let_live} that were let live, "
             f"{_share(found.better_half, found)} in their better half ({CONFIDENCE:.0%} intervals of the shares)"
         )
+    elif not found.condemned:
+        said = "no trial was condemned"
     elif found.audited:
         said += "; none that was let live is complete yet, to compare with"
     return text.append(said, style="not bold")
