@@ -171,10 +171,12 @@ class Experiment(Config):
         """
         if self.budget != "epochs":
             return None
-        level, count = self.stopping.grace or self.grace_epochs, 1
-        while level <= self.base.schedule.last_epoch_before_decay(self.base.epochs):
-            level, count = level * self.stopping.reduction_factor, count + 1
-        return count
+        limit, first = self.base.schedule.last_epoch_before_decay(self.base.epochs), self.stopping.grace
+        first = self.grace_epochs if first is None else first
+        if first > limit:
+            return 1
+        # The tolerance makes a level that is reached exactly count, whatever the rounding of the logarithms.
+        return 2 + math.floor(math.log(limit / first) / math.log(self.stopping.reduction_factor) + 1e-9)
 
     @property
     def grace_epochs(self) -> int:

@@ -340,14 +340,37 @@ class SpaceTrial(optuna.Trial):
 
 
 class ToldTrial(FixedTrial):
-    """A trial whose parameters the journal has told, for asking a space again about them."""
+    """A trial whose parameters the journal has told, for asking a space again about them.
+
+    `params` are those that were asked for so far, as of the trial that was drawn.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self._asked: dict[str, Any] = {}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self._asked)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        value = super().suggest_float(name, low, high, step=step, log=log)
+        return float(self._asked.setdefault(name, value))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        value = super().suggest_int(name, low, high, step=step, log=log)
+        return int(self._asked.setdefault(name, value))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         choices = tuple(choices)
         flats = [flat(label) for label in labels(choices)]
         if name not in self._params or flat(self._params[name]) not in flats:
             raise ValueError(f"{name!r} is {self._params.get(name)!r}, which is none of {list(choices)}")
-        return _given(choices[flats.index(flat(self._params[name]))])
+        value = _given(choices[flats.index(flat(self._params[name]))])
+        self._asked.setdefault(name, value)
+        return value
 
 
 def _given(choice: Any) -> Any:
