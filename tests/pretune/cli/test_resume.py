@@ -81,7 +81,7 @@ def test_a_sweep_that_is_out_of_time_goes_on_only_with_more_hours(here: Path) ->
     asked = Experiment(name="timed", space="kernels", base=base, storage=str(here / "sweeps"), max_hours=1.0)
     times = iter([0.0, 0.0, 0.0, 1500.0, 3000.0, 3000.0, 3000.0])
     with Journal(asked.folder, new=True, clock=lambda: next(times)) as journal:
-        journal.append(Opened(experiment=asked))
+        journal.append(Opened(experiment=asked, versions={"torch": "0.1"}))
         journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
         journal.append(Started(number=0, attempt=0, epoch=0))
         for epoch in (1, 2):
@@ -95,5 +95,5 @@ def test_a_sweep_that_is_out_of_time_goes_on_only_with_more_hours(here: Path) ->
         assert "give it more in all with --max-hours 2" in result.stderr
     assert "--max-hours must be a number above 0" in pretune("resume", "timed", "--max-hours", "-1").stderr
     result = pretune("resume", "timed", "--max-hours", "2")
-    assert "these changed" in result.stderr, "the next thing that is looked at: its versions are none"
+    assert "these changed: torch 0.1 -> " in result.stderr, "the next thing that is looked at"
     assert "finished, out of time (of 1 h)" in " ".join(pretune("show", "timed").stdout.split())
