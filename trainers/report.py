@@ -40,6 +40,7 @@ METRICS: Mapping[str, str] = {
     "time/first_step_s": "seconds from the start of a run to its first step; of a run's first epoch",
     "time/group_start_s": "seconds that the worker group's newest start took; of the first epoch after it",
     "memory/slot_bytes": "what the slot takes of the head beside its workers; of the first epoch after a start",
+    "model/parameters": "of the encoder: all numbers that its backbone trains",
     "optim/learning_rate": "of the epoch's last step",
     "optim/gradient_norm": "before clipping, mean over the epoch's steps",
 }

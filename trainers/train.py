@@ -264,6 +264,7 @@ def _run(
             "budget/seconds": counters.seconds,
             "time/epoch_s": seconds,
             "time/images_per_s": epoch_steps * config.batch_size / seconds,
+            "model/parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
             "optim/learning_rate": rate,
         }
         metrics = dist.broadcast_object(metrics)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pretune.analysis.notebook import Sweep
@@ -53,6 +53,7 @@ def run(
     subset: int | str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    max_hours: float | None = None,
     budget: Budget | None = None,
     slots: int | None = None,
     workers_per_trial: int = 1,
@@ -60,14 +61,16 @@ def run(
     cpus_per_worker: float = 1.0,
     max_failed: float = MAX_FAILED,
     sampler: SamplerName = "tpe",
+    warm_start: str | Sequence[str] = (),
     seed: int | None = None,
     storage: str | Path = LOCAL_ROOT,
     name: str | None = None,
     set: Mapping[str, Any] | None = None,
-    stopping: bool = True,
+    stopping: StoppingName | bool = "asha",
     grace: float | None = None,
-    metric: str | None = None,
-    direction: Direction | None = None,
+    audit: float | None = None,
+    metric: str | Sequence[str] | None = None,
+    direction: Direction | Sequence[Direction] | None = None,
     address: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
@@ -84,6 +87,7 @@ def run(
         subset: pretrain on so many images of `train`, or on a share of each class, such as "10%".
         trials: how many to try in all.
         epochs: length of a run; the recipe's if None.
+        max_hours: land within so many hours: the best trials finish in time, and no other is begun.
         budget: what weak trials are stopped by, "epochs", "views" or "seconds".
         slots: trials at once; what the cluster holds if None.
         workers_per_trial: DDP workers of each trial.
@@ -92,14 +96,17 @@ def run(
         cpus_per_worker: CPUs reserved for each worker.
         max_failed: the sweep ends early when a greater share of its trials failed.
         sampler: what proposes trials.
+        warm_start: sweeps whose best points come first, and whose trials TPE knows where their values compare.
         seed: of the sampler and of every trial.
         storage: the folder or URI that holds sweeps.
         name: the sweep's folder below `storage`; space and time if None.
         set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
-        stopping: end weak trials early.
-        grace: the first rung, in units of `budget`.
-        metric: what is searched for, "probe/linear" if None.
-        direction: "maximize" or "minimize"; what the metric suggests if None: losses are minimized.
+        stopping: what ends weak trials early: "asha" (successive halving), "hyperband", "median" or "none"; True and
+            False are the first and the last of these.
+        grace: the first rung, or with "median" what a trial may use before it is judged; in units of `budget`.
+        audit: this share of the trials that would be stopped, 0 to 1, live on, to tell how often that is wrong.
+        metric: what is searched for, "probe/linear" if None; of two or three the trials that no other one beats.
+        direction: "maximize" or "minimize", for each metric; what it suggests if None: losses are minimized.
         address: a running Ray cluster, such as "auto"; a local one if None.
         quiet: show nothing while it runs.
 
@@ -136,10 +143,12 @@ def run(
             data=None if data is None else str(data),
             local=address is None,
             trials=trials,
+            max_hours=max_hours,
             budget=budget,
             sampler=sampler,
-            stopping_enabled=stopping,
+            stopping=("asha" if stopping else "none") if isinstance(stopping, bool) else stopping,
             stopping_grace=grace,
+            stopping_audit=audit,
             slots=slots,
             workers_per_trial=workers_per_trial,
             cpus_per_worker=cpus_per_worker,
@@ -149,8 +158,12 @@ def run(
             metric=metric,
             direction=direction,
         )
+        warm = [warm_start] if isinstance(warm_start, str) else list(warm_start)
+        experiment, taken = request.warmed(experiment, found_space.function, warm)
         left_out = request.left_out(found_recipe, assignments)
         varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
+    for line in taken:
+        warnings.warn(line, stacklevel=2)
     for line in left_out:
         warnings.warn(f"set: {line}", stacklevel=2)
     for path in varied:

@@ -104,6 +104,7 @@ def resume(
     remote: str | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    max_hours: float | None = None,
     slots: int | None = None,
     listener: Listener | None = None,
     address: str | None = None,
@@ -113,7 +114,8 @@ def resume(
     """Goes on with the sweep in `folder`: unfinished trials first, each from its last checkpoint; finished ones are
     kept.
 
-    `trials` is the number of trials asked for in all from now on (None: as before). `epochs` makes each finished trial
+    `trials` is the number of trials asked for in all from now on, `max_hours` the hours of all its drivers (None: as
+    before). `epochs` makes each finished trial
     that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for).
     `space` is that of `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its
     journal. The rest is as for `run`.
@@ -138,6 +140,7 @@ def resume(
             conductor = Conductor(journal, proposer, listener=listener)
             resumed = Resumed(
                 trials=target,
+                max_hours=max_hours,
                 versions=versions(space, experiment.base),
                 sources=source_hashes(space, experiment.base),
                 host=host(),
@@ -236,6 +239,9 @@ def _conduct(
     else:
         if not conductor.finished:
             conductor.close("interrupted")
+        elif conductor.out_of_time:
+            left = f"no trial would finish in what is left of {conductor.history.max_hours:g} h"
+            conductor.close("out_of_time", left)
         else:
             conductor.close("exhausted" if conductor.exhausted else "finished")
     log.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 
 from pretune.core.conductor import Conductor
-from pretune.core.experiment import Experiment
+from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.journal import Ended, Record, read
 from tests.chaos.counts import Counts
 from tests.toys import BASE, Executor, again, begin, branching, decisions, experiment, follow, space
@@ -38,6 +38,9 @@ def run(folder: Path, seed: int, count: int) -> Counts:
             sampler=rng.choice(["tpe", "tpe", "random", "cmaes"]),
             seed=rng.randrange(1000),
             base=BASE.model_copy(update={"epochs": 9}),
+            stopping=StoppingConfig(
+                kind=rng.choice(["asha", "asha", "hyperband", "median"]), min_trials=2, audit=rng.choice([0.0, 0.3])
+            ),
         )
         how = space if made.sampler == "cmaes" else branching
         unkilled = begin(sweep / "whole", made, how)

@@ -239,6 +239,7 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert metrics["budget/views"] == report.epoch * TRAIN * 2
         assert metrics["loss/total"] == pytest.approx(0.5 * metrics["loss/alignment"] + 2.0 * metrics["loss/mmd"])
         assert metrics["time/images_per_s"] == pytest.approx(TRAIN / metrics["time/epoch_s"])
+        assert metrics["model/parameters"] == sum(one.numel() for one in build_model(config()).backbone.parameters())
         assert {"probe/linear", "probe/knn", "health/features/effective_rank", "health/embedding/std"} <= metrics.keys()
         assert {"time/probe_s", "optim/learning_rate", "optim/gradient_norm"} <= metrics.keys()
         assert ("probe/full_linear" in metrics) == (report.epoch == 3)

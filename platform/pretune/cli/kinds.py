@@ -54,7 +54,10 @@ class _Search:
     def screen(
         self, result: SweepResult, compared: Comparison | None, *, limit: int | None = None
     ) -> list[RenderableType]:
-        """A line on the whole, the trials, the families, the best one, the comparison."""
+        """A line on the whole, the trials, the families, the best one, the audit of what stopped the others, the
+        comparison.
+        """
+        from pretune.analysis import audit
         from pretune.display import tables
 
         parts: list[RenderableType] = [tables.summary(result), tables.trials(result, limit=limit)]
@@ -63,14 +66,20 @@ class _Search:
             parts.append(families)
         if result.winner is not None:
             parts.append(tables.best(result, result.winner))
+        if result.front:
+            parts.append(tables.front(result))
+        audited = audit.of(result)
+        if audited is not None:
+            parts.append(tables.audit(audited))
         if compared is not None:
             parts.append(tables.comparison(compared))
         return parts
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
-        from pretune.analysis import measured
+        from pretune.analysis import audit, measured
 
-        return measured.as_json(result)
+        audited = audit.of(result)
+        return measured.as_json(result) | ({} if audited is None else {"audit": audited.as_json()})
 
     def write(self, result: SweepResult) -> list[Path]:
         """The driver has written the winner's config already."""

@@ -24,15 +24,15 @@ def _gpus(typed: str) -> float | None:
     return number
 
 
-def _share(typed: str) -> float:
+def share(typed: str) -> float:
     percent = typed.endswith("%")
     try:
-        share = float(typed.removesuffix("%")) / (100.0 if percent else 1.0)
+        found = float(typed.removesuffix("%")) / (100.0 if percent else 1.0)
     except ValueError:
-        share = math.nan
-    if not 0.0 <= share <= 1.0:
+        found = math.nan
+    if not 0.0 <= found <= 1.0:
         raise typer.BadParameter(f"must be a share from 0% to 100%, or from 0 to 1, but is {typed!r}")
-    return share
+    return found
 
 
 RUNS = Path("runs")
@@ -91,13 +91,31 @@ CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, hel
 MaxFailed = Annotated[
     float | None,
     typer.Option(
-        "--max-failed", metavar="SHARE", parser=_share, help="end early when more trials than this failed; default: 33%"
+        "--max-failed", metavar="SHARE", parser=share, help="end early when more trials than this failed; default: 33%"
+    ),
+]
+MaxHours = Annotated[
+    float | None,
+    typer.Option(
+        "--max-hours", metavar="H", help="land within so many hours, in all sessions: the best trials finish in time"
     ),
 ]
 Name = Annotated[
     str | None, typer.Option("--name", help="the sweep's folder below --storage; default: what is varied, and time")
 ]
 Metric = Annotated[str | None, typer.Option("--metric", help="what is searched for; default: probe/linear")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="what is searched for; default: probe/linear; up to three times"),
+]
+Directions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--direction",
+        metavar="maximize|minimize",
+        help="which way of --metric is better, once for each; default: minimize for losses and costs, else maximize",
+    ),
+]
 Direction = Annotated[
     choices.Direction | None,
     typer.Option("--direction", help="which way of --metric is better; default: minimize for losses, else maximize"),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, note
-from pretune.cli.options import STORAGE, Address, Storage, Sweep
+from pretune.cli.options import STORAGE, Address, MaxHours, Storage, Sweep
 from pretune.cli.running import run_sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
+
+if TYPE_CHECKING:
+    from pretune.core.journal import Record
 
 
 def resume_command(
@@ -21,6 +26,7 @@ def resume_command(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=2, help="train finished trials to so many epochs, decay anew")
     ] = None,
+    max_hours: MaxHours = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: as before")] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
@@ -53,6 +59,7 @@ def resume_command(
             raise RequestError(full)
         earlier = journal.read(result.folder, remote=result.remote)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
+        check_hours(result.name, earlier, max_hours, extending=bool(extensions))
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
         if target < len(result.trials):
@@ -85,6 +92,7 @@ def resume_command(
             remote=result.remote,
             trials=trials,
             epochs=epochs,
+            max_hours=max_hours,
             slots=slots,
             listener=listener,
             address=address,
@@ -103,3 +111,25 @@ def resume_command(
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
     run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier)
+
+
+def check_hours(name: str, earlier: Sequence[Record], given: float | None, *, extending: bool) -> None:
+    """Whether there is time for another trial in the hours that are `given`, or that the sweep has. RequestError."""
+    from pretune.core.history import History
+    from pretune.core.landing import Landing
+
+    history = History()
+    landing = Landing(history)
+    for record in earlier:
+        history.apply(record)
+        landing.see(record)
+    if given is not None and not 0.0 < given < math.inf:
+        raise RequestError(f"--max-hours must be a number above 0, but is {given:g}; change it")
+    history.max_hours = history.max_hours if given is None else given
+    if extending or landing.may_begin() or any(not one.ended and landing.may_go_on(one) for one in history.trials):
+        return
+    used = landing.used_s / 3600.0
+    raise RequestError(
+        f"sweep {name!r} has used {used:.3g} h of its {history.max_hours:g} h, and no trial would finish in what is "
+        f"left; give it more in all with --max-hours {math.ceil(used + 1.0)}"
+    )

@@ -69,7 +69,7 @@ def close(console: Console, result: Any) -> NoReturn:
 
     kind, compared = kinds.of(result.experiment), None
     with running(f"the sweep is whole: pretune show {shlex.quote(str(result.folder))}"):
-        if result.closed in ("finished", "exhausted") and result.winner is not None:
+        if result.closed in ("finished", "exhausted", "out_of_time") and result.winner is not None:
             with console.status("comparing with the untrained encoder and raw pixels"):
                 compared = baselines.compare(result)
         last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]

@@ -13,11 +13,12 @@ from pretune.cli.options import (
     Address,
     CpusPerWorker,
     Data,
-    Direction,
+    Directions,
     Epochs,
     GpusPerWorker,
     MaxFailed,
-    Metric,
+    MaxHours,
+    Metrics,
     Name,
     Settings,
     Slots,
@@ -25,9 +26,10 @@ from pretune.cli.options import (
     Storage,
     Subset,
     WorkersPerTrial,
+    share,
 )
 from pretune.cli.running import run_sweep
-from pretune.core.choices import MAX_FAILED, Budget, SamplerName
+from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 from pretune.display import screen
 
 
@@ -43,6 +45,7 @@ def sweep_command(
     subset: Subset = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="how many to try in all")] = None,
     epochs: Epochs = None,
+    max_hours: MaxHours = None,
     budget: Annotated[
         Budget | None,
         typer.Option("--budget", help="what weak trials are stopped by; default: the space's own, or epochs"),
@@ -53,16 +56,50 @@ def sweep_command(
     max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--warm-start",
+            metavar="SWEEP",
+            help="begin with what that sweep has found: its best points, its trials for TPE; may be given again",
+            autocompletion=completion.sweeps,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="of the sampler and of every trial; default: 0")
     ] = None,
     storage: Storage = STORAGE,
     name: Name = None,
     settings: Settings = None,
-    stopping: Annotated[bool, typer.Option("--stopping/--no-stopping", help="end weak trials early")] = True,
-    grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
-    metric: Metric = None,
-    direction: Direction = None,
+    stopping: Annotated[
+        StoppingName | None,
+        typer.Option(
+            "--stopping", help="what ends weak trials early: successive halving (asha, the default), or another rule"
+        ),
+    ] = None,
+    no_stopping: Annotated[bool, typer.Option("--no-stopping", help="as --stopping none")] = False,
+    grace: Annotated[
+        float | None,
+        typer.Option("--grace", min=0.0, help="the first rung, or no stop before; in units of --budget"),
+    ] = None,
+    reduction_factor: Annotated[
+        float | None, typer.Option("--reduction-factor", help="asha, hyperband: one in so many passes a rung")
+    ] = None,
+    brackets: Annotated[int | None, typer.Option("--brackets", min=1, help="hyperband: how many")] = None,
+    min_trials: Annotated[
+        int | None, typer.Option("--min-trials", min=1, help="median: no stop before so many trials are complete")
+    ] = None,
+    audit: Annotated[
+        float | None,
+        typer.Option(
+            "--audit",
+            metavar="SHARE",
+            parser=share,
+            help="so many of the trials that would be stopped live on, such as 5%, to tell how often that is wrong",
+        ),
+    ] = None,
+    metric: Metrics = None,
+    direction: Directions = None,
     address: Address = None,
 ) -> None:
     """Try settings of a recipe and show what works best."""
@@ -88,6 +125,7 @@ def sweep_command(
             data=data,
             local=address is None,
             trials=trials,
+            max_hours=max_hours,
             budget=budget,
             slots=slots,
             workers_per_trial=workers_per_trial,
@@ -96,11 +134,18 @@ def sweep_command(
             cpus_per_worker=cpus_per_worker,
             sampler=sampler,
             storage=storage,
-            stopping_enabled=stopping,
+            stopping=request.stopping_name(stopping, off=no_stopping),
             stopping_grace=grace,
+            stopping_reduction_factor=reduction_factor,
+            stopping_brackets=brackets,
+            stopping_min_trials=min_trials,
+            stopping_audit=audit,
             metric=metric,
             direction=direction,
         )
+        experiment, taken = request.warmed(experiment, found_space.function, warm_start or ())
+        for line in taken:
+            note(console, line)
         for line in request.left_out(found_recipe, settings or ()):
             note(console, f"--set {line}")
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):

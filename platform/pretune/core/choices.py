@@ -7,6 +7,9 @@ from typing import Literal
 Budget = Literal["epochs", "views", "seconds"]
 Direction = Literal["maximize", "minimize"]
 SamplerName = Literal["tpe", "random", "grid", "cmaes"]
+StoppingKind = Literal["asha", "hyperband", "median"]
+StoppingName = Literal["asha", "hyperband", "median", "none"]
+"""As it is typed: a kind, or that no trial ends early."""
 LOCAL_ROOT = "./sweeps"
 """Where sweeps lie if nothing else is said, and the working copies of those in a bucket."""
 MAX_FAILED = 1 / 3

@@ -15,6 +15,7 @@ from collections import deque
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
+from pretune.core import stopping
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
@@ -22,6 +23,7 @@ from pretune.core.journal import (
     Asked,
     Attempt,
     Closed,
+    Condemned,
     End,
     Ended,
     Epoch,
@@ -32,9 +34,10 @@ from pretune.core.journal import (
     Started,
     collecting_no_garbage,
 )
+from pretune.core.landing import Landing
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.core.search import Proposal, Proposer
-from pretune.core.stopping import Stop, SuccessiveHalving
+from pretune.core.stopping import Stop
 from trainers.config import TrialConfig
 from trainers.settings import ScheduleConfig
 
@@ -81,7 +84,8 @@ class Conductor:
         assert isinstance(opened, Opened)
         self.experiment: Experiment = opened.experiment
         self._proposer = proposer
-        self._stopping = SuccessiveHalving.of(self.experiment)
+        self._stopping = stopping.of(self.experiment)
+        self._landing = Landing(self.history)
         self._live: set[int] = set()
         self._told: dict[int, int] = {}
         self._last_epochs: dict[int, int] = {}
@@ -98,7 +102,7 @@ class Conductor:
                 stop = self._apply(record)
                 if isinstance(record, Epoch):
                     last, self._overdue = record, stop
-                elif isinstance(record, Ended):
+                elif isinstance(record, Ended | Condemned):
                     self._overdue = None
         # None of it is garbage as long as this process lives: to look through it again and again would cost some
         # decision half a second.
@@ -114,9 +118,12 @@ class Conductor:
         """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote, and
         the ends that follow from other trials'.
         """
+        if self._overdue is not None and self._overdue.rung is None:
+            # There may be more hours by now.
+            self._overdue = self._landing.judge(self._overdue_number)
         if self._overdue is not None:
-            self._waiting.remove(self._overdue_number)
-            self._end(self._overdue_number, "PRUNED", reason=self._overdue.reason, rung=self._overdue.rung)
+            if not self._stop(self._overdue_number, self._overdue):
+                self._waiting.remove(self._overdue_number)
             self._overdue = None
         for trial in self.history.trials:
             if not trial.ended and trial.config is None:
@@ -131,8 +138,19 @@ class Conductor:
 
     @property
     def all_handed_out(self) -> bool:
-        """Nothing waits for a slot; what runs could still come back."""
-        return not self._waiting and (self.exhausted or len(self.history.trials) >= self.history.target)
+        """Nothing waits for a slot that has the time to finish; what runs could still come back."""
+        if any(self._landing.may_go_on(self.history.trials[number]) for number in self._waiting):
+            return False
+        return self._all_asked or not self._landing.may_begin()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Nothing is left to hand out but trials that would not finish in the sweep's hours."""
+        return self.all_handed_out and (bool(self._waiting) or not self._all_asked)
+
+    @property
+    def _all_asked(self) -> bool:
+        return self.exhausted or len(self.history.trials) >= self.history.target
 
     @property
     def finished(self) -> bool:
@@ -146,9 +164,11 @@ class Conductor:
         Raises:
             RequestError: the proposer cannot go on (see its `ask`), or the space refuses everything that is proposed.
         """
-        if self._waiting:
-            return self._hand_out(self.history.trials[self._waiting.popleft()])
-        while not self.exhausted and len(self.history.trials) < self.history.target:
+        for number in self._waiting:
+            if self._landing.may_go_on(self.history.trials[number]):
+                self._waiting.remove(number)
+                return self._hand_out(self.history.trials[number])
+        while not self._all_asked and self._landing.may_begin():
             proposal = self._proposer.ask(self.history.trials)
             if proposal is None:
                 self.exhausted = True
@@ -190,10 +210,7 @@ class Conductor:
         if self.history.trials[row.number].ended:
             return False
         stop = self._take_in(row)
-        if stop is None:
-            return True
-        self._end(row.number, "PRUNED", reason=stop.reason, rung=stop.rung)
-        return False
+        return stop is None or self._stop(row.number, stop)
 
     def ended(self, row: Row) -> None:
         """The trial ended by itself, with its last row. Does nothing for one that `reported` has ended."""
@@ -219,12 +236,17 @@ class Conductor:
         self._take_in(row)
         state, reason = _ENDS[outcome], row.reason
         value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
-        if state == "COMPLETE" and value is None:
-            state, reason = "FAIL", f"the metric {self.experiment.metric!r} was never reported"
-        elif value is not None and not math.isfinite(value):
-            state, value, reason = "INFEASIBLE", None, f"the metric {self.experiment.metric!r} is {value}"
+        worth = {one.metric: trial.last(one.metric) for one in self.experiment.objectives}
+        missing = next((name for name, told in worth.items() if told is None), None)
+        no_number = next((name for name, told in worth.items() if told is not None and not math.isfinite(told)), None)
+        if state == "COMPLETE" and missing is not None:
+            state, value, reason = "FAIL", None, f"the metric {missing!r} was never reported"
+        elif state == "COMPLETE" and no_number is not None:
+            state, value, reason = "INFEASIBLE", None, f"the metric {no_number!r} is {worth[no_number]}"
         elif state == "INFEASIBLE":
             reason = f"{outcome}: {reason}" if reason and not reason.startswith(outcome) else reason or outcome
+        if state == "COMPLETE" and (condemned := trial.condemned) is not None:
+            reason = f"audited, would have been stopped at epoch {condemned.epoch}: {condemned.reason}"
         self._end(number, state, value=value, reason=reason)
 
     def lost(self, number: int, reason: str) -> None:
@@ -240,7 +262,9 @@ class Conductor:
         else:
             self._waiting.appendleft(number)
 
-    def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:
+    def close(
+        self, reason: Literal["finished", "exhausted", "out_of_time", "interrupted", "failed"], detail: str = ""
+    ) -> None:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
 
@@ -273,13 +297,13 @@ class Conductor:
 
     def _twin(self, number: int) -> int | None:
         """The trial of an equal config whose result this one gets; None where it is to run itself: it has begun, there
-        is no such trial, or that one failed, which says nothing of its config.
+        is no such trial, or that one failed or was stopped by no rule, which says nothing of its config.
         """
         trial = self.history.trials[number]
         if trial.config is None or trial.attempts or trial.epochs:
             return None
         for other in self._alike.get(self._keys.get(number, b""), ()):
-            if other < number and self.history.trials[other].state != "FAIL":
+            if other < number and _says_something(self.history.trials[other]):
                 return other
         return None
 
@@ -305,6 +329,15 @@ class Conductor:
                         result_of=found,
                     )
                 )
+
+    def _stop(self, number: int, stop: Stop) -> bool:
+        """The trial is to end. Says whether it lives on all the same, to audit the rule that condemned it."""
+        if stop.rung is not None and stopping.is_audited(self.experiment, number):
+            epoch = self.history.trials[number].last_epoch
+            self._write(Condemned(number=number, epoch=epoch, rung=stop.rung, reason=stop.reason))
+            return True
+        self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
+        return False
 
     def _take_in(self, row: Row) -> Stop | None:
         trial = self.history.trials[row.number]
@@ -355,19 +388,34 @@ class Conductor:
 
     def _apply(self, record: Record) -> Stop | None:
         self.history.apply(record)
+        self._landing.see(record)
         if isinstance(record, Epoch):
             return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
             self._keys[record.number] = _key(record.config)
             self._alike.setdefault(self._keys[record.number], []).append(record.number)
+        elif isinstance(record, Ended):
+            trial = self.history.trials[record.number]
+            # Of what was not run, or would have been stopped, a rule that judges by the others has seen nothing more.
+            if self._stopping is not None and trial.state == "COMPLETE" and trial.condemned is None:
+                self._stopping.completed(record.number)
         elif isinstance(record, Extended) and record.number in self._keys:
             # Its epochs are those of another schedule than its config says.
             self._alike[self._keys.pop(record.number)].remove(record.number)
         return None
 
     def _judge(self, record: Epoch) -> Stop | None:
+        stop, late = self._condemn(record), self._landing.judge(record.number)
+        # Who is audited lives on where the rule, but not where time ends it.
+        if late is not None and (stop is None or stopping.is_audited(self.experiment, record.number)):
+            return late
+        return stop
+
+    def _condemn(self, record: Epoch) -> Stop | None:
+        """What the stopping rule says to a report."""
         trial = self.history.trials[record.number]
-        if self._stopping is None or trial.extended:  # it was asked for by number of epochs: no rung ends it
+        # What was asked for by number of epochs no rung ends, and what is condemned is on no other rung.
+        if self._stopping is None or trial.extended or trial.condemned is not None:
             return None
         if record.number not in self._last_epochs:
             assert trial.config is not None, "what the space refused has no epochs"
@@ -375,6 +423,11 @@ class Conductor:
         return self._stopping.observe(
             record.number, record.epoch, record.metrics, last_epoch=self._last_epochs[record.number]
         )
+
+
+def _says_something(trial: TrialHistory) -> bool:
+    """Whether its end, if it has ended, is its config's own doing."""
+    return trial.state != "FAIL" and not (trial.state == "PRUNED" and trial.rung is None)
 
 
 def folder_name(trial: TrialHistory) -> str:

@@ -10,6 +10,7 @@ from pretune.core.journal import (
     Asked,
     Attempt,
     Closed,
+    Condemned,
     Ended,
     Epoch,
     Extended,
@@ -30,7 +31,8 @@ class TrialHistory:
     order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
     retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
     the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
-    whose result and epochs this one has; it was not run again.
+    whose result and epochs this one has; it was not run again. `condemned`: the stopping rule would have ended it, but
+    it was let live.
     """
 
     number: int
@@ -51,6 +53,7 @@ class TrialHistory:
     reason: str = ""
     rung: int | None = None
     result_of: int | None = None
+    condemned: Condemned | None = None
 
     @property
     def ended(self) -> bool:
@@ -88,12 +91,15 @@ class Trials(list[TrialHistory]):
 
 
 class History:
-    """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
+    """All trials by number; `target` is how many are asked for, `max_hours` in how many hours (None: no limit),
+    `closed` how the last driver left (or None).
+    """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.opened: Opened | None = None
         self.trials = Trials()
         self.target = 0
+        self.max_hours: float | None = None
         self.sessions = 0
         self.closed: Closed | None = None
         self._count = 0
@@ -109,8 +115,10 @@ class History:
         match record:
             case Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
+                self.max_hours = record.experiment.max_hours
             case Resumed():
                 self.target, self.sessions, self.closed = record.trials, self.sessions + 1, None
+                self.max_hours = self.max_hours if record.max_hours is None else record.max_hours
             case Closed():
                 self.closed = record
             case Asked():
@@ -124,11 +132,11 @@ class History:
                     )
                 )
                 self.trials.changes.append(record.number)
-            case Started() | Attempt() | Ended() | Extended():
+            case Started() | Attempt() | Condemned() | Ended() | Extended():
                 self._change(self._trial(record, record.kind, position), record, position)
 
     def _trial(
-        self, record: Started | Epoch | StoredEpoch | Attempt | Ended | Extended, kind: str, position: int
+        self, record: Started | Epoch | StoredEpoch | Attempt | Condemned | Ended | Extended, kind: str, position: int
     ) -> TrialHistory:
         """The trial that `record` changes."""
         if record.number >= len(self.trials):
@@ -152,7 +160,9 @@ class History:
         elif record.checkpoint is not None:
             trial.checkpoints[record.epoch] = record.checkpoint
 
-    def _change(self, trial: TrialHistory, record: Started | Attempt | Ended | Extended, position: int) -> None:
+    def _change(
+        self, trial: TrialHistory, record: Started | Attempt | Condemned | Ended | Extended, position: int
+    ) -> None:
         if isinstance(record, Ended | Extended):
             self.trials.changes.append(record.number)
         match record:
@@ -161,6 +171,8 @@ class History:
                 trial.state = "RUNNING"
             case Attempt():
                 trial.failures = record.failures
+            case Condemned():
+                trial.condemned = record
             case Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
                 trial.rung = record.rung

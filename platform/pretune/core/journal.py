@@ -7,9 +7,9 @@ cuts it off. A last line that is there as a whole and does not fit its checksum 
 changed what may have been acted upon.
 
 Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
-`attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); and of drivers `resumed`
-and `closed`. Each class below says what its fields mean. With a storage URI the same lines are uploaded as segments
-(journal_remote.py).
+`attempt` (a failure that is retried or given up), `condemned` (it would have been stopped), `ended`, `extended` (it is
+to train longer); and of drivers `resumed` and `closed`. Each class below says what its fields mean. With a storage URI
+the same lines are uploaded as segments (journal_remote.py).
 
 Paths in a line are relative to the sweep; a record in memory has them where the sweep lies now, and `opened` its
 present name and place (place.py).
@@ -139,8 +139,21 @@ class Attempt(_Record):
     reason: str
 
 
+class Condemned(_Record):
+    """The stopping rule would have stopped the trial after `epoch`, at `rung`, but it lives on to its own end, for an
+    audit of the rule.
+    """
+
+    kind: Literal["condemned"] = "condemned"
+    number: int
+    epoch: int
+    rung: int
+    reason: str
+
+
 class Ended(_Record):
-    """A trial is over. `value` is what Optuna is told for COMPLETE; `rung` is where a PRUNED trial was stopped.
+    """A trial is over. `value` is what Optuna is told for COMPLETE; `rung` is where the stopping rule stopped a PRUNED
+    trial, None where something else did.
     `result_of` is the trial of an equal config whose result this is, with its epochs: it was not run again.
     """
 
@@ -165,23 +178,26 @@ class Extended(_Record):
 
 
 class Resumed(_Record):
-    """A driver took the sweep up again. `trials` is the number of trials asked for from now on; `format` is as for
-    `Opened`.
+    """A driver took the sweep up again. `trials` is the number of trials asked for from now on, `max_hours` the hours
+    in all, None where they stay as they were; `format` is as for `Opened`.
     """
 
     kind: Literal["resumed"] = "resumed"
     format: int = FORMAT
     trials: int
+    max_hours: float | None = None
     versions: dict[str, str] = {}
     sources: dict[str, str] = {}
     host: dict[str, str] = {}
 
 
 class Closed(_Record):
-    """A driver left the sweep in order. `exhausted`: a finite space has no more points."""
+    """A driver left the sweep in order. `exhausted`: a finite space has no more points; `out_of_time`: trials are left
+    that would not finish in the sweep's hours.
+    """
 
     kind: Literal["closed"] = "closed"
-    reason: Literal["finished", "exhausted", "interrupted", "failed"]
+    reason: Literal["finished", "exhausted", "out_of_time", "interrupted", "failed"]
     detail: str = ""
 
 
@@ -193,13 +209,13 @@ class Unknown(_Record):
 
 
 Known = Annotated[
-    Opened | Asked | Started | Epoch | Attempt | Ended | Extended | Resumed | Closed,
+    Opened | Asked | Started | Epoch | Attempt | Condemned | Ended | Extended | Resumed | Closed,
     Field(discriminator="kind"),
 ]
 Record = Known | Unknown
 _KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
 _METRICS = TypeAdapter(dict[str, float])
-_KINDS = {"opened", "asked", "started", "epoch", "attempt", "ended", "extended", "resumed", "closed"}
+_KINDS = {"opened", "asked", "started", "epoch", "attempt", "condemned", "ended", "extended", "resumed", "closed"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from pretune.core import study
-from pretune.core.experiment import Experiment
+from pretune.core.experiment import Experiment, PriorTrial
 from pretune.core.generations import Generations
 from pretune.core.grid import Tree
 from pretune.core.history import TrialHistory, Trials
@@ -54,6 +54,12 @@ class Known:
         self.configured: list[dict[str, BaseDistribution]] = []
         """What the first trial drew from of which the space has made a config."""
         self.observations = Observations(self._experiment.metric, maximize=self._experiment.maximize)
+        self._told: list[FrozenTrial] | None = [] if sampler == "tpe" and self._experiment.beside else None
+        """All trials, where Optuna's own sampler reads them: TPE with several objectives."""
+        if sampler == "tpe":
+            for prior in self._experiment.prior:
+                kind = self._kind(prior)
+                self.observations.told(kind.told(prior), kind.drawn, prior.value)
         self.generations = Generations(self._frozen, self._draw_again)
 
     @property
@@ -80,7 +86,7 @@ class Known:
 
     def seen(self) -> Sequence[FrozenTrial]:
         """The trials that the sampler reads by itself."""
-        return self.generations.seen()
+        return self.generations.seen() if self._told is None else self._told
 
     def first_with(self, params: Mapping[str, Any]) -> int | None:
         """The first trial with these parameters."""
@@ -122,6 +128,8 @@ class Known:
         if self._tree is not None:
             self._tree.add(kind.told(trial), kind.drawn)
         match self._experiment.sampler:
+            case "tpe" if self._told is not None:
+                self._told.append(self._numbered(trial))
             case "tpe":
                 self.observations.add(kind.told(trial), kind.drawn)
             case "cmaes":
@@ -131,7 +139,9 @@ class Known:
 
     def _change(self, trial: TrialHistory) -> None:
         """A trial that is known has ended, or is to train longer."""
-        if self._experiment.sampler == "tpe":
+        if self._told is not None:
+            self._told[trial.number] = self._numbered(trial)
+        elif self._experiment.sampler == "tpe":
             self.observations.change(trial)
         if self._over[trial.number]:
             return
@@ -145,7 +155,12 @@ class Known:
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
         return study.frozen(self._experiment, trial, self.names)
 
-    def _kind(self, trial: TrialHistory) -> _Kind:
+    def _numbered(self, trial: TrialHistory) -> FrozenTrial:
+        found = self._frozen(trial)
+        found.number = trial.number
+        return found
+
+    def _kind(self, trial: TrialHistory | PriorTrial) -> _Kind:
         """What the trial drew from; one object for all that drew from the same."""
         texts = tuple(trial.distributions.items())
         found = self._kinds.get(texts)
@@ -166,7 +181,7 @@ class _Kind:
     aliases: Mapping[str, str]
     drawn: Mapping[str, BaseDistribution]
 
-    def told(self, trial: TrialHistory) -> dict[str, Any]:
+    def told(self, trial: TrialHistory | PriorTrial) -> dict[str, Any]:
         """The trial's parameters as Optuna is told them."""
         return {alias: flat(trial.params[name]) for name, alias in self.aliases.items()}
 

@@ -27,6 +27,7 @@ _FIXED = (
     "time/images_per_s",
     "time/epoch_s",
     "time/probe_s",
+    "model/parameters",
     "optim/learning_rate",
     "optim/gradient_norm",
 )
@@ -38,7 +39,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
 """What shipped terms tell beyond their value, by kind."""
 _OF_LABELS = "probe/"
 """How the names of those begin that data without labels do not have."""
-_SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/")
+_SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/", "memory/", "model/parameters")
 
 
 def direction(metric: str) -> Direction:

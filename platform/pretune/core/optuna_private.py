@@ -6,7 +6,7 @@ versions in its message, as soon as a name is gone, takes other arguments, or do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -75,35 +75,35 @@ def notes_of(generation: int) -> dict[str, Any]:
 # ---- a study's file --------------------------------------------------------------------------------------------------
 
 
-def log_study(name: str, *, maximize: bool) -> dict[str, Any]:
-    """The first line of a journal of Optuna's, that of its one study.
+def log_study(name: str, maximize: Sequence[bool]) -> dict[str, Any]:
+    """The first line of a journal of Optuna's, that of its one study; `maximize` by objective.
 
     Optuna writes such lines as well, but each after it has read the file, under a lock, and waits for the disk: at
     10,000 trials a minute.
     """
-    direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-    return _line(JournalOperation.CREATE_STUDY, study_name=name, directions=[direction])
+    directions = [StudyDirection.MAXIMIZE if one else StudyDirection.MINIMIZE for one in maximize]
+    return _line(JournalOperation.CREATE_STUDY, study_name=name, directions=directions)
 
 
 def log_trial(
     *,
     state: TrialState,
-    value: float | None,
+    worth: Sequence[float] | None,
     params: Mapping[str, float],
     distributions: Mapping[str, str],
     values: Mapping[int, float],
     infeasible: bool,
 ) -> dict[str, Any]:
     """The line of a new trial as it is now; trials are numbered by their lines. `params` are internal numbers,
-    `distributions` as of `as_json`, `values` the intermediate ones.
+    `distributions` as of `as_json`, `values` the intermediate ones, `worth` the final ones by objective.
     """
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     return _line(
         JournalOperation.CREATE_TRIAL,
         study_id=0,
         state=state,
-        value=value,
-        values=None,
+        value=worth[0] if worth is not None and len(worth) == 1 else None,
+        values=worth if worth is not None and len(worth) > 1 else None,
         datetime_start=now,
         **({"datetime_complete": now} if state.is_finished() else {}),
         params=params,
@@ -124,13 +124,13 @@ def log_constraint(number: int) -> dict[str, Any]:
     return _line(JournalOperation.SET_TRIAL_SYSTEM_ATTR, trial_id=number, system_attr=_VIOLATED)
 
 
-def log_end(number: int, state: TrialState, value: float | None) -> dict[str, Any]:
+def log_end(number: int, state: TrialState, worth: Sequence[float] | None) -> dict[str, Any]:
     """The line of a running trial's end."""
     return _line(
         JournalOperation.SET_TRIAL_STATE_VALUES,
         trial_id=number,
         state=state,
-        values=None if value is None else [value],
+        values=worth,
         datetime_complete=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
 

@@ -158,6 +158,26 @@ def size(distribution: BaseDistribution) -> int | None:
     return round((distribution.high - distribution.low) / distribution.step) + 1
 
 
+def fits(distribution: BaseDistribution, label: Any) -> bool:
+    """Whether a parameter that is drawn from it can have the value that the journal calls `label`."""
+    if isinstance(distribution, CategoricalDistribution):
+        wanted = flat(label)  # True is no 1 here
+        return any(type(wanted) is type(choice) and wanted == choice for choice in distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if (
+        isinstance(label, bool)
+        or not isinstance(label, int | float)
+        or not distribution.low <= label <= distribution.high
+    ):
+        return False
+    if isinstance(distribution, IntDistribution):
+        return float(label).is_integer() and (int(label) - distribution.low) % distribution.step == 0
+    if distribution.step is None:
+        return True
+    steps = (label - distribution.low) / distribution.step
+    return abs(steps - round(steps)) < 1e-8
+
+
 class Points:
     """Which points of a space its trials have met, as a tree: each parameter in the order in which it was asked for,
     each of its values a branch. To add a trial costs what its own path costs.
@@ -251,9 +271,11 @@ class SpaceTrial(optuna.Trial):
     `told` and `drawn_from` are its parameters as the journal has them, in the order in which they were asked for.
     """
 
-    def __init__(self, trial: optuna.Trial, names: Names) -> None:
+    def __init__(self, trial: optuna.Trial, names: Names, wanted: Mapping[str, Any] | None = None) -> None:
+        """`wanted` are labels by name, to be had instead of a draw where the parameter is asked for and can have it."""
         vars(self).update(vars(trial))  # it has begun already: it stays the trial that its study knows
         self._names = names
+        self._wanted = wanted or {}
         self._chosen: dict[str, Any] = {}
         self.told: dict[str, Any] = {}
         self.drawn_from: dict[str, str] = {}
@@ -272,12 +294,16 @@ class SpaceTrial(optuna.Trial):
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         drawn_from = FloatDistribution(low, high, log=log, step=step)
+        if fits(drawn_from, self._wanted.get(name)):
+            low = high = float(self._wanted[name])
         value = super().suggest_float(self._alias(name, drawn_from), low, high, step=step, log=log)
         self._keep(name, drawn_from, value, value)
         return value
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         drawn_from = IntDistribution(low, high, log=log, step=step)
+        if fits(drawn_from, self._wanted.get(name)):
+            low = high = int(self._wanted[name])
         value = super().suggest_int(self._alias(name, drawn_from), low, high, step=step, log=log)
         self._keep(name, drawn_from, value, value)
         return value
@@ -287,7 +313,11 @@ class SpaceTrial(optuna.Trial):
         told = labels(choices)
         flats = [flat(label) for label in told]
         drawn_from = CategoricalDistribution(flats)
-        position = flats.index(super().suggest_categorical(self._alias(name, drawn_from), flats))
+        alias = self._alias(name, drawn_from)
+        if name in self._wanted and fits(drawn_from, self._wanted[name]):
+            position = flats.index(flat(self._wanted[name]))
+        else:
+            position = flats.index(super().suggest_categorical(alias, flats))
         value = _given(choices[position])
         self._keep(name, drawn_from, value, told[position], told)
         return value
@@ -310,14 +340,37 @@ class SpaceTrial(optuna.Trial):
 
 
 class ToldTrial(FixedTrial):
-    """A trial whose parameters the journal has told, for asking a space again about them."""
+    """A trial whose parameters the journal has told, for asking a space again about them.
+
+    `params` are those that were asked for so far, as of the trial that was drawn.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self._asked: dict[str, Any] = {}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self._asked)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        value = super().suggest_float(name, low, high, step=step, log=log)
+        return float(self._asked.setdefault(name, value))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        value = super().suggest_int(name, low, high, step=step, log=log)
+        return int(self._asked.setdefault(name, value))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         choices = tuple(choices)
         flats = [flat(label) for label in labels(choices)]
         if name not in self._params or flat(self._params[name]) not in flats:
             raise ValueError(f"{name!r} is {self._params.get(name)!r}, which is none of {list(choices)}")
-        return _given(choices[flats.index(flat(self._params[name]))])
+        value = _given(choices[flats.index(flat(self._params[name]))])
+        self._asked.setdefault(name, value)
+        return value
 
 
 def _given(choice: Any) -> Any:

@@ -17,7 +17,7 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Later, NotUnderstood, StoredEpoch
+from pretune.core.journal import Condemned, Later, NotUnderstood, StoredEpoch
 from trainers import storage
 from trainers.files import write_whole
 from trainers.report import Checkpoint
@@ -45,6 +45,12 @@ class TrialResult:
     """Made longer after its end, with `pretune resume --epochs`."""
     result_of: int | None = None
     """The trial of an equal config whose result this is; it was not run again."""
+    rung: int | None = None
+    """Where the stopping rule stopped it."""
+    condemned: Condemned | None = None
+    """Where the rule would have stopped it; it lived on, to judge the rule."""
+    values: tuple[float, ...] = ()
+    """Of a COMPLETE trial, its last value of each objective."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class SweepResult:
     """One sweep. `best` is the id of the best COMPLETE trial; a stopped one was judged on fewer epochs and does not
     compare.
 
-    `live`: a process runs it right now. `closed`: how the last driver left it ("finished", "exhausted", "interrupted",
-    "failed"), None while one runs and after one was killed.
+    `live`: a process runs it right now. `closed`: how the last driver left it ("finished", "exhausted", "out_of_time",
+    "interrupted", "failed"), None while one runs and after one was killed.
     """
 
     folder: Path
@@ -92,6 +98,30 @@ class SweepResult:
         """The best trial, where a best one was looked for: that of an ablation is the luckiest seed of one level."""
         return None if self.experiment.points else self.best_trial
 
+    @property
+    def front(self) -> list[TrialResult]:
+        """Of several objectives, the COMPLETE trials that no other one beats: none is as good in all and better in
+        one. Best first by the first one; of equal ones the earlier. Empty where one thing is searched for.
+        """
+        objectives = self.experiment.objectives
+        if len(objectives) == 1:
+            return []
+        scored = [
+            (
+                tuple(value if one.maximize else -value for one, value in zip(objectives, trial.values, strict=True)),
+                trial,
+            )
+            for trial in self.trials
+            if trial.state == "COMPLETE" and len(trial.values) == len(objectives)
+        ]
+        # From the best on: what comes later beats nothing that came before.
+        scored.sort(key=lambda one: (*(-score for score in one[0]), one[1].id))
+        front: list[tuple[tuple[float, ...], TrialResult]] = []
+        for scores, trial in scored:
+            if not any(all(its >= mine for its, mine in zip(other, scores, strict=True)) for other, _ in front):
+                front.append((scores, trial))
+        return [trial for _, trial in front]
+
     def to_json(self) -> dict[str, Any]:
         """The object that `pretune show SWEEP --json` prints. No times, paths or host facts: equal sweeps are equal."""
         return {
@@ -99,6 +129,16 @@ class SweepResult:
             "space": self.space,
             "metric": self.metric,
             **({} if self.experiment.maximize else {"direction": "minimize"}),
+            **(
+                {
+                    "objectives": [
+                        {"metric": one.metric, "direction": one.direction} for one in self.experiment.objectives
+                    ],
+                    "front": [trial.id for trial in self.front],
+                }
+                if self.experiment.beside
+                else {}
+            ),
             "best": self.best,
             "trials": [
                 {
@@ -106,9 +146,15 @@ class SweepResult:
                     "state": trial.state,
                     "epochs": trial.epochs,
                     "value": trial.value,
+                    **({"values": list(trial.values)} if self.experiment.beside else {}),
                     "params": trial.params,
                     "reason": trial.reason,
                     **({} if trial.result_of is None else {"result_of": trial.result_of}),
+                    **(
+                        {}
+                        if trial.condemned is None
+                        else {"condemned": {"epoch": trial.condemned.epoch, "rung": trial.condemned.rung}}
+                    ),
                 }
                 for trial in self.trials
             ],
@@ -174,7 +220,7 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         if history.opened is None:
             raise RequestError(_never_started(folder, live=live))
         experiment = history.opened.experiment
-        trials = tuple(_result(trial, experiment.metric) for trial in history.trials)
+        trials = tuple(_result(trial, experiment) for trial in history.trials)
     return SweepResult(
         folder=folder,
         remote=remote or experiment.remote,
@@ -267,12 +313,15 @@ def write_best(result: SweepResult) -> Path | None:
     return path
 
 
-def _result(trial: TrialHistory, metric: str) -> TrialResult:
+def _result(trial: TrialHistory, experiment: Experiment) -> TrialResult:
     newest = trial.epochs.get(trial.last_epoch, {})
     last = newest.read_metrics() if isinstance(newest, StoredEpoch) else dict(newest)
-    # The table shows the metric of the last epoch that measured it.
-    if metric not in last and (measured := trial.last(metric)) is not None:
-        last[metric] = measured
+    # The table shows each objective as of the last epoch that measured it.
+    names = [objective.metric for objective in experiment.objectives]
+    for metric in names:
+        if metric not in last and (measured := trial.last(metric)) is not None:
+            last[metric] = measured
+    complete = trial.state == "COMPLETE" and trial.value is not None
     return TrialResult(
         id=trial.number,
         state=trial.state,
@@ -288,6 +337,9 @@ def _result(trial: TrialHistory, metric: str) -> TrialResult:
         duplicate_of=trial.duplicate_of,
         extended=trial.extended,
         result_of=trial.result_of,
+        rung=trial.rung,
+        condemned=trial.condemned,
+        values=tuple(last[name] for name in names if name in last) if complete else (),
     )
 
 

@@ -7,10 +7,14 @@ Optuna is told the honest end of each trial:
 * INFEASIBLE: diverged, collapsed, out of memory, or refused by the space; to Optuna it is pruned with a violated
   constraint, which TPE puts behind everything else.
 * FAIL: a failure of the machine; it teaches the sampler nothing.
+
+Of a sweep with several objectives a complete trial has a value of each, and no other one has any: Optuna compares
+intermediate values of one objective only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pretune.core.experiment import Experiment
+from pretune.core.experiment import Experiment, PriorTrial
 from pretune.core.history import State, TrialHistory
 from pretune.core.parameters import Names, flat, parsed
 
@@ -40,10 +44,11 @@ _NAME = "asked"
 def empty(experiment: Experiment, sampler: BaseSampler | None = None) -> optuna.Study:
     """A study of no trials, in the direction of `experiment`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(sampler=sampler or RandomSampler(), direction=experiment.direction)
+    directions = [objective.direction for objective in experiment.objectives]
+    return optuna.create_study(sampler=sampler or RandomSampler(), directions=directions)
 
 
-def distributions(trial: TrialHistory) -> dict[str, BaseDistribution]:
+def distributions(trial: TrialHistory | PriorTrial) -> dict[str, BaseDistribution]:
     """What the trial's parameters were drawn from, by name."""
     return {name: parsed(text) for name, text in trial.distributions.items()}
 
@@ -60,7 +65,7 @@ def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> Frozen
         told = values(experiment, trial)
     return create_trial(
         state=state,
-        value=trial.value if state == TrialState.COMPLETE else None,
+        values=worth(experiment, trial),
         params={alias.get(name, name): flat(value) for name, value in trial.params.items()},
         distributions={alias[name]: distribution for name, distribution in drawn.items()},
         intermediate_values=told,
@@ -69,9 +74,19 @@ def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> Frozen
 
 
 def values(experiment: Experiment, trial: TrialHistory) -> dict[int, float]:
-    """The searched metric by epoch."""
+    """The searched metric by epoch; nothing where there are several."""
     metric = experiment.metric
+    if experiment.beside:
+        return {}
     return {epoch: metrics[metric] for epoch, metrics in trial.epochs.items() if metric in metrics}
+
+
+def worth(experiment: Experiment, trial: TrialHistory) -> list[float] | None:
+    """What a complete trial is worth, by objective; None for any other."""
+    if trial.state != "COMPLETE" or trial.value is None:
+        return None
+    others = [trial.last(objective.metric) for objective in experiment.beside]
+    return [trial.value, *(math.nan if value is None else value for value in others)]
 
 
 # ---- one ask ---------------------------------------------------------------------------------------------------------
@@ -84,7 +99,10 @@ class OneAsk(BaseStorage):
 
     def __init__(self, experiment: Experiment, told: Sequence[FrozenTrial], number: int) -> None:
         """`number` is that of the trial that is asked."""
-        self._direction = StudyDirection.MAXIMIZE if experiment.maximize else StudyDirection.MINIMIZE
+        self._directions = [
+            StudyDirection.MAXIMIZE if objective.maximize else StudyDirection.MINIMIZE
+            for objective in experiment.objectives
+        ]
         self._told = told
         self._number = number
         self.asked: FrozenTrial
@@ -134,7 +152,7 @@ class OneAsk(BaseStorage):
         return _NAME
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return [self._direction]
+        return self._directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         return {}

@@ -13,7 +13,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
 from pretune.core.journal import Asked, Ended, Epoch, Extended, Record
 from pretune.core.parameters import Names, flat
-from pretune.core.study import STATES, distributions, values
+from pretune.core.study import STATES, distributions, values, worth
 from trainers.files import opened_whole
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class StudyLog:
         if isinstance(record, Asked):
             yield _created(experiment, trial, self._called)
         elif isinstance(record, Epoch):
-            if experiment.metric in record.metrics:
+            if experiment.metric in record.metrics and not experiment.beside:
                 yield optuna_private.log_value(trial.number, record.epoch, record.metrics[experiment.metric])
         else:
             if record.result_of is not None:
@@ -83,14 +83,14 @@ class StudyLog:
                     yield optuna_private.log_value(trial.number, epoch, value)
             if record.state == "INFEASIBLE":
                 yield optuna_private.log_constraint(trial.number)
-            yield optuna_private.log_end(trial.number, STATES[record.state], _worth(trial))
+            yield optuna_private.log_end(trial.number, STATES[record.state], worth(experiment, trial))
 
 
 def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
     """Writes what Optuna was told of `trials` to `path` anew, as a journal of its own. `called` meets their names."""
     called = Names() if called is None else called
     with opened_whole(path) as file:
-        file.write(_text([optuna_private.log_study(experiment.name, maximize=experiment.maximize)]))
+        file.write(_text([optuna_private.log_study(experiment.name, [one.maximize for one in experiment.objectives])]))
         for trial in trials:
             file.write(_text([_created(experiment, trial, called)]))
 
@@ -101,16 +101,12 @@ def _created(experiment: Experiment, trial: TrialHistory, called: Names) -> dict
     alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
     return optuna_private.log_trial(
         state=STATES[trial.state],
-        value=_worth(trial),
+        worth=worth(experiment, trial),
         params={alias[name]: drawn[name].to_internal_repr(flat(value)) for name, value in trial.params.items()},
         distributions={alias[name]: optuna_private.as_json(one) for name, one in drawn.items()},
         values=values(experiment, trial),
         infeasible=trial.state == "INFEASIBLE",
     )
-
-
-def _worth(trial: TrialHistory) -> float | None:
-    return trial.value if trial.state == "COMPLETE" else None
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> bytes:

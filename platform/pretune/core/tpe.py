@@ -37,10 +37,14 @@ _Rank = tuple[int, float, float, int]
 
 
 class Observations:
-    """What TPE knows of a sweep's trials. `maximize` and `metric` are the sweep's."""
+    """What TPE knows of a sweep's trials. `maximize` and `metric` are the sweep's; before its own trials come those
+    that it took over from others, which are `told`.
+    """
 
     def __init__(self, metric: str, *, maximize: bool) -> None:
         self._metric, self._sign = metric, -1.0 if maximize else 1.0
+        self._earlier = 0
+        """Trials of other sweeps."""
         self._table = np.full((64, 8), np.nan)
         """Parameters by trial and column, as Optuna's internal numbers; a trial without a parameter has none there."""
         self._columns: dict[str, int] = {}
@@ -77,11 +81,21 @@ class Observations:
         self._counts[number] = True
         self._split = None
 
+    def told(self, params: Mapping[str, Any], drawn: Drawn, value: float) -> None:
+        """A complete trial of another sweep."""
+        assert len(self) == self._earlier, "they come first"
+        self.add(params, drawn)
+        self._take_in(self._earlier, (0, self._sign * value, 0.0, self._earlier), counts=True)
+        self._earlier += 1
+
     def change(self, trial: TrialHistory) -> None:
         """A trial that was added has ended, or runs again."""
-        number, before = trial.number, self._ranks[trial.number]
-        now = self._rank(trial)
-        self._counts[number] = trial.state != "FAIL"
+        number = trial.number + self._earlier
+        self._take_in(number, self._rank(trial, number), counts=trial.state != "FAIL")
+
+    def _take_in(self, number: int, now: _Rank | None, *, counts: bool) -> None:
+        before = self._ranks[number]
+        self._counts[number] = counts
         self._ranks[number] = now
         self._split = None
         if before is not None:
@@ -117,22 +131,22 @@ class Observations:
         values = values[~np.isnan(values).any(axis=1)]
         return {name: values[:, position] for position, name in enumerate(names)}
 
-    def _rank(self, trial: TrialHistory) -> _Rank | None:
+    def _rank(self, trial: TrialHistory, number: int) -> _Rank | None:
         """Complete trials by value, stopped ones by how far they got and their last value, infeasible ones last; the
         older of two equals first.
         """
         match trial.state:
             case "COMPLETE":
                 assert trial.value is not None
-                return 0, self._sign * trial.value, 0.0, trial.number
+                return 0, self._sign * trial.value, 0.0, number
             case "PRUNED":
                 told = [epoch for epoch, metrics in trial.epochs.items() if self._metric in metrics]
                 if not told:
-                    return 1, 1.0, 0.0, trial.number
+                    return 1, 1.0, 0.0, number
                 value = trial.epochs[max(told)][self._metric]
-                return 1, -float(max(told)), math.inf if math.isnan(value) else self._sign * value, trial.number
+                return 1, -float(max(told)), math.inf if math.isnan(value) else self._sign * value, number
             case "INFEASIBLE":
-                return 2, 0.0, 0.0, trial.number
+                return 2, 0.0, 0.0, number
         return None
 
     def _finish(self, number: int, *, begun_again: bool) -> None:

@@ -20,7 +20,7 @@ from pretune.core import retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Resumed, Started
+from pretune.core.journal import Attempt, Closed, Condemned, Ended, Epoch, Extended, Opened, Record, Resumed, Started
 from pretune.display import format
 
 
@@ -215,12 +215,15 @@ class Progress:
                 return f"trial {record.number} goes on {onward}", True
             case Attempt():
                 return f"trial {record.number} failed ({record.failures}): {record.reason}", True
+            case Condemned():
+                return f"trial {record.number} would be stopped, but lives on for the audit: {record.reason}", False
             case Ended():
                 trial = self.history.trials[record.number]
                 reason = f" ({record.reason})" if record.reason else ""
                 return f"trial {record.number} {record.state}: {self._measured(trial)}{reason}", True
             case Closed():
-                return f"sweep {record.reason}{': ' + record.detail if record.detail else ''}", True
+                detail = f": {record.detail}" if record.detail else ""
+                return f"sweep {record.reason.replace('_', ' ')}{detail}", True
         return None
 
     def _measured(self, trial: TrialHistory) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pretune.analysis.audit import CONFIDENCE, Audit, Share
 from pretune.analysis.baselines import Comparison
 from pretune.core import results
 from pretune.core.results import SweepResult, TrialResult
@@ -110,11 +111,45 @@ def best(result: SweepResult, trial: TrialResult) -> Text:
     return Text.assemble((f"best, trial {trial.id}: ", "bold green"), ", ".join(filter(None, said)))
 
 
+def front(result: SweepResult) -> RenderableType:
+    """With several objectives: the trials that no other one beats, each with all its values."""
+    names = [objective.metric for objective in result.experiment.objectives]
+    table = Rows(["not beaten", *names, "settings"], right=["not beaten", *names], wraps=True)
+    short = format.short_names(name for trial in result.trials for name in trial.params)
+    for trial in result.front:
+        cells = [format.score(value, None) if abs(value) < 10 else f"{value:,.0f}" for value in trial.values]
+        table.add(str(trial.id), *cells, format.parameters(trial.params, names=short))
+    return table
+
+
+def audit(found: Audit) -> Text:
+    """`audit of early stopping: 5 of 41 condemned trials lived on; 0 beat all of 12 that were let live (0 %, …)`."""
+    text = Text("audit of early stopping: ", style="bold")
+    said = f"{found.audited} of {found.condemned} condemned trials lived on to their end"
+    if found.winners is not None and found.better_half is not None:
+        said += (
+            f"; {_share(found.winners, found)} ended better than all {found.let_live} that were let live, "
+            f"{_share(found.better_half, found)} in their better half ({CONFIDENCE:.0%} intervals of the shares)"
+        )
+    elif not found.condemned:
+        said = "no trial was condemned"
+    elif found.audited:
+        said += "; none that was let live is complete yet, to compare with"
+    return text.append(said, style="not bold")
+
+
+def _share(share: Share, found: Audit) -> str:
+    """`1 (20 %, 1 to 72)`."""
+    return f"{share.count} ({100 * share.count / found.audited:.0f} %, {100 * share.low:.0f} to {100 * share.high:.0f})"
+
+
 def status(result: SweepResult) -> str:
     """How its driver left it; `running`, or `killed` where it did not say."""
     if result.closed is None:
         return "running" if result.live else "killed"
-    return "finished, no points left" if result.closed == "exhausted" else result.closed
+    return {"exhausted": "finished, no points left", "out_of_time": "finished, out of time"}.get(
+        result.closed, result.closed
+    )
 
 
 def comparison(found: Comparison) -> RenderableType:
@@ -202,10 +237,12 @@ def _epochs(count: int) -> str:
 
 def _short_reason(reason: str, metric: str) -> str:
     """A rung's reason without the value, which stands beside it; any other reason as it is."""
-    found = re.fullmatch(rf"{re.escape(metric)} \S+ at (.+) is not among the best (\d+) of (\d+)", reason)
+    rule = r"\S+ at (.+) is not among the best (\d+) of (\d+)( in bracket \d+)?"
+    found = re.fullmatch(rf"{re.escape(metric)} {rule}", reason)
     if found is None:
         return reason
-    return f"not among best {found[2]} of {found[3]} at {'1 epoch' if found[1] == '1 epochs' else found[1]}"
+    level = "1 epoch" if found[1] == "1 epochs" else found[1]
+    return f"not among best {found[2]} of {found[3]} at {level}{found[4] or ''}"
 
 
 def _score(result: SweepResult, trial: TrialResult) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from pretune.core import journal, journal_remote, lease, metrics, results
+from pretune.core.choices import Direction, StoppingName
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment, StoppingConfig, local_root
+from pretune.core.experiment import Experiment, Objective, StoppingConfig, local_root
 from pretune.core.messages import describe, did_you_mean
 from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 DATA_ROOT = Path("data")
 """Where `pretune data` writes and where built-in data sets are built, from here."""
+MOST_OBJECTIVES = 3
 
 
 def configure(
@@ -162,6 +164,7 @@ def experiment(
     """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
     given = {key: value for key, value in options.items() if value is not None}
     stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
+    stopping |= _stopping(given.pop("stopping", None), stopping)
     storage = local_root(given.get("storage", Experiment.model_fields["storage"].default))
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RequestError(
@@ -181,6 +184,65 @@ def experiment(
         raise RequestError(describe(error, Experiment)) from error
 
 
+_STOPPING_OPTIONS: dict[StoppingName, tuple[str, ...]] = {
+    "asha": ("grace", "reduction_factor", "audit"),
+    "hyperband": ("grace", "reduction_factor", "brackets", "audit"),
+    "median": ("grace", "min_trials", "audit"),
+    "none": (),
+}
+"""What each rule has a use for."""
+
+
+def stopping_name(name: StoppingName | None, *, off: bool) -> StoppingName | None:
+    """What `--stopping` and `--no-stopping` say together. RequestError where they contradict."""
+    if off and name not in (None, "none"):
+        raise RequestError(f"--no-stopping and --stopping {name} contradict; keep one")
+    return "none" if off else name
+
+
+def _stopping(name: StoppingName | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule of that name, as fields of `StoppingConfig`. RequestError for a `given` one that it has no use for."""
+    known = get_args(StoppingName)
+    name = name or ("asha" if given.get("enabled", True) else "none")
+    if name not in known:
+        raise RequestError(f"--stopping must be one of {', '.join(known)}, but is {name!r}; choose one")
+    unused = next((key for key in given if key != "enabled" and key not in _STOPPING_OPTIONS[name]), None)
+    if unused is not None:
+        users = ", ".join(kind for kind, options in _STOPPING_OPTIONS.items() if unused in options)
+        raise RequestError(
+            f"--{unused.replace('_', '-')} {given[unused]:g} is of no use with --stopping {name}; leave it out, or "
+            f"choose --stopping {users}"
+        )
+    return {"enabled": False} if name == "none" else {"kind": name}
+
+
+def objectives(metric: str | Sequence[str] | None, direction: str | Sequence[str] | None) -> list[Objective]:
+    """What is searched for: `metric`, one or up to three, each with its `direction`, if not given as it suggests.
+
+    RequestError for more of them, or for other than one direction for each.
+    """
+    names = [metric] if isinstance(metric, str) else list(metric or ())
+    names = names or [metrics.DEFAULT]
+    ways = [direction] if isinstance(direction, str) else list(direction or ())
+    if len(names) > MOST_OBJECTIVES:
+        raise RequestError(
+            f"--metric may be given up to {MOST_OBJECTIVES} times, but was given {len(names)} times "
+            f"({', '.join(names)}); leave some out"
+        )
+    if ways and len(ways) != len(names):
+        raise RequestError(
+            f"--direction must be given once for each --metric, in their order, or not at all, but there are "
+            f"{len(ways)} for {len(names)} ({', '.join(names)}); give {len(names)}"
+        )
+    ways = ways or [*map(metrics.direction, names)]
+    if unknown := [way for way in ways if way not in get_args(Direction)]:
+        raise RequestError(f"--direction must be maximize or minimize, but is {unknown[0]!r}")
+    return [
+        Objective.model_construct(metric=name, maximize=way == "maximize")
+        for name, way in zip(names, ways, strict=True)
+    ]
+
+
 def checked(
     space: lookup.FoundSpace,
     recipe: lookup.Recipe,
@@ -195,13 +257,12 @@ def checked(
     things first, and `base` is bound to its data.
 
     `data` is as for `with_data`; `local` is a cluster of this machine alone; `options` are as for `experiment`, except
-    that the seed is the base's, the budget, if not given, is the one the space is made for, and `direction` says
-    whether the metric is maximized, if not given as the metric suggests.
+    that the seed is the base's, the budget, if not given, is the one the space is made for, and `metric` and
+    `direction` are as for `objectives`.
     """
     from pretune.core import points
 
-    metric = options.get("metric") or metrics.DEFAULT
-    direction = options.pop("direction", None) or metrics.direction(metric)
+    first, *beside = objectives(options.pop("metric", None), options.pop("direction", None))
     asked = experiment(
         space,
         recipe,
@@ -212,20 +273,47 @@ def checked(
             "data": base.data.path if data is None else data,
             "seed": base.seed,
             "budget": options.get("budget") or space.budget,
-            "maximize": direction == "maximize",
+            "metric": first.metric,
+            "maximize": first.maximize,
+            "beside": tuple(beside),
         },
     )
     if local:
         check_local_slots(asked.slots, asked.workers_per_trial, asked.cpus_per_worker)
     check_folder_is_new(asked)
     check_storage(asked)
-    metrics.check(asked.metric, points.proposer(asked, space.function).check())
+    proposed = points.proposer(asked, space.function).check()
+    for objective in asked.objectives:
+        metrics.check(objective.metric, proposed)
     bound, dataset = with_data(base, data)
-    if not dataset.has_labels:
-        metrics.check_labels(asked.metric, bound, dataset.folder)
+    for objective in () if dataset.has_labels else asked.objectives:
+        metrics.check_labels(objective.metric, bound, dataset.folder)
     for point in asked.points:
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})
+
+
+def warmed(asked: Experiment, space: Space, sweeps: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """`asked`, with what the `sweeps` of these names have found, and in words what is used of each. RequestError where
+    one cannot be read, has no complete trial, or the sampler takes no warm start.
+    """
+    from pretune.request import warm_start
+
+    if not sweeps:
+        return asked, []
+    if asked.sampler in ("grid", "cmaes"):
+        raise RequestError(
+            f"--warm-start takes --sampler tpe or random, but the sampler is {asked.sampler}; choose one of these"
+        )
+    found = [read_sweep(text, asked.storage) for text in dict.fromkeys(sweeps)]
+    for text, result in zip(dict.fromkeys(sweeps), found, strict=True):
+        results.check_understood(result)
+        if result.best is None:
+            raise RequestError(
+                f"--warm-start {text}: no trial of it is complete, so there is nothing to take over; leave it out"
+            )
+    taken, notes = warm_start.warm_start(asked, space, found)
+    return asked.model_copy(update={"warm_start": taken}), notes
 
 
 def recipe_or_best(text: str, storage: str) -> lookup.Recipe:

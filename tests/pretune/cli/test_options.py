@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from pretune.cli.app import app
-from pretune.cli.options import _gpus, _share
+from pretune.cli.options import _gpus
 from tests.pretune.cli.command import pretune
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,7 +57,7 @@ def test_other_gpus_are_refused_with_the_rule(typed: str) -> None:
 
 @pytest.mark.parametrize(("typed", "share"), [("0", 0.0), ("25%", 0.25), ("0.5", 0.5), ("100%", 1.0)])
 def test_a_share_is_a_percentage_or_a_number(typed: str, share: float) -> None:
-    assert _share(typed) == share
+    assert share(typed) == share
 
 
 @pytest.mark.parametrize("typed", ["2", "-1%", "101%", "nan", "a third"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretune import sweep
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Journal, Opened
+from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
 from pretune.request import lookup
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune
@@ -74,3 +74,26 @@ def test_a_sweep_does_not_go_on_with_edited_code_wherever_it_is_imported(here: P
     assert "these changed: deep/inside.py; trials" in refused()
     many = refused(**dict.fromkeys(list(known)[:20], "0"))
     assert re.search(r"and 1[0-9] more; trials", many)
+
+
+def test_a_sweep_that_is_out_of_time_goes_on_only_with_more_hours(here: Path) -> None:
+    base = RECIPES["sfrik_tiny"]().model_copy(update={"epochs": 2})
+    asked = Experiment(name="timed", space="kernels", base=base, storage=str(here / "sweeps"), max_hours=1.0)
+    times = iter([0.0, 0.0, 0.0, 1500.0, 3000.0, 3000.0, 3000.0])
+    with Journal(asked.folder, new=True, clock=lambda: next(times)) as journal:
+        journal.append(Opened(experiment=asked, versions={"torch": "0.1"}))
+        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
+        journal.append(Started(number=0, attempt=0, epoch=0))
+        for epoch in (1, 2):
+            journal.append(Epoch(number=0, epoch=epoch, metrics={"probe/linear": 0.5}))
+        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+        journal.append(Closed(reason="out_of_time", detail="of 1 h"))
+    for typed in ("resume timed", "resume timed --max-hours 1.5"):
+        result = pretune(*typed.split())
+        assert result.exit_code == 2
+        assert "has used 0.833 h of its 1" in result.stderr
+        assert "give it more in all with --max-hours 2" in result.stderr
+    assert "--max-hours must be a number above 0" in pretune("resume", "timed", "--max-hours", "-1").stderr
+    result = pretune("resume", "timed", "--max-hours", "2")
+    assert "these changed: torch 0.1 -> " in result.stderr, "the next thing that is looked at"
+    assert "finished, out of time (of 1 h)" in " ".join(pretune("show", "timed").stdout.split())

@@ -346,6 +346,22 @@ def test_parameters_that_the_space_refuses_are_infeasible_trials_and_the_next_ar
     assert refused[0].reason == "space 'mine' refuses {'good': False}: TrialPruned"
 
 
+def test_a_refusal_that_a_killed_driver_did_not_write_is_told_in_the_same_words(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "whole", experiment(sampler="random", trials=30), branching)
+    Executor(conductor, slots=1, seed=0).run()
+    records = read(tmp_path / "whole")
+    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
+    refused = [trial.number for trial in conductor.history.trials if trial.config is None]
+    assert refused
+    for number in refused:
+        position = next(place for place, one in enumerate(records) if isinstance(one, Ended) and one.number == number)
+        folder = tmp_path / f"refused-{number}"
+        folder.mkdir()
+        (folder / FILE).write_bytes(b"".join(lines[:position]))
+        again(folder, branching).settle()
+        assert read(folder)[-1] == records[position]
+
+
 def test_a_space_that_refuses_everything_ends_the_sweep_with_its_name(tmp_path: Path) -> None:
     def hopeless(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
         trial.suggest_float("x", 0.0, 1.0)

@@ -122,10 +122,10 @@ def test_cma_es_notes_its_generation_and_where_one_begins_its_state() -> None:
 
 def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
     lines = [
-        optuna_private.log_study("s", maximize=False),
+        optuna_private.log_study("s", [False]),
         optuna_private.log_trial(
             state=TrialState.RUNNING,
-            value=None,
+            worth=None,
             params={"rate": 0.5},
             distributions={"rate": optuna_private.as_json(SPACE["rate"])},
             values={1: 0.25},
@@ -135,7 +135,7 @@ def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
         optuna_private.log_constraint(0),
         optuna_private.log_end(0, TrialState.PRUNED, None),
         optuna_private.log_trial(
-            state=TrialState.COMPLETE, value=0.125, params={}, distributions={}, values={}, infeasible=False
+            state=TrialState.COMPLETE, worth=[0.125], params={}, distributions={}, values={}, infeasible=False
         ),
     ]
     backend = JournalFileBackend(str(tmp_path / "study.log"))

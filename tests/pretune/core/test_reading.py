@@ -28,7 +28,7 @@ def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def as_a_whole(folder: Path) -> tuple[TrialResult, ...]:
     history = History(read(folder))
     assert history.opened is not None
-    return tuple(_result(trial, history.opened.experiment.metric) for trial in history.trials)
+    return tuple(_result(trial, history.opened.experiment) for trial in history.trials)
 
 
 def swept(folder: Path, trials: int = 12) -> Journal:

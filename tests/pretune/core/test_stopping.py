@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from pretune.core import stopping
 from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.stopping import SuccessiveHalving, rung_of, survives
 from trainers.config import ScheduleConfig, TrialConfig
@@ -153,7 +154,7 @@ def test_the_rule_of_an_experiment_follows_its_settings() -> None:
     assert rule is not None
     assert (rule.grace, rule.grace_epochs, rule.reduction_factor) == (None, 8, 3.0)
     off = Experiment(name="s", space="x", base=base, stopping=StoppingConfig(enabled=False))
-    assert SuccessiveHalving.of(off) is None
+    assert stopping.of(off) is None
 
 
 def test_a_report_is_judged_by_a_search_among_the_scores_as_by_comparing_it_with_each() -> None:

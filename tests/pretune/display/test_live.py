@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pretune.core import within
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Opened, Record, Resumed, Started
+from pretune.core.journal import Asked, Attempt, Closed, Condemned, Ended, Epoch, Opened, Record, Resumed, Started
 from pretune.display.live import LiveView, PlainLines, Progress, picture, view
 from trainers.config import TrialConfig
 
@@ -230,3 +230,13 @@ def test_infeasible_failed_and_reused_trials_are_counted_apart_from_those_stoppe
     told = progress.event(Ended(number=3, state="COMPLETE", reason="same config as trial 2, not run again"))
     assert told is not None
     assert "not run again" in told[0]
+
+
+def test_a_condemned_trial_that_lives_on_and_the_end_of_the_hours_are_told() -> None:
+    progress = fed(trial(0, [0.5]))
+    condemned = Condemned(number=0, epoch=1, rung=0, reason="0.5 is low")
+    progress.apply(condemned)
+    assert progress.event(condemned) == ("trial 0 would be stopped, but lives on for the audit: 0.5 is low", False)
+    assert "1 running" in progress.counts()
+    closed = Closed(reason="out_of_time", detail="no trial would finish in what is left of 1 h")
+    assert progress.event(closed) == ("sweep out of time: no trial would finish in what is left of 1 h", True)
