@@ -227,7 +227,7 @@ def test_a_term_of_ones_own_that_reads_a_head_of_the_model_gets_it(
     config = request.configure(lookup.recipe(recipe), assignments=changes)
     state = build_model(config).state_dict()
     assert built == [name for name in built if name in state]
-    theirs = build_model(lookup.recipe(recipe)()).state_dict()
+    theirs = build_model(request.configure(lookup.recipe(recipe))).state_dict()
     assert {name.partition(".")[0] for name in state} == {name.partition(".")[0] for name in theirs}
     (here / "headed.py").unlink()
     again = trained_model(TrialConfig.model_validate_json(config.model_dump_json()), state).state_dict()

@@ -672,6 +672,19 @@ def test_a_truncated_image_of_any_format_is_named(tmp_path: Path, scratch: Path,
         images.read(0)
 
 
+def test_an_image_of_floating_point_is_named_with_the_remedy(tmp_path: Path, scratch: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "x.tif")
+    images = sources.load_unlabeled(tmp_path, scratch=scratch)
+    with pytest.raises(ValueError, match=r"x\.tif: broken image.* are floating point, .* save it as an 8-bit image"):
+        images.read(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+def test_an_image_of_a_single_row_column_or_pixel_is_read(tmp_path: Path, shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    assert np.array_equal(read_one(save_png(tmp_path / "x.png", pixels)), pixels)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"plain text", b"\xff\xd8\xff\xe0 no jpeg"])
 def test_a_file_that_is_no_image_is_named_from_its_header(tmp_path: Path, scratch: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
@@ -707,7 +720,10 @@ def test_npz_takes_gray_arrays_and_class_names(tmp_path: Path, scratch: Path) ->
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
-        ({"images": noise(3)}, r"lacks labels \(it holds images\).*, or give its images without labels by --unlabelled"),
+        (
+            {"images": noise(3)},
+            r"lacks labels \(it holds images\).*without labels by --unlabelled",
+        ),
         ({"images": noise(3), "labels": np.arange(2)}, "labels don't match the images: 2 labels for 3 images"),
         ({"images": noise(3), "labels": np.array([0.0, 1.0, 2.0])}, r"must be integers.*labels\.astype\(int\)"),
         ({"images": noise(3), "labels": np.array(["a", "b", "c"])}, r"but are <U1 \[3\]; number them.*np\.unique"),

@@ -133,10 +133,8 @@ def unpickle(path: Path) -> dict[Any, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a dict, but holds a {type(content).__name__}; copy the original file")
-    return {
-        key.encode() if isinstance(key, str) else key: value.rebuilt(path) if isinstance(value, _PickledArray) else value
-        for key, value in content.items()
-    }
+    named = {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+    return {key: value.rebuilt(path) if isinstance(value, _PickledArray) else value for key, value in named.items()}
 
 
 class _Dtype:
