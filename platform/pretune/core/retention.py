@@ -36,9 +36,12 @@ class Trimming:
     def __init__(self, conductor: Conductor, listener: Listener | None) -> None:
         self._history, self._experiment = conductor.history, conductor.experiment
         self._listener = listener
-        for trial in self._history.trials:
-            if trial.state in STATES:
-                self._trim(trial)
+        # Trials are trimmed as they end: before the newest that needed nothing none does. That saves a large sweep a
+        # question to its storage for each epoch. Of a trial that was made longer `ended_at` is its first end.
+        over = [trial for trial in self._history.trials if trial.state in STATES]
+        for trial in sorted(over, key=lambda trial: (trial.extended, trial.ended_at or 0), reverse=True):
+            if not self._trim(trial) and len(trial.checkpoints) > 1 and not trial.extended:
+                break
 
     def on_event(self, record: Record) -> None:
         if self._listener is not None:
@@ -46,28 +49,30 @@ class Trimming:
         if isinstance(record, Ended) and record.state in STATES:
             self._trim(self._history.trials[record.number])
 
-    def _trim(self, trial: TrialHistory) -> None:
+    def _trim(self, trial: TrialHistory) -> bool:
+        """Whether there was something to remove."""
         try:
-            trim(trial, self._experiment.metric, maximize=self._experiment.maximize)
+            return trim(trial, self._experiment.metric, maximize=self._experiment.maximize)
         except OSError as error:  # a sweep does not end because something is left lying about
             logger.warning("checkpoints of trial %d stay: %s", trial.number, error)
+            return True
 
 
-def trim(trial: TrialHistory, metric: str, *, maximize: bool) -> None:
+def trim(trial: TrialHistory, metric: str, *, maximize: bool) -> bool:
     """Remove all checkpoints of `trial` but the best by `metric`, also those within epochs; the newest where none was
-    judged.
+    judged. Returns whether there was something to remove.
     """
     left = {epoch: pointer for epoch, pointer in trial.checkpoints.items() if storage.exists(pointer.path)}
     sign = 1.0 if maximize else -1.0
     scores = {epoch: sign * trial.epochs.get(epoch, {}).get(metric, -sign * math.inf) for epoch in left}
     best = max(left, key=lambda epoch: (scores[epoch], epoch), default=0)
-    for epoch, pointer in left.items():
-        if epoch != best:
-            for place in (pointer.path, pointer.manifest):
-                storage.remove(place, bound_s=10.0)
+    others = [pointer for epoch, pointer in left.items() if epoch != best]
+    places = [place for pointer in others for place in (pointer.path, pointer.manifest)]
     for folder in {_folder(pointer.path) for pointer in trial.checkpoints.values()}:
-        for place in _within_epochs(folder):
-            storage.remove(place, bound_s=10.0)
+        places += _within_epochs(folder)
+    for place in places:
+        storage.remove(place, bound_s=10.0)
+    return bool(places)
 
 
 def _folder(path: str) -> str:

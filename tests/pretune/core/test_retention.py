@@ -112,6 +112,28 @@ def test_what_a_killed_driver_left_of_a_failed_trial_goes_when_the_sweep_is_take
     assert left(tmp_path / "0000") == ["epoch-2.pt", "epoch-2.pt.json"]
 
 
+def test_a_sweep_that_is_taken_up_asks_its_storage_of_the_newest_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    for number in range(6):
+        for record in (*trial(tmp_path / str(number), [0.2, 0.7], number), Ended(number=number, state="PRUNED")):
+            conductor.history.apply(record)
+    for number in range(4):  # the first driver was killed before it had trimmed the last two
+        retention.trim(conductor.history.trials[number], METRIC, maximize=True)
+    asked: list[str] = []
+    exists = storage.exists
+
+    def counted(place: str) -> bool:
+        asked.append(place)
+        return exists(place)
+
+    monkeypatch.setattr(storage, "exists", counted)
+    retention.Trimming(conductor, None)
+    assert all(left(tmp_path / str(number)) == ["epoch-2.pt", "epoch-2.pt.json"] for number in range(6))
+    assert {Path(place).parent.name for place in asked} == {"5", "4", "3"}, "that of number 3 needed nothing"
+
+
 @pytest.mark.parametrize(
     ("state", "trimmed"), [("PRUNED", True), ("INFEASIBLE", True), ("COMPLETE", False), ("FAIL", True)]
 )
