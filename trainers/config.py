@@ -203,7 +203,7 @@ class TrialConfig(Config):
                 name = path.removeprefix("objective.")
                 loaded.check(name, self.facts)
                 loaded.check_workers(name, self.facts, workers)
-                self.facts.require_heads(name, loaded.heads)
+                self.facts.require_heads(name, loaded.reads_heads)
             else:
                 with usercode.named(path):
                     part.check_call()
@@ -216,7 +216,7 @@ class TrialConfig(Config):
         for name, term in self.objective.items():
             if term.weight > 0.0:
                 with usercode.named(f"objective.{name}"):
-                    found |= term.loaded.heads
+                    found |= term.loaded.reads_heads
         return frozenset(found)
 
     def _check_masking(self, masking: MaskingConfig) -> None:

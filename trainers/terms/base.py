@@ -152,7 +152,7 @@ class Facts:
         """ValueError where the model cannot have one of the `heads` that term `name` reads."""
         if unknown := sorted(set(heads) - set(get_args(Head))):
             raise ValueError(
-                f"objective.{name} reads the heads {', '.join(unknown)}, which no model has; `heads` may have "
+                f"objective.{name} reads the heads {', '.join(unknown)}, which no model has; `reads_heads` may have "
                 f"{', '.join(get_args(Head))}"
             )
         for head in get_args(Head):
@@ -179,7 +179,7 @@ class TermConfig(BaseModel, ABC):
     reads_embeddings: ClassVar[bool] = True
     """Whether the value depends on projections: where no term's does, nothing keeps them apart, and none should."""
 
-    heads: ClassVar[frozenset[Head]] = frozenset()
+    reads_heads: ClassVar[frozenset[Head]] = frozenset()
     """What the model must have for this term beyond features and projections; a child's are its parent's."""
 
     weight: Annotated[float, Field(ge=0.0)] = 1.0

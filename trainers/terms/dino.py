@@ -25,7 +25,7 @@ class Dino(TermConfig):
     and facebookresearch/dino. The head, its center and the first steps without it moving are `model.prototypes`.
     """
 
-    heads: ClassVar[frozenset[Head]] = frozenset({"prototypes", "center"})
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"prototypes", "center"})
 
     kind: Literal["dino"] = "dino"
     student_temperature: Annotated[float, Field(gt=0.0)] = 0.1

@@ -27,7 +27,7 @@ class MismatchDetection(TermConfig):
     """
 
     reads_embeddings: ClassVar[bool] = False
-    heads: ClassVar[frozenset[Head]] = frozenset({"mismatch_head"})
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"mismatch_head"})
 
     kind: Literal["mismatch_detection"] = "mismatch_detection"
 

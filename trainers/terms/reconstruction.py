@@ -20,7 +20,7 @@ class Reconstruction(TermConfig):
     """
 
     reads_embeddings: ClassVar[bool] = False
-    heads: ClassVar[frozenset[Head]] = frozenset({"decoder"})
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"decoder"})
 
     kind: Literal["reconstruction"] = "reconstruction"
     normalize: bool = True

@@ -29,7 +29,7 @@ class Swav(TermConfig):
     (arXiv 2006.09882), and facebookresearch/swav. The prototypes are `model.prototypes`.
     """
 
-    heads: ClassVar[frozenset[Head]] = frozenset({"prototypes"})
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"prototypes"})
 
     kind: Literal["swav"] = "swav"
     temperature: Annotated[float, Field(gt=0.0)] = 0.1
