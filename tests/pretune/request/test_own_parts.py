@@ -239,7 +239,7 @@ def test_a_term_of_ones_own_that_reads_a_head_of_the_model_gets_it(
         ("sfrik_tiny", "MyMismatch", r"objective\.mine .* needs .*model\.masking"),
         ("sfrik_tiny", "Cosines", r"mine reads the model's prototypes, which needs model\.prototypes, but it is null"),
         ("swav_tiny", "Unchecked", r"mine reads the model's center, which needs model\.teacher, but it is null; set"),
-        ("swav_tiny", "Misspelt", r"objective\.mine reads the heads prototype, which no model has; `reads_heads` may have"),
+        ("swav_tiny", "Misspelt", r"objective\.mine reads the heads prototype, which no model has; `reads_heads` may"),
     ],
 )
 def test_a_head_that_the_model_cannot_have_is_refused_by_name_before_anything_starts(
