@@ -134,7 +134,8 @@ class Slots:
         worth = 0.9 - 0.1 * sum((float(handout.params.get(f"number_{one}", 0.3)) - 0.3) ** 2 for one in range(9))
         metrics = {name: self._rng.random() for name in (*TOLD, "loss/alignment", "loss/mmd")}
         metrics["probe/linear"] = worth * (1.0 - math.exp(-0.3 * epoch)) + self._rng.gauss(0.0, 0.01)
-        path = f"/storage/sweeps/scale/trials/{handout.folder}/epoch-{epoch:04d}.pt"
+        folder = self._conductor.experiment.folder / "trials" / handout.folder / "checkpoints"
+        path = str(folder / f"epoch-{epoch:04d}.pt")
         return Row(
             handout.number, epoch, metrics=metrics, checkpoint=Checkpoint(path=path, sha256="0" * 64, epoch=epoch)
         )

@@ -40,7 +40,7 @@ from trainers.settings import (
     ViewConfig,
     ViTConfig,
 )
-from trainers.terms import SHIPPED_TERMS, Facts, OwnTerm, Term, TermConfig
+from trainers.terms import SHIPPED_TERMS, Facts, Head, OwnTerm, Term, TermConfig
 
 __all__ = [
     "Backbone",
@@ -203,9 +203,21 @@ class TrialConfig(Config):
                 name = path.removeprefix("objective.")
                 loaded.check(name, self.facts)
                 loaded.check_workers(name, self.facts, workers)
+                self.facts.require_heads(name, loaded.reads_heads)
             else:
                 with usercode.named(path):
                     part.check_call()
+
+    def heads(self) -> frozenset[Head]:
+        """What the model has because terms of positive weight read it. Loads those that are one's own: raises as
+        `check_own`.
+        """
+        found: set[Head] = set()
+        for name, term in self.objective.items():
+            if term.weight > 0.0:
+                with usercode.named(f"objective.{name}"):
+                    found |= term.loaded.reads_heads
+        return frozenset(found)
 
     def _check_masking(self, masking: MaskingConfig) -> None:
         backbone = self.model.backbone

@@ -26,13 +26,9 @@ from trainers.objective import Objective, form_complaint
 from trainers.operations import check_kept
 from trainers.terms import (
     Alignment,
-    Dino,
-    MismatchDetection,
     Outputs,
     OwnTerm,
     Patches,
-    Reconstruction,
-    Swav,
     TermConfig,
 )
 
@@ -266,8 +262,9 @@ def made_outputs(config: TrialConfig, *, rows: int, seed: int, dtype: torch.dtyp
 
     sample_ids = torch.arange(rows) + 100
     seen = len(config.teacher_views)
-    centered = _has(config, Dino)
-    prototypes = config.model.prototypes if centered or _has(config, Swav) else None
+    heads = config.heads()
+    centered = "center" in heads
+    prototypes = config.model.prototypes if centered or "prototypes" in heads else None
     return Outputs(
         features=drawn(view_count, 64),
         projections=drawn(view_count, q),
@@ -295,17 +292,14 @@ def _made_patches(
     kept, dropped = mask.kept.shape[1], mask.dropped.shape[1]
     pixels = 3 * config.model.backbone.patch_size**2
     patches = Patches(view, drawn(1, kept, 32)[0], mask.kept, mask.told, mask.dropped)
-    if _has(config, MismatchDetection):
+    heads = config.heads()
+    if "mismatch_head" in heads:
         patches = patches._replace(mismatch_logits=drawn(1, kept)[0])
-    if _has(config, Reconstruction):
+    if "decoder" in heads:
         patches = patches._replace(
             pixels=drawn(1, dropped, pixels, grad=False)[0], reconstruction=drawn(1, dropped, pixels)[0]
         )
     return patches
-
-
-def _has(config: TrialConfig, kind: type[TermConfig]) -> bool:
-    return any(isinstance(term, kind) and term.weight > 0.0 for term in config.objective.values())
 
 
 def _mapped(outputs: Outputs, change: Callable[[str, Tensor], Tensor]) -> Outputs:

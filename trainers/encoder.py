@@ -25,7 +25,7 @@ from trainers.data.own_images import OwnImage, rendered
 from trainers.data.sources.base import WHITE
 from trainers.data.views import LEAST_DEVIATION
 from trainers.evaluation.probe import BATCH_SIZE
-from trainers.model import build_model
+from trainers.model import trained_model
 from trainers.report import Checkpoint
 from trainers.upgrade import upgrade_config
 
@@ -147,8 +147,7 @@ def load_encoder(
     found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
     state = checkpoints.load(found)
     config = TrialConfig.model_validate(upgrade_config(state["config"]))
-    model = build_model(config)
-    model.load_state_dict(state["model"])
+    model = trained_model(config, state["model"])
     if branch == "teacher" and model.teacher is None:
         raise ValueError(
             f"checkpoint {found.path} must hold a teacher for branch='teacher', but model.teacher is null in its "

@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from trainers.config import (
     ViTConfig,
 )
 from trainers.dist import synchronize_batch_norm
-from trainers.terms import Dino, MismatchDetection, Outputs, Patches, Reconstruction, Swav, TermConfig
+from trainers.terms import Head, Outputs, Patches
 from trainers.terms.base import full_precision, unit_rows
 from trainers.vit import Decoder, build_vit, encode_patches, gather_places, patch_pixels
 
@@ -55,26 +55,40 @@ STEMS = {
 }
 
 
-def build_model(config: TrialConfig) -> Model:
+def build_model(config: TrialConfig, heads: Collection[Head] | None = None) -> Model:
     """The untrained network of `config`, on the CPU, in torch's default dtype.
 
     Its parameters depend on `config` alone, whatever the process ran before, and the caller's random state is left as
     it was. With `config.model.norm` "batch", batch norm is over the rows of all ranks wherever there is a process
-    group.
+    group. `heads` are those that the terms read, unless they are given; of one's own terms only their class tells.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        model = Model(config)
+        model = Model(config, heads)
     if config.model.norm == "batch":
         synchronize_batch_norm(model)
     return model
 
 
+def trained_model(config: TrialConfig, state: Mapping[str, Tensor]) -> Model:
+    """The network of `config` with the parameters and buffers of a checkpoint, and the heads that these are of: no
+    term is loaded.
+    """
+    model = build_model(config, [head for head in get_args(Head) if any(_is_of(head, name) for name in state)])
+    model.load_state_dict(state)
+    return model
+
+
+def _is_of(head: Head, name: str) -> bool:
+    return name == head or name.startswith(f"{head}.")
+
+
 class Model(nn.Module):
     """What one trial trains. Parameters of `teacher` never need a gradient; everything else does."""
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config: TrialConfig, heads: Collection[Head] | None = None) -> None:
         super().__init__()
+        heads = config.heads() if heads is None else heads
         norm = config.model.norm
         view_sizes = sorted({view.size for view in config.views}, reverse=True)
         view_size = view_sizes[0]
@@ -88,9 +102,9 @@ class Model(nn.Module):
         self.register_buffer("center", None)
         self.center: Tensor | None
         self._center_momentum = 0.0
-        if (_has(config, Dino) or _has(config, Swav)) and config.model.prototypes is not None:
+        if config.model.prototypes is not None and not {"prototypes", "center"}.isdisjoint(heads):
             self.prototypes = Prototypes(config.model.prototypes, self.embedding_count)
-            if _has(config, Dino):
+            if "center" in heads:
                 self._center_momentum = config.model.prototypes.center_momentum
                 self.center = torch.zeros(config.model.prototypes.count)
         self.teacher: nn.ModuleDict | None = None
@@ -101,10 +115,10 @@ class Model(nn.Module):
         self._masked_views = config.masked_patch_counts
         # What only one term reads comes last, so that everything else starts the same with and without it.
         self.decoder: Decoder | None = None
-        if _has(config, Reconstruction):
+        if "decoder" in heads:
             self.decoder = _build_decoder(config, self.feature_count, view_size)
         self.mismatch_head: nn.Linear | None = None
-        if _has(config, MismatchDetection):
+        if "mismatch_head" in heads:
             self.mismatch_head = nn.Linear(self.feature_count, 1)
 
     def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor, seed: int, step: int) -> Outputs:
@@ -210,11 +224,6 @@ class Model(nn.Module):
     def _wide(self, rows: Tensor) -> Tensor:
         """Leave autocast: losses and probes are computed in the dtype of the parameters."""
         return rows.to(next(self.parameters()).dtype)
-
-
-def _has(config: TrialConfig, kind: type[TermConfig]) -> bool:
-    """Whether a term of this kind is on: what only it reads is built only then."""
-    return any(isinstance(term, kind) and term.weight > 0.0 for term in config.objective.values())
 
 
 def teacher_momentum(start: float, final: float, step: int, total_steps: int) -> float:

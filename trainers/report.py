@@ -13,6 +13,8 @@ from trainers import storage
 MANIFEST = ".json"
 """Ending of a checkpoint's manifest."""
 
+WITHIN_EPOCHS = "epoch-*-step-*.pt*"
+"""What checkpoints that are written within an epoch, and their manifests, are called."""
 
 METRICS: Mapping[str, str] = {
     "epoch": "epochs finished, counted from 1",

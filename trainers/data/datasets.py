@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -174,7 +175,11 @@ def build(
     if skip_broken is not None and not 0 <= skip_broken <= 100:
         raise ValueError(f"skip_broken must be 0 to 100 percent, but is {skip_broken:g}; change it")
     _refuse_existing(request.out)
-    with _lock(request.out, wait_s=0.0):
+    from PIL import Image
+
+    with _lock(request.out, wait_s=0.0), warnings.catch_warnings():
+        # Of an image twice as large Pillow makes an error, which is told with the file's name.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return _build_locked(request)
 
 
@@ -414,7 +419,8 @@ def _near_duplicates(
                 f"{_named(splits, split, int(apart[row]))} ~ {_named(splits, 'train', int(other))}"
                 for row, other in zip(near.rows[:_NAMED], near.others[:_NAMED], strict=True)
             ]
-            _say(request, f"{count:,} images of {split} are nearly equal to one of train: {_listed(few, count)}")
+            which = f"1 image of {split} is" if count == 1 else f"{count:,} images of {split} are"
+            _say(request, f"{which} nearly equal to one of train: {_listed(few, count)}")
     return found
 
 

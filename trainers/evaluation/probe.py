@@ -168,7 +168,7 @@ def baselines(
 
 
 def _to_beat(config: TrialConfig, device: torch.device) -> dict[str, Encode]:
-    return {"untrained": build_model(config).to(device).eval().encode, "pixels": _pixels}
+    return {"untrained": build_model(config, heads=()).to(device).eval().encode, "pixels": _pixels}
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Field, Tag
 
 from trainers.terms.alignment import Alignment
-from trainers.terms.base import Facts, Outputs, Patches, TermConfig
+from trainers.terms.base import Facts, Head, Outputs, Patches, TermConfig
 from trainers.terms.brownian import Brownian
 from trainers.terms.centroid import MultiviewCentroid
 from trainers.terms.covariance import Covariance
@@ -73,6 +73,7 @@ __all__ = [
     "CrossCorrelation",
     "Dino",
     "Facts",
+    "Head",
     "InfoNCE",
     "KernelMMD",
     "MismatchDetection",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,6 +56,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
         finally:
             matmul.fp32_precision = precision
+
+
+Head = Literal["prototypes", "center", "decoder", "mismatch_head"]
+"""What a model has only where a term reads it."""
+
+_SETTINGS_OF: Mapping[Head, tuple[str, ...]] = {
+    "prototypes": ("prototypes",),
+    "center": ("prototypes", "teacher"),
+    "decoder": ("decoder", "masking"),
+    "mismatch_head": ("masking",),
+}
+"""The settings of `model` without which it cannot have a head."""
 
 
 class Patches(NamedTuple):
@@ -136,6 +148,22 @@ class Facts:
                 f"{len(self.views)}; add a view, or set objective.{name}.weight=0"
             )
 
+    def require_heads(self, name: str, heads: Collection[str]) -> None:
+        """ValueError where the model cannot have one of the `heads` that term `name` reads."""
+        if unknown := sorted(set(heads) - set(get_args(Head))):
+            raise ValueError(
+                f"objective.{name} reads the heads {', '.join(unknown)}, which no model has; `reads_heads` may have "
+                f"{', '.join(get_args(Head))}"
+            )
+        for head in get_args(Head):
+            missing = [f"model.{key}" for key in _SETTINGS_OF[head] if getattr(self.model, key) is None]
+            if head in heads and missing:
+                raise ValueError(
+                    f"objective.{name} reads the model's {head}, which needs {' and '.join(missing)}, but "
+                    f"{'they are' if len(missing) > 1 else 'it is'} null; set {'them' if len(missing) > 1 else 'it'}, "
+                    f"or objective.{name}.weight=0"
+                )
+
 
 class TermConfig(BaseModel, ABC):
     """A term: its settings, and its formula as `__call__`.
@@ -150,6 +178,9 @@ class TermConfig(BaseModel, ABC):
 
     reads_embeddings: ClassVar[bool] = True
     """Whether the value depends on projections: where no term's does, nothing keeps them apart, and none should."""
+
+    reads_heads: ClassVar[frozenset[Head]] = frozenset()
+    """What the model must have for this term beyond features and projections; a child's are its parent's."""
 
     weight: Annotated[float, Field(ge=0.0)] = 1.0
 

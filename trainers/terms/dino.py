@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Facts, Outputs, TermConfig
+from trainers.terms.base import Facts, Head, Outputs, TermConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,8 @@ class Dino(TermConfig):
     Source: Caron et al., "Emerging properties in self-supervised vision transformers", ICCV 2021 (arXiv 2104.14294),
     and facebookresearch/dino. The head, its center and the first steps without it moving are `model.prototypes`.
     """
+
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"prototypes", "center"})
 
     kind: Literal["dino"] = "dino"
     student_temperature: Annotated[float, Field(gt=0.0)] = 0.1

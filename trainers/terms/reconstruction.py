@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainers.terms.base import Facts, Outputs, TermConfig
+from trainers.terms.base import Facts, Head, Outputs, TermConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ class Reconstruction(TermConfig):
     """
 
     reads_embeddings: ClassVar[bool] = False
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"decoder"})
 
     kind: Literal["reconstruction"] = "reconstruction"
     normalize: bool = True

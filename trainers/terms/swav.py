@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Facts, Outputs, TermConfig, wide
+from trainers.terms.base import Facts, Head, Outputs, TermConfig, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ class Swav(TermConfig):
     Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments", NeurIPS 2020
     (arXiv 2006.09882), and facebookresearch/swav. The prototypes are `model.prototypes`.
     """
+
+    reads_heads: ClassVar[frozenset[Head]] = frozenset({"prototypes"})
 
     kind: Literal["swav"] = "swav"
     temperature: Annotated[float, Field(gt=0.0)] = 0.1

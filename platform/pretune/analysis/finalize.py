@@ -121,15 +121,13 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
     from trainers.data.loader import Loaders
     from trainers.data.manifest import DATA_FILES
     from trainers.evaluation import health, probe
-    from trainers.model import build_model
+    from trainers.model import trained_model
 
     config = winner.config
     torch.set_num_threads(config.threads)
     dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=DATA_FILES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config).to(device)
-    model.load_state_dict(checkpoint.load(winner.checkpoint)["model"])
-    model.eval()
+    model = trained_model(config, checkpoint.load(winner.checkpoint)["model"]).to(device).eval()
     loaders = Loaders()
     look = partial(health.evaluate, model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
     judge = partial(probe.evaluate, model.encode, dataset=dataset, loaders=loaders, config=config, device=device)

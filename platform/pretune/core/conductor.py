@@ -56,6 +56,9 @@ REFUSALS_IN_A_ROW = 50
 """So many refused proposals one after another mean that the space has no room left for the sampler."""
 
 
+SHARED_PARTS = 64
+"""Parts of configs that are remembered at most; a config has some fifteen."""
+
 FAILED_IN_A_ROW = 3
 """So many trials that fail one after another, none of which finished an epoch, mean that no trial will."""
 
@@ -92,6 +95,7 @@ class Conductor:
         self._alike: dict[bytes, list[int]] = {}
         """Trials by config, in their order, but for those that have been made longer."""
         self._keys: dict[int, bytes] = {}
+        self._key = _Keys()
         self._refused = 0
         self._failed = 0
         self._failed_in_all = 0
@@ -292,7 +296,7 @@ class Conductor:
 
     def _duplicate_of(self, proposal: Proposal, config: dict[str, Any] | None) -> int | None:
         """The first trial of an equal config, else of equal parameters."""
-        alike = [] if config is None else self._alike.get(_key(config), [])
+        alike = [] if config is None else self._alike.get(self._key.of(config), [])
         return alike[0] if alike else proposal.duplicate_of
 
     def _twin(self, number: int) -> int | None:
@@ -392,7 +396,7 @@ class Conductor:
         if isinstance(record, Epoch):
             return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
-            self._keys[record.number] = _key(record.config)
+            self._keys[record.number] = self._key.of(record.config)
             self._alike.setdefault(self._keys[record.number], []).append(record.number)
         elif isinstance(record, Ended):
             trial = self.history.trials[record.number]
@@ -436,9 +440,34 @@ def folder_name(trial: TrialHistory) -> str:
     return f"{trial.number:04d}{longer}"
 
 
-def _key(config: dict[str, Any]) -> bytes:
-    """Equal for equal configs: seed, data and the hashes of one's own parts are in them."""
-    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).digest()
+_in_order = json.JSONEncoder(sort_keys=True).encode
+"""JSON whose keys are in order, so that equal values have equal texts."""
+
+
+class _Keys:
+    """Keys that are equal for equal configs: seed, data and the hashes of one's own parts are in them.
+
+    A journal gives its trials one object for what they have in common, most of each config: it is looked at once.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[Any, str]] = {}
+        """Of parts that were met before, by identity; an object that is held here keeps its identity."""
+
+    def of(self, config: dict[str, Any]) -> bytes:
+        text = ", ".join(f"{name}: {self._text(config[name])}" for name in sorted(config))
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def _text(self, part: Any) -> str:
+        known = self._texts.get(id(part))
+        if known is not None:
+            return known[1]
+        if not isinstance(part, dict | list):
+            return json.dumps(part)
+        text = _in_order(part)
+        if len(self._texts) < SHARED_PARTS:
+            self._texts[id(part)] = part, text
+        return text
 
 
 def _last_epoch_before_decay(config: dict[str, Any]) -> int:

@@ -654,6 +654,8 @@ class _Reader:
         self._understood: set[Hashable] = set()
         """Parts of configs without an unknown key, by their names and what keys they have."""
         self._texts: dict[str, str] = {}
+        self._here = b""
+        """The sweep's folder as it stands before a path in a line, where it is a folder."""
 
     def stored(self, file: BinaryIO, begin: int, body: bytes) -> StoredEpoch | None:
         """An epoch's line that needs no closer look, its record at `begin` in `file`."""
@@ -672,9 +674,11 @@ class _Reader:
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
-        record = _with_paths(self._todays(body) or self._another(json.loads(body)), self.place.absolute)
+        record = self._todays(body) or _with_paths(self._another(json.loads(body)), self.place.absolute)
         if isinstance(record, Opened):
             self.place = _place_of(record, self.place)
+            if self.place.remote is None:
+                self._here = json.dumps(os.path.join(self.place.folder, ""))[1:-1].encode()
             record = record.model_copy(update={"experiment": record.experiment.at(self.place)})
             self._base = record.experiment.base.model_dump(mode="json")
         if isinstance(record, Asked | Extended) and record.config is not None:
@@ -689,11 +693,27 @@ class _Reader:
         """The record of a line of today's format, None where it needs a closer look. Most lines need none."""
         if self.format != FORMAT:
             return None
+        placed = self._placed(body)
         try:
-            record = _KNOWN.validate_json(body)
+            record = _KNOWN.validate_json(placed or body)
         except ValidationError:
             return None
-        return None if isinstance(record, Opened | Resumed) else record
+        if isinstance(record, Opened | Resumed):
+            return None
+        return record if placed else _with_paths(record, self.place.absolute)
+
+    def _placed(self, body: bytes) -> bytes | None:
+        """An epoch's line with its path made absolute: a copy of the record with another path would take as long as the
+        record itself. None where the line needs a closer look.
+        """
+        head = _EPOCH.match(body)
+        tail = None if head is None else _CHECKPOINT.fullmatch(body, body.find(b"}", head.end()) + 1)
+        if tail is None or tail[1] == b"null":
+            return None if tail is None else body
+        path = tail.start(1) + len(b'{"path":"')
+        if not self._here or not body.startswith(b"trials/", path):
+            return None
+        return body[:path] + self._here + body[path:]
 
     def _share(self, config: dict[str, Any]) -> dict[str, Any]:
         """Keys of a trial's config that this version does not know. What is as in the sweep's base is made the very

@@ -4,6 +4,7 @@ whole: it goes on from its own checkpoints, and a copy does nothing to the sweep
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,5 +47,5 @@ class Place:
             if match is None:
                 return checkpoint
             path = match[1]
-        here = str(self.folder / path) if self.remote is None else storage.join(self.remote, path)
+        here = os.path.join(self.folder, path) if self.remote is None else storage.join(self.remote, path)
         return checkpoint.model_copy(update={"path": here})

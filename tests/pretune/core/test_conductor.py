@@ -16,6 +16,7 @@ from pretune.core import results, retention
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
+from pretune.core.rows import Handout
 from pretune.core.search import Space
 from pretune.display import tables
 from tests import toys
@@ -492,6 +493,28 @@ def test_a_config_that_failed_is_tried_again_and_one_that_diverged_is_not(tmp_pa
             conductor.ended(row(second, 1, outcome="complete"))
         ends = [trial.state for trial in conductor.history.trials]
         assert ends == (["FAIL", "COMPLETE", "COMPLETE"] if again_wanted else ["INFEASIBLE"] * 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_fails_no_trial_of_an_equal_config_is_left_waiting(tmp_path: Path, seed: int) -> None:
+    class Failing(Executor):
+        def step(self, number: int, handout: Handout, epoch: int) -> bool:
+            if self.rng.random() < 0.2:
+                if self.rng.random() < 0.5:
+                    self.conductor.lost(number, "its slot was lost")
+                else:
+                    self.conductor.ended(row(handout, max(1, epoch - 1), outcome="failed", reason="why"))
+                return False
+            return super().step(number, handout, epoch)
+
+    conductor = begin(tmp_path, experiment(trials=30, max_failures=0, max_failed=1.0), repeating)
+    executor = Failing(conductor, slots=1 + seed % 3, seed=seed)
+    executor.run()
+    states = [trial.state for trial in conductor.history.trials]
+    assert len(states) == 30
+    assert not set(states) & {"WAITING", "RUNNING"}
+    assert {"FAIL", "COMPLETE"} <= set(states)
+    assert not conductor.held
 
 
 def test_another_seed_is_another_config(tmp_path: Path) -> None:

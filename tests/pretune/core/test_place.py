@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import FILE, Closed, Epoch, Extended, Journal, Opened, Resumed
+from pretune.core.journal import FILE, Asked, Closed, Epoch, Extended, Journal, Opened, Resumed, read
 from pretune.core.place import Place
 from pretune.core.rows import Handout
 from pretune.request import request
@@ -222,3 +223,20 @@ def test_a_working_copy_with_another_name_does_not_write_into_the_first_ones_buc
     assert results.read(asked.folder.with_name("t")).name == "t"
     with pytest.raises(RequestError, match=r"working copy of the sweep in file://.*/bucket/s and must have its name"):
         request.read_sweep("t", "sweeps", fresh=True)
+
+
+@pytest.mark.parametrize("name", ["plain", 'quo"te', "back\\slash", "über 猫", "a b", "caf\udce9"])
+def test_a_sweep_that_was_moved_to_a_folder_of_any_name_has_its_checkpoints_there(tmp_path: Path, name: str) -> None:
+    with Journal(tmp_path / "s", new=True) as book:
+        book.append(Opened(experiment=experiment(tmp_path)))
+        book.append(Asked(number=0, params={}, distributions={}, config=None))
+        kept = Checkpoint(path=str(tmp_path / "s" / BELOW), sha256="x", epoch=1)
+        book.append(Epoch(number=0, epoch=1, metrics={"probe/linear": math.nan}, checkpoint=kept))
+        book.append(Epoch(number=0, epoch=2, metrics={}))
+    moved = (tmp_path / "s").rename(tmp_path / name)
+    *_, first, second = read(moved)
+    assert isinstance(first, Epoch)
+    assert isinstance(second, Epoch)
+    assert first.checkpoint == kept.model_copy(update={"path": str(moved / BELOW)})
+    assert second.checkpoint is None
+    assert math.isnan(first.metrics["probe/linear"])

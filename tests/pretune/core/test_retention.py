@@ -91,11 +91,54 @@ def test_checkpoints_in_an_object_store_are_trimmed_there(tmp_path: Path) -> Non
 # ---- as a listener ---------------------------------------------------------------------------------------------------
 
 
+def test_what_was_saved_within_an_epoch_goes_too_here_and_in_an_object_store(tmp_path: Path) -> None:
+    for form in ("", "file://"):
+        story = history(tmp_path, [0.7, 0.5])
+        for name in ("epoch-0002-step-0000047.pt", "epoch-0002-step-0000047.pt.json", "notes.txt"):
+            (tmp_path / name).touch()
+        story.checkpoints = {
+            epoch: pointer.model_copy(update={"path": f"{form}{pointer.path}"})
+            for epoch, pointer in story.checkpoints.items()
+        }
+        retention.trim(story, METRIC, maximize=True)
+        assert left(tmp_path) == ["epoch-1.pt", "epoch-1.pt.json", "notes.txt"]
+
+
+def test_what_a_killed_driver_left_of_a_failed_trial_goes_when_the_sweep_is_taken_up(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    for record in (*trial(tmp_path / "0000", [0.2, 0.7]), Ended(number=0, state="FAIL")):
+        conductor.history.apply(record)
+    retention.Trimming(conductor, None)
+    assert left(tmp_path / "0000") == ["epoch-2.pt", "epoch-2.pt.json"]
+
+
+def test_a_sweep_that_is_taken_up_asks_its_storage_of_the_newest_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    for number in range(6):
+        for record in (*trial(tmp_path / str(number), [0.2, 0.7], number), Ended(number=number, state="PRUNED")):
+            conductor.history.apply(record)
+    for number in range(4):  # the first driver was killed before it had trimmed the last two
+        retention.trim(conductor.history.trials[number], METRIC, maximize=True)
+    asked: list[str] = []
+    exists = storage.exists
+
+    def counted(place: str) -> bool:
+        asked.append(place)
+        return exists(place)
+
+    monkeypatch.setattr(storage, "exists", counted)
+    retention.Trimming(conductor, None)
+    assert all(left(tmp_path / str(number)) == ["epoch-2.pt", "epoch-2.pt.json"] for number in range(6))
+    assert {Path(place).parent.name for place in asked} == {"5", "4", "3"}, "that of number 3 needed nothing"
+
+
 @pytest.mark.parametrize(
-    ("state", "trimmed"), [("PRUNED", True), ("INFEASIBLE", True), ("COMPLETE", False), ("FAIL", False)]
+    ("state", "trimmed"), [("PRUNED", True), ("INFEASIBLE", True), ("COMPLETE", False), ("FAIL", True)]
 )
 def test_only_a_trial_that_is_not_gone_on_with_is_trimmed(tmp_path: Path, state: str, trimmed: bool) -> None:
-    """A complete one can be trained longer from before its decay; a failed one may be tried again."""
+    """A complete one can be trained longer from before its decay; one that has failed too often is not taken up."""
     ear, conductor = Ear(), begin(tmp_path / "s", experiment(tmp_path), space)
     listener = retention.Trimming(conductor, ear)
     records = [*trial(tmp_path / "0000", [0.2, 0.7]), Ended.model_validate({"number": 0, "state": state})]

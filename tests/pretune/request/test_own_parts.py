@@ -175,6 +175,81 @@ def test_a_recipes_child_of_a_shipped_term_runs_and_one_of_another_part_is_refus
         request.configure(recipe, assignments=["epochs=3"])
 
 
+HEADED = """
+
+from trainers.terms import Dino, MismatchDetection, Reconstruction, Swav, TermConfig
+
+class MyDino(Dino):
+    factor: float = 2.0
+    def __call__(self, outputs):
+        return self.factor * super().__call__(outputs)
+
+class MySwav(Swav):
+    pass
+
+class MyReconstruction(Reconstruction):
+    pass
+
+class MyMismatch(MismatchDetection):
+    pass
+
+class Cosines(TermConfig):
+    reads_heads = frozenset({"prototypes"})
+    def __call__(self, outputs):
+        return outputs.scores[0].square().mean()
+
+class Unchecked(Dino):
+    def check(self, name, facts):
+        pass
+
+class Misspelt(Cosines):
+    reads_heads = frozenset({"prototype"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shipped", "own", "heads"),
+    [
+        ("dino_tiny", "dino", "MyDino", {"center", "prototypes"}),
+        ("swav_tiny", "swav", "MySwav", {"prototypes"}),
+        ("mae_tiny", "reconstruction", "MyReconstruction", {"decoder"}),
+        ("dilemma_mocov3_tiny", "mismatch_detection", "MyMismatch", {"mismatch_head"}),
+        ("swav_tiny", "swav", "Cosines", {"prototypes"}),
+    ],
+)
+def test_a_term_of_ones_own_that_reads_a_head_of_the_model_gets_it(
+    here: Path, recipe: str, shipped: str, own: str, heads: set[str]
+) -> None:
+    from trainers.model import build_model, trained_model
+
+    (here / "headed.py").write_text(HEADED)
+    changes = [f"objective.mine.kind=headed.py:{own}", f"objective.{shipped}.weight=0"]
+    config = request.configure(lookup.recipe(recipe), assignments=changes)
+    state = build_model(config).state_dict()
+    assert heads <= {name.partition(".")[0] for name in state}
+    (here / "headed.py").unlink()
+    again = trained_model(TrialConfig.model_validate_json(config.model_dump_json()), state).state_dict()
+    assert again.keys() == state.keys(), "a checkpoint opens without the file"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own", "message"),
+    [
+        ("sfrik_tiny", "MyDino", r"objective\.mine \(dino\) needs model\.teacher, model\.prototypes"),
+        ("sfrik_tiny", "MyMismatch", r"objective\.mine .* needs .*model\.masking"),
+        ("sfrik_tiny", "Cosines", r"mine reads the model's prototypes, which needs model\.prototypes, but it is null"),
+        ("swav_tiny", "Unchecked", r"mine reads the model's center, which needs model\.teacher, but it is null; set"),
+        ("swav_tiny", "Misspelt", r"objective\.mine reads the heads prototype, which no model has; `reads_heads` may"),
+    ],
+)
+def test_a_head_that_the_model_cannot_have_is_refused_by_name_before_anything_starts(
+    here: Path, recipe: str, own: str, message: str
+) -> None:
+    (here / "headed.py").write_text(HEADED)
+    with pytest.raises(RequestError, match=message):
+        request.configure(lookup.recipe(recipe), assignments=[f"objective.mine.kind=headed.py:{own}"])
+
+
 def test_levels_of_an_ablation_may_be_parts_of_ones_own(here: Path) -> None:
     factors = ablation.parse(["objective.mine.kind=mine.py:Spread", "model.backbone.kind=resnet_tiny,mine.py:Net"])
     assert factors["model.backbone.kind"] == ["resnet_tiny", f"{here}/mine.py:Net"]

@@ -302,6 +302,20 @@ def test_equal_images_across_splits_are_counted(tmp_path: Path, out: Path) -> No
     assert found.manifest.duplicates["report/train"] == sum(image.tobytes() in train for image in images[:5])
 
 
+def test_a_large_image_is_read_without_a_warning_and_one_too_large_to_be_meant_is_named(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow warns beyond it, and refuses beyond twice as many
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(12):
+            Image.fromarray(noise(1, 9, 9, index)[0]).save(tmp_path / "in" / name / f"{index}.png")
+    assert build("images", source=[tmp_path / "in"], out=out).train_count
+    Image.fromarray(noise(1, 11, 11)[0]).save(tmp_path / "in" / "a" / "huge.png")
+    with pytest.raises(ValueError, match=r"huge\.png: broken image.* \(121 pixels\) exceeds limit"):
+        build("images", source=[tmp_path / "in"], out=out.with_name("other"))
+
+
 # ---- determinism
 
 

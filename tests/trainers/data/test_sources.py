@@ -79,8 +79,12 @@ def test_digits_are_the_1797_images_of_scikit_learn_at_16_pixels(scratch: Path) 
 # ---- CIFAR
 
 
-def write_cifar(folder: Path, classes: int = 10, per_file: int = 10, protocol: int = 2) -> tuple[np.ndarray, list[int]]:
-    """Python batches as the originals: rows of red, green, blue planes, keys as Python 2's byte strings."""
+def write_cifar(
+    folder: Path, classes: int = 10, per_file: int = 10, protocol: int = 2, text: bool = False
+) -> tuple[np.ndarray, list[int]]:
+    """Python batches as the originals: rows of red, green, blue planes, keys as Python 2's byte strings, or as `text`,
+    as they are where Python 3 has pickled them again.
+    """
     folder.mkdir(parents=True)
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
     images = noise(per_file * len(names), 32)
@@ -88,14 +92,21 @@ def write_cifar(folder: Path, classes: int = 10, per_file: int = 10, protocol: i
     key = b"labels" if classes == 10 else b"fine_labels"
     for number, name in enumerate(names):
         part = slice(number * per_file, (number + 1) * per_file)
-        batch = {b"data": images[part].transpose(0, 3, 1, 2).reshape(per_file, -1), key: labels[part]}
+        batch: dict[Any, Any] = {
+            b"data": images[part].transpose(0, 3, 1, 2).reshape(per_file, -1),
+            key: labels[part],
+        }
+        if text:
+            batch = {name.decode(): value for name, value in batch.items()}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=protocol))
     return images, labels
 
 
-@pytest.mark.parametrize("protocol", [2, 5])
-def test_the_original_batches_of_cifar10_are_read_in_their_order(tmp_path: Path, scratch: Path, protocol: int) -> None:
-    images, labels = write_cifar(tmp_path / "cifar-10-batches-py", protocol=protocol)
+@pytest.mark.parametrize(("protocol", "text"), [(2, False), (5, False), (4, True)])
+def test_the_original_batches_of_cifar10_are_read_in_their_order(
+    tmp_path: Path, scratch: Path, protocol: int, text: bool
+) -> None:
+    images, labels = write_cifar(tmp_path / "cifar-10-batches-py", protocol=protocol, text=text)
     source = load("cifar10", tmp_path, scratch=scratch)  # the folder around it is fine, too
     assert np.array_equal(pixels(source.train.images), images[:50])
     assert source.train.labels.tolist() == labels[:50]
@@ -661,6 +672,19 @@ def test_a_truncated_image_of_any_format_is_named(tmp_path: Path, scratch: Path,
         images.read(0)
 
 
+def test_an_image_of_floating_point_is_named_with_the_remedy(tmp_path: Path, scratch: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "x.tif")
+    images = sources.load_unlabeled(tmp_path, scratch=scratch)
+    with pytest.raises(ValueError, match=r"x\.tif: broken image.* are floating point, .* save it as an 8-bit image"):
+        images.read(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+def test_an_image_of_a_single_row_column_or_pixel_is_read(tmp_path: Path, shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    assert np.array_equal(read_one(save_png(tmp_path / "x.png", pixels)), pixels)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"plain text", b"\xff\xd8\xff\xe0 no jpeg"])
 def test_a_file_that_is_no_image_is_named_from_its_header(tmp_path: Path, scratch: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
@@ -696,13 +720,20 @@ def test_npz_takes_gray_arrays_and_class_names(tmp_path: Path, scratch: Path) ->
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
-        ({"images": noise(3)}, r"lacks labels \(it holds images\)"),
+        (
+            {"images": noise(3)},
+            r"lacks labels \(it holds images\).*without labels by --unlabelled",
+        ),
         ({"images": noise(3), "labels": np.arange(2)}, "labels don't match the images: 2 labels for 3 images"),
-        ({"images": noise(3), "labels": np.array([0.0, 1.0, 2.0])}, "labels must be integers"),
+        ({"images": noise(3), "labels": np.array([0.0, 1.0, 2.0])}, r"must be integers.*labels\.astype\(int\)"),
+        ({"images": noise(3), "labels": np.array(["a", "b", "c"])}, r"but are <U1 \[3\]; number them.*np\.unique"),
+        ({"images": noise(3), "labels": np.eye(3, dtype=int)}, r"but are int64 \[3, 3\].*labels\.argmax"),
+        ({"images": noise(3), "labels": np.array([1, 2, 3])}, "numbered from 0, but range from 1 to 3; subtract 1"),
         ({"images": noise(3), "labels": np.array([-1, 0, 1])}, "numbered from 0, but range from -1 to 1"),
         ({"images": noise(3) / 255, "labels": np.arange(3)}, "images must be uint8"),
         ({"images": noise(3)[..., :2], "labels": np.arange(3)}, "must have the shape"),
-        ({"images": np.array([None] * 3), "labels": np.arange(3)}, "not a complete .npz file of plain arrays"),
+        ({"images": noise(3)[..., [0, 1, 2, 0]], "labels": np.arange(3)}, r"have \[3, 8, 8, 4\]; a fourth channel"),
+        ({"images": np.array([None] * 3), "labels": np.arange(3)}, "images or labels holds Python objects"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path: Path, scratch: Path, arrays: dict[str, np.ndarray], fault: str) -> None:
@@ -728,6 +759,9 @@ def test_of_a_folder_only_whole_npz_files_are_read(tmp_path: Path, scratch: Path
         ValueError, match=r"pipe\.npz: the source of npz must be \.npz files, but this is no regular file"
     ):
         load("npz", tmp_path / "pipe.npz", scratch=scratch)
+    np.save(tmp_path / "one.npy", noise(4))
+    with pytest.raises(ValueError, match=r"one\.npy: .* but this is \.npy; save the array with np\.savez"):
+        load("npz", tmp_path / "one.npy", scratch=scratch)
 
 
 MEDMNIST = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")

@@ -343,10 +343,12 @@ def as_pixels(
         if channels == "channels-first" and first:
             array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
+        remedy = f"put the channels last{f', or say {asked_by} channels-first' if asked_by else ''}"
+        if array.ndim == 4 and 4 in (array.shape[1], array.shape[3]):
+            remedy = "a fourth channel is no color: leave it out, images[..., :3]"
         raise ValueError(
             f"{origin}: images must have the shape [n, height, width, 3] or [n, height, width], but have "
-            f"{list(array.shape)}; "
-            f"put the channels last{f', or say {asked_by} channels-first' if asked_by else ''}"
+            f"{list(array.shape)}; {remedy}"
         )
     pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
@@ -357,7 +359,10 @@ def as_labels(array: NDArray[np.generic], count: int, origin: str, *, classes: i
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise ValueError(f"{origin}: labels must be integers of shape [n], but are {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"{origin}: labels must be integers of shape [n], but are {array.dtype} {list(array.shape)}; "
+            f"{_renumbering(array)}"
+        )
     if len(array) != count:
         raise ValueError(
             f"{origin}: labels don't match the images: {len(array)} labels for {count} images; give one for each"
@@ -369,6 +374,17 @@ def as_labels(array: NDArray[np.generic], count: int, origin: str, *, classes: i
             f"renumber them"
         )
     return array.astype(np.int64)
+
+
+def _renumbering(array: NDArray[np.generic]) -> str:
+    """How labels that are no integers of shape [n] become such."""
+    if array.ndim == 2:
+        return "of one row per image with a 1 at its class, take labels.argmax(axis=1)"
+    if array.ndim == 1 and array.dtype.kind in "bf":
+        return "convert them, labels.astype(int)"
+    if array.ndim == 1 and array.dtype.kind in "SU":
+        return "number them, class_names, labels = np.unique(labels, return_inverse=True), and save both"
+    return "give each image one"
 
 
 def existing(path: Path, what: str) -> Path:

@@ -47,11 +47,12 @@ def refusal(errors: Sequence[BrokenImageError], total: int, *, bound: float | No
     more = [f"  and {count - _LISTED:,} more"] if count > _LISTED else []
     shown = f"{share:.2g}" if share < 99.5 else "100"
     enough = np.ceil(share * 10) / 10
+    skipping = f", or skip them with --skip-broken {enough:g}%" if count < total else ""
     return ValueError(
         "\n".join(
             [
                 f"broken images: {rule}, but {count:,} of {total:,} {'is' if count == 1 else 'are'} broken "
-                f"({shown}%); replace or remove them, or skip them with --skip-broken {enough:g}%:",
+                f"({shown}%); replace or remove them{skipping}:",
                 *listed,
                 *more,
             ]

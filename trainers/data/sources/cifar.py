@@ -118,7 +118,7 @@ def _batch(path: Path, label_key: str, classes: int) -> Part:
 
 
 def unpickle(path: Path) -> dict[Any, Any]:
-    """A pickled dict of plain values and uint8 arrays, keys as bytes.
+    """A pickled dict of plain values and uint8 arrays, keys as bytes: they are text in what Python 3 pickled again.
 
     Any other class or function in it is refused, never called. NumPy's own rebuilding of arrays is not called either:
     given damaged bytes it can leave the interpreter broken.
@@ -133,7 +133,8 @@ def unpickle(path: Path) -> dict[Any, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a dict, but holds a {type(content).__name__}; copy the original file")
-    return {key: value.rebuilt(path) if isinstance(value, _PickledArray) else value for key, value in content.items()}
+    named = {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+    return {key: value.rebuilt(path) if isinstance(value, _PickledArray) else value for key, value in named.items()}
 
 
 class _Dtype:

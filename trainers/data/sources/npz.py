@@ -70,6 +70,11 @@ def load(
     pair = (keys.get("images", "images"), keys.get("labels", "labels"))
     train_part = _part(train, None if names is None else len(names), pair, channels)
     classes = len(names) if names else int(train_part.labels.max(initial=0)) + 1
+    if names is None and (least := int(train_part.labels.min(initial=classes))) > 0:
+        raise ValueError(
+            f"{', '.join(map(str, train))}: labels must be numbered from 0, but range from {least} to {classes - 1}; "
+            f"subtract {least}"
+        )
     test_part = _part(test, classes, pair, channels) if test else None
     if "test_images" in keys:
         test_part = _part(train, classes, (keys["test_images"], keys["test_labels"]), channels)
@@ -102,13 +107,19 @@ def read_arrays(path: Path, *keys: str) -> list[NDArray[Any]]:
                 return [archive[key] for key in keys]
             held = ", ".join(archive.files) or "nothing"
     except _ERRORS as error:
+        if "Object arrays" in str(error):  # NumPy's word for what only unpickling would read
+            raise ValueError(
+                f"{path}: must hold arrays of numbers and text, but {' or '.join(keys)} holds Python objects; save "
+                f"images of one shape as uint8, labels as integers, names as text"
+            ) from error
         raise ValueError(
             f"{path}: not a complete .npz file of plain arrays ({error}); it may be truncated: copy it again, or "
             f"save it with np.savez"
         ) from error
+    unlabelled = f", or give its images without labels by --unlabelled {path}" if missing == list(keys[1:2]) else ""
     raise ValueError(
         f"{path}: must hold the arrays {', '.join(keys)}, but lacks {', '.join(missing)} (it holds {held}); rename "
-        f"them, or say which they are with --array NAME=KEY, such as {_suggested(held.split(', '))}"
+        f"them, or say which they are with --array NAME=KEY, such as {_suggested(held.split(', '))}{unlabelled}"
     )
 
 
@@ -126,14 +137,15 @@ def _suggested(held: Sequence[str]) -> str:
             picked.append(f"--array {name}={min(fitting, key=lambda key: 'test' not in key.lower())}")
     # Half a test part is none.
     whole = picked if len(picked) != 3 else picked[:2]
-    return " ".join(whole) or "--array images=KEY --array labels=KEY"
+    return " ".join(whole) if len(whole) > 1 else "--array images=KEY --array labels=KEY"
 
 
 def _files(path: Path, kind: str) -> list[Path]:
     if not path.is_dir():
         if path.suffix.lower() != ".npz" or not path.is_file():
             what = (path.suffix or "without a suffix") if path.is_file() else "no regular file"
-            raise ValueError(f"{path}: the source of {kind} must be .npz files, but this is {what}; check the path")
+            remedy = "save the array with np.savez(FILE, images=…, labels=…)" if what == ".npy" else "check the path"
+            raise ValueError(f"{path}: the source of {kind} must be .npz files, but this is {what}; {remedy}")
         return [path]
     files = sorted(
         file
