@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, points, results, study_log
+from pretune.core import journal_remote, metrics, points, results, study_log
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
@@ -78,6 +78,7 @@ def run(
         with _cluster(interruption, folder, address, cpus) as private:
             if auto_gpus:
                 experiment = _with_gpus(experiment, address)
+            metrics.check_gpus(experiment.metric, experiment.gpus_per_worker)
             slots = _slots(experiment, address)
             with interruption.shielded():
                 opened = journal.append(
