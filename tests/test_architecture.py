@@ -79,6 +79,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.report",
         "trainers.config",
         "trainers.storage",
+        "trainers.memory",
         "trainers.dist",
     },
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
@@ -141,6 +142,7 @@ LAYERS: dict[str, set[str]] = {
     "trainers.storage": {"trainers.files"},
     "trainers.files": set(),
     "trainers.scratch": set(),
+    "trainers.memory": set(),
     "trainers.dist": set(),
 }
 """Every arrow between parts that is allowed: what a part may import, in a function or for types as well. No others."""

@@ -41,6 +41,10 @@ METRICS: Mapping[str, str] = {
     "time/probe_s": "seconds of this epoch's probes and health",
     "time/first_step_s": "seconds from the start of a run to its first step; of a run's first epoch",
     "time/group_start_s": "seconds that the worker group's newest start took; of the first epoch after it",
+    "memory/host_peak_bytes": "most resident memory of a worker since the run began, with mapped pages of the data set "
+    "that workers share; the largest over all workers (since the process began, where Linux keeps the mark)",
+    "memory/gpu_peak_bytes": "most memory that torch held on a worker's GPU since the run began; the largest over all "
+    "workers; on GPUs alone",
     "memory/slot_bytes": "what the slot takes of the head beside its workers; of the first epoch after a start",
     "model/parameters": "of the encoder: all numbers that its backbone trains",
     "optim/learning_rate": "of the epoch's last step",
@@ -80,7 +84,7 @@ class EpochReport(BaseModel):
     epoch: int
     """Epochs finished, counted from 1 over the whole run, resumed or not."""
     metrics: dict[str, float]
-    """`probe/linear`, `probe/knn`, `loss/total`, `loss/<name>`, `health/…`, `budget/…`, `time/…`."""
+    """`probe/linear`, `probe/knn`, `loss/total`, `loss/<name>`, `health/…`, `budget/…`, `time/…`, `memory/…`."""
     checkpoint: Checkpoint | None = None
     """The newest checkpoint, if one was written at this epoch."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import checkpoint, dist, optim, sentinel, storage
+from trainers import checkpoint, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data.loader import steps_per_epoch
 from trainers.evaluation import health, probe
@@ -141,6 +141,7 @@ def _run(
     checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     first_step_s: float | None = None
     _configure_torch(config, device)
+    memory.reset_peaks(device)
     rank, world_size = dist.rank(), dist.world_size()
     epoch_steps = steps_per_epoch(dataset, config)
     total_steps = config.epochs * epoch_steps
@@ -266,6 +267,7 @@ def _run(
             "time/images_per_s": epoch_steps * config.batch_size / seconds,
             "model/parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
             "optim/learning_rate": rate,
+            **_most(memory.peaks(device)),
         }
         metrics = dist.broadcast_object(metrics)
         if bad_metrics := [name for name, value in metrics.items() if not math.isfinite(value)]:
@@ -538,6 +540,12 @@ def _sizes(outputs: Outputs) -> str:
 
 def _prefixed(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def _most(values: dict[str, float]) -> dict[str, float]:
+    """Of each number the largest over the ranks."""
+    ranks = dist.gather_objects(values)
+    return {name: max(of_rank[name] for of_rank in ranks) for name in values}
 
 
 @torch.no_grad()

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.core import journal as journals
-from pretune.core import journal_remote, points, results, study_log
+from pretune.core import journal_remote, metrics, points, results, study_log
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
+from pretune.core.forecast import Forecast
 from pretune.core.history import History
 from pretune.core.journal import Extended, Opened, Resumed
 from pretune.core.results import SweepResult
@@ -53,6 +54,7 @@ def run(
     cpus: int | None = None,
     trainable: MakeTrainable | None = None,
     auto_gpus: bool = False,
+    forecast: Forecast | None = None,
 ) -> SweepResult:
     """Runs `experiment` in its folder and returns what came out.
 
@@ -62,6 +64,7 @@ def run(
         address: a running Ray cluster ("auto" for the one of this machine); None starts a local one with `cpus` CPUs.
         trainable: what serves trials, given the experiment and its folder; the warm slot if None.
         auto_gpus: each worker gets a GPU where the cluster has any, whatever `experiment` says.
+        forecast: what it is said to take, to be kept beside what it will have taken.
 
     After Ctrl-C, SIGTERM or SIGHUP it returns normally as well, with `closed` == "interrupted" and the signal's name as
     `detail`; `resume` goes on.
@@ -78,6 +81,7 @@ def run(
         with _cluster(interruption, folder, address, cpus) as private:
             if auto_gpus:
                 experiment = _with_gpus(experiment, address)
+            metrics.check_gpus(experiment.metric, experiment.gpus_per_worker)
             slots = _slots(experiment, address)
             with interruption.shielded():
                 opened = journal.append(
@@ -86,6 +90,7 @@ def run(
                         versions=versions(space, experiment.base),
                         sources=source_hashes(space, experiment.base),
                         host=host(),
+                        forecast=forecast,
                     )
                 )
             if listener is not None:

@@ -165,8 +165,8 @@ def fingerprint(saved: Checkpoint) -> str:
 
 
 def learned(report: EpochReport) -> dict[str, float]:
-    """The metrics that are not about time."""
-    return {k: v for k, v in report.metrics.items() if not k.startswith("time/") and k != "budget/seconds"}
+    """The metrics that are not about time or memory."""
+    return {k: v for k, v in report.metrics.items() if not k.startswith(("time/", "memory/", "budget/seconds"))}
 
 
 VIT = {"kind": "vit_micro", "patch_size": 2, "embed_dim": 32, "depth": 2}
@@ -242,6 +242,8 @@ def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Pa
         assert metrics["model/parameters"] == sum(one.numel() for one in build_model(config()).backbone.parameters())
         assert {"probe/linear", "probe/knn", "health/features/effective_rank", "health/embedding/std"} <= metrics.keys()
         assert {"time/probe_s", "optim/learning_rate", "optim/gradient_norm"} <= metrics.keys()
+        assert metrics["memory/host_peak_bytes"] > 2**20
+        assert "memory/gpu_peak_bytes" not in metrics  # on a CPU
         assert ("probe/full_linear" in metrics) == (report.epoch == 3)
         assert all(math.isfinite(value) for value in metrics.values())
         assert report.checkpoint is not None

@@ -25,7 +25,7 @@ from pretune.cli.options import (
     Subset,
     WorkersPerTrial,
 )
-from pretune.cli.running import run_sweep
+from pretune.cli.running import foretold, learned, run_sweep
 from pretune.core.choices import MAX_FAILED
 from pretune.display import screen
 
@@ -97,9 +97,20 @@ def ablate_command(
         for line in dict.fromkeys(line for point in points for line in overrides.left_out_by(base, point)):
             note(console, f"--factor {line}")
 
+    local = address is None
+    forecast = foretold(console, experiment, unvaried, auto_gpus=gpus_per_worker is None, local=local)
+
     def run(listener: Any) -> Any:
-        return sweep.run(
-            experiment, space=unvaried, listener=listener, address=address, auto_gpus=gpus_per_worker is None
+        result = sweep.run(
+            experiment,
+            space=unvaried,
+            listener=listener,
+            address=address,
+            auto_gpus=gpus_per_worker is None,
+            forecast=forecast,
         )
+        if local:
+            learned(result, forecast)
+        return result
 
     run_sweep(console, experiment, run)

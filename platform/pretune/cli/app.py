@@ -15,6 +15,7 @@ from pretune.cli.check import check_command
 from pretune.cli.data import data_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.list import list_command
+from pretune.cli.plan import plan_command
 from pretune.cli.replay import replay_command
 from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data_command,
     "train": train_command,
     "sweep": sweep_command,
+    "plan": plan_command,
     "ablate": ablate_command,
     "resume": resume_command,
     "replay": replay_command,

@@ -17,17 +17,51 @@ from rich.text import Text
 
 from pretune.cli import kinds
 from pretune.cli.ending import in_time
-from pretune.cli.exits import fail, interrupted, note, refuse, running
+from pretune.cli.exits import checking, fail, interrupted, note, refuse, running
 from pretune.core.errors import RequestError
 from pretune.display import screen
 from pretune.execution.interruption import Interrupted
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
+    from pretune.core.forecast import Forecast
     from pretune.core.journal import Record
+    from pretune.core.results import SweepResult
+    from pretune.core.search import Space
 
 MOST_LISTED = 30
 """Trials that a sweep's end lists one by one at most."""
+
+
+def foretold(console: Console, experiment: Experiment, space: Space, *, auto_gpus: bool, local: bool) -> Forecast:
+    """Says in a line what the sweep takes, as far as that is known without measuring anything: trials and epochs, and
+    the rest where its shapes were measured before on this machine. Ends the command with 2 where one of them does not
+    fit into its memory. `local`: it runs on this machine alone, of which measurements are.
+    """
+    from pretune.analysis import plan
+    from pretune.display import forecast as display
+
+    with checking():
+        slots, gpus = plan.slots_here(experiment, auto_gpus=auto_gpus)
+        configs = plan.glanced(experiment, space)
+        known = plan.remembered(experiment, configs, slots=slots, gpus_per_worker=gpus) if local else []
+        for one in known:
+            plan.check_fits(experiment, one, slots=slots)
+        found = plan.plan(experiment, configs, known, slots=slots, quick=True)
+    said = found.forecast if local else found.forecast.model_copy(update={"slots": experiment.slots})
+    console.print(display.short(said, experiment), soft_wrap=True)
+    if local and said.seconds is None:
+        told = "hours and memory: run `pretune plan` with the same arguments, which measures a few steps"
+        console.print(Text(told, style="dim"), soft_wrap=True)
+    return said
+
+
+def learned(result: SweepResult, forecast: Forecast) -> None:
+    """Keeps what the trials of a sweep on this machine took, for the next forecast."""
+    from pretune.analysis import measurements
+
+    if result.closed in ("finished", "exhausted") and forecast.slots is not None:
+        measurements.learn(result, slots=forecast.slots)
 
 
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
@@ -64,7 +98,8 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
 
 def close(console: Console, result: Any) -> NoReturn:
     """The closing screen of a sweep."""
-    from pretune.analysis import baselines
+    from pretune.analysis import baselines, forecast
+    from pretune.display import forecast as display
     from pretune.display import tables
 
     kind, compared = kinds.of(result.experiment), None
@@ -72,7 +107,9 @@ def close(console: Console, result: Any) -> NoReturn:
         if result.closed in ("finished", "exhausted", "out_of_time") and result.winner is not None:
             with console.status("comparing with the untrained encoder and raw pixels"):
                 compared = baselines.compare(result)
-        last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
+        told = forecast.against_fact(result)
+        last: list[RenderableType] = [] if told is None else [display.against(told)]
+        last += [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
         last.append(tables.next_commands(result))
         screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
     for part in last:

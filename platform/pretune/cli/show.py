@@ -28,8 +28,9 @@ def show_command(
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune.analysis import baselines, measured
+    from pretune.analysis import baselines, forecast, measured
     from pretune.core import results
+    from pretune.display import forecast as display
     from pretune.display import tables
     from pretune.request import request
     from trainers.storage import is_uri
@@ -55,13 +56,15 @@ def show_command(
         result = request.read_sweep(sweep, storage)
         kind = kinds.of(result.experiment)
         parts = kind.screen(result, baselines.read(result), limit=None if whole else tables.SHOWN)
+        told = forecast.against_fact(result)
+        parts += [] if told is None else [display.against(told)]
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
             except OSError as error:
                 raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
     if as_json:
-        print_json(kind.as_json(result))
+        print_json(kind.as_json(result) | ({} if told is None else {"forecast": told.as_json()}))
         return
     screen.show(console, *parts)
     typed = measured.command(result.folder)

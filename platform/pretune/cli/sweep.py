@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from pretune.cli import completion
-from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
     Address,
@@ -28,12 +29,27 @@ from pretune.cli.options import (
     WorkersPerTrial,
     share,
 )
-from pretune.cli.running import run_sweep
+from pretune.cli.running import foretold, learned, run_sweep
+from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
-from pretune.display import screen
+
+if TYPE_CHECKING:
+    from pretune.core.experiment import Experiment
+    from pretune.core.search import Space as SpaceFunction
 
 
-def sweep_command(
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep that was asked for and can be run."""
+
+    experiment: Experiment
+    space: SpaceFunction
+    auto_gpus: bool
+    address: str | None
+    notes: tuple[str, ...]
+
+
+def sweep_request(
     space: Space,
     recipe: Annotated[
         str | None,
@@ -101,63 +117,72 @@ def sweep_command(
     metric: Metrics = None,
     direction: Directions = None,
     address: Address = None,
-) -> None:
-    """Try settings of a recipe and show what works best."""
-    console = screen.console()
-    with checking():
-        from pretune import sweep
-        from pretune.request import lookup, request
+) -> SweepRequest:
+    """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.request import lookup, request
 
-        found_space, found_recipe = lookup.space_and_recipe(space, recipe)
-        base = request.configure(
-            found_recipe,
-            subset=subset,
-            epochs=epochs,
-            seed=seed,
-            assignments=settings or (),
-            workers=workers_per_trial,
-        )
-        experiment = request.checked(
-            found_space,
-            found_recipe,
-            base,
-            name=name,
-            data=data,
-            local=address is None,
-            trials=trials,
-            max_hours=max_hours,
-            budget=budget,
-            slots=slots,
-            workers_per_trial=workers_per_trial,
-            gpus_per_worker=gpus_per_worker or 0.0,
-            max_failed=MAX_FAILED if max_failed is None else max_failed,
-            cpus_per_worker=cpus_per_worker,
-            sampler=sampler,
-            storage=storage,
-            stopping=request.stopping_name(stopping, off=no_stopping),
-            stopping_grace=grace,
-            stopping_reduction_factor=reduction_factor,
-            stopping_brackets=brackets,
-            stopping_min_trials=min_trials,
-            stopping_audit=audit,
-            metric=metric,
-            direction=direction,
-        )
-        experiment, taken = request.warmed(experiment, found_space.function, warm_start or ())
-        for line in taken:
-            note(console, line)
-        for line in request.left_out(found_recipe, settings or ()):
-            note(console, f"--set {line}")
-        for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):
-            note(console, f"the space sets {path} itself; --set {path} only changes what it starts from")
+    found_space, found_recipe = lookup.space_and_recipe(space, recipe)
+    base = request.configure(
+        found_recipe,
+        subset=subset,
+        epochs=epochs,
+        seed=seed,
+        assignments=settings or (),
+        workers=workers_per_trial,
+    )
+    experiment = request.checked(
+        found_space,
+        found_recipe,
+        base,
+        name=name,
+        data=data,
+        local=address is None,
+        trials=trials,
+        max_hours=max_hours,
+        budget=budget,
+        slots=slots,
+        workers_per_trial=workers_per_trial,
+        gpus_per_worker=gpus_per_worker or 0.0,
+        max_failed=MAX_FAILED if max_failed is None else max_failed,
+        cpus_per_worker=cpus_per_worker,
+        sampler=sampler,
+        storage=storage,
+        stopping=request.stopping_name(stopping, off=no_stopping),
+        stopping_grace=grace,
+        stopping_reduction_factor=reduction_factor,
+        stopping_brackets=brackets,
+        stopping_min_trials=min_trials,
+        stopping_audit=audit,
+        metric=metric,
+        direction=direction,
+    )
+    experiment, notes = request.warmed(experiment, found_space.function, warm_start or ())
+    notes += [f"--set {line}" for line in request.left_out(found_recipe, settings or ())]
+    notes += [
+        f"the space sets {path} itself; --set {path} only changes what it starts from"
+        for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ())
+    ]
+    return SweepRequest(experiment, found_space.function, gpus_per_worker is None, address, tuple(notes))
+
+
+@taking(sweep_request)
+def sweep_command(console: Console, asked: SweepRequest) -> None:
+    """Try settings of a recipe and show what works best."""
+    from pretune import sweep
+
+    forecast = foretold(console, asked.experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 
     def run(listener: Any) -> Any:
-        return sweep.run(
-            experiment,
-            space=found_space.function,
+        result = sweep.run(
+            asked.experiment,
+            space=asked.space,
             listener=listener,
-            address=address,
-            auto_gpus=gpus_per_worker is None,
+            address=asked.address,
+            auto_gpus=asked.auto_gpus,
+            forecast=forecast,
         )
+        if asked.address is None:
+            learned(result, forecast)
+        return result
 
-    run_sweep(console, experiment, run)
+    run_sweep(console, asked.experiment, run)

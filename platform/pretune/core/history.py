@@ -103,6 +103,7 @@ class History:
         self.sessions = 0
         self.closed: Closed | None = None
         self._count = 0
+        self._earlier_s = self._began = self._latest = 0.0
         for record in records:
             self.apply(record)
 
@@ -112,6 +113,9 @@ class History:
         if isinstance(record, Epoch | StoredEpoch):  # nearly all are: first
             self._report(self._trial(record, "epoch", position), record, position)
             return
+        if isinstance(record, Opened | Resumed):
+            self._earlier_s, self._began = self.seconds, record.time
+        self._latest = record.time
         match record:
             case Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
@@ -134,6 +138,11 @@ class History:
                 self.trials.changes.append(record.number)
             case Started() | Attempt() | Condemned() | Ended() | Extended():
                 self._change(self._trial(record, record.kind, position), record, position)
+
+    @property
+    def seconds(self) -> float:
+        """Of wall clock, from each driver's first record to its last one that is no epoch."""
+        return self._earlier_s + max(0.0, self._latest - self._began)
 
     def _trial(
         self, record: Started | Epoch | StoredEpoch | Attempt | Condemned | Ended | Extended, kind: str, position: int

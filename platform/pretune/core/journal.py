@@ -42,6 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 
 from pretune.core.errors import RequestError, refused_by_files
 from pretune.core.experiment import Experiment
+from pretune.core.forecast import Forecast
 from pretune.core.place import Place
 from pretune.core.upgrade import FORMAT, this_version, upgrade
 from trainers.config import TrialConfig
@@ -93,6 +94,8 @@ class Opened(_Record):
     sources: dict[str, str] = {}
     """Hashes of the files that decide what is computed; none in older journals."""
     host: dict[str, str] = {}
+    forecast: Forecast | None = None
+    """What it was said to take, before it began; none in older journals."""
 
 
 class Asked(_Record):

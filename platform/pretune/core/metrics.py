@@ -16,6 +16,8 @@ from trainers.report import is_metric
 from trainers.terms import OwnTerm
 
 DEFAULT = "probe/linear"
+GPU_MEMORY = "memory/gpu_peak_bytes"
+"""Told by workers with a GPU alone."""
 _RANKS = ("effective_rank", "rank", "stable_rank", "std", "whitening")
 _FIXED = (
     *(f"probe/{probe}" for probe in ("linear", "knn", "full_linear", "full_knn")),
@@ -28,6 +30,8 @@ _FIXED = (
     "time/epoch_s",
     "time/probe_s",
     "model/parameters",
+    "memory/host_peak_bytes",
+    GPU_MEMORY,
     "optim/learning_rate",
     "optim/gradient_norm",
 )
@@ -68,6 +72,15 @@ def check_labels(metric: str, config: TrialConfig, data: object) -> None:
         f"such as --metric health/embedding/effective_rank, and with --direction which way is better, if not as usual "
         f"(maximize; minimize for losses)"
     )
+
+
+def check_gpus(metric: str, gpus_per_worker: float) -> None:
+    """RequestError where `metric` is told by workers with a GPU, and these have none."""
+    if metric == GPU_MEMORY and not gpus_per_worker:
+        raise RequestError(
+            f"--metric {GPU_MEMORY} is told by workers with a GPU alone, but gpus_per_worker is 0 here; use --metric "
+            "memory/host_peak_bytes, or give each worker a GPU"
+        )
 
 
 def check(metric: str, configs: Iterable[TrialConfig], *, spelled: str = "--metric") -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
+from pretune.core.forecast import Forecast
 from pretune.core.history import History, State, TrialHistory
 from pretune.core.journal import Condemned, Later, NotUnderstood, StoredEpoch
 from trainers import storage
@@ -75,6 +76,10 @@ class SweepResult:
     detail: str
     later: Later | None = None
     """What of its journal is left out here, because a later version wrote it."""
+    forecast: Forecast | None = None
+    """What it was said to take."""
+    seconds: float = 0.0
+    """What it took, as `History.seconds`."""
 
     @property
     def name(self) -> str:
@@ -232,6 +237,8 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         closed=None if history.closed is None else history.closed.reason,
         detail="" if history.closed is None else history.closed.detail,
         later=later,
+        forecast=history.opened.forecast,
+        seconds=history.seconds,
     )
 
 

@@ -126,6 +126,19 @@ class Search:
                 pass
         return found
 
+    def drawn(self, sampler: BaseSampler, count: int) -> list[TrialConfig]:
+        """What the space gives for `count` draws of `sampler`; what it refuses is left out. RequestError as `ask`."""
+        study = studies.empty(self.experiment, sampler)
+        names = Names()
+        found: list[TrialConfig] = []
+        for _ in range(count):
+            trial = SpaceTrial(study.ask(), names)
+            config, _ = self._config(trial)
+            if config is not None:
+                found.append(config)
+            study.tell(trial, state=TrialState.FAIL)
+        return found
+
     def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
         """The next proposal after `trials`, or None where a finite space has no more points.
 

@@ -27,14 +27,11 @@ from pretune.core.experiment import Experiment
 from pretune.execution import ray_private
 from pretune.execution.environment import environment
 from pretune.execution.logfile import LogFile
+from pretune.execution.settings import SLOT_MEMORY
 from trainers import scratch
 
 Node = Mapping[str, float]
 """What one node offers: resource name to amount."""
-
-SLOT_MEMORY = 1000 * 2**20
-"""What a slot takes of the head, in bytes, beside its workers: its own process, mailbox, Ray Train's controller. Each
-sweep measures it anew and prints it."""
 
 START_TRIES = 3
 _LEAVING_S, _SHUTDOWN_S = 1.0, 4.0

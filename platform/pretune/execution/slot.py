@@ -21,12 +21,11 @@ from pydantic import ValidationError
 from ray import tune
 
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.execution.cluster import SLOT_MEMORY
 from pretune.execution.group import Group, GroupStartError, NoRoomError
 from pretune.execution.logfile import TRIAL_LOG, LogFile
 from pretune.execution.mailbox import Command, Failed, Lost, Order, Ready, Reported, Returned
 from pretune.execution.ray_private import HEAD
-from pretune.execution.settings import SlotSettings
+from pretune.execution.settings import SLOT_MEMORY, SlotSettings
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, Outcome
 

@@ -55,9 +55,9 @@ def test_other_gpus_are_refused_with_the_rule(typed: str) -> None:
     assert "must be auto, or a number of at least 0" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize(("typed", "share"), [("0", 0.0), ("25%", 0.25), ("0.5", 0.5), ("100%", 1.0)])
-def test_a_share_is_a_percentage_or_a_number(typed: str, share: float) -> None:
-    assert share(typed) == share
+@pytest.mark.parametrize(("typed", "expected"), [("0", 0.0), ("25%", 0.25), ("0.5", 0.5), ("100%", 1.0)])
+def test_a_share_is_a_percentage_or_a_number(typed: str, expected: float) -> None:
+    assert share(typed) == expected
 
 
 @pytest.mark.parametrize("typed", ["2", "-1%", "101%", "nan", "a third"])

@@ -106,7 +106,16 @@ def test_what_a_term_of_ones_own_tells_is_for_its_code_to_know(tmp_path: Path) -
         ("loss/spread", "minimize"),
         ("time/epoch_s", "minimize"),
         ("budget/seconds", "minimize"),
+        ("memory/host_peak_bytes", "minimize"),
     ],
 )
 def test_losses_and_what_is_spent_are_minimized_where_nobody_says(metric: str, direction: str) -> None:
     assert metrics.direction(metric) == direction
+
+
+def test_memory_of_gpus_is_searched_for_where_there_are_gpus() -> None:
+    metrics.check(metrics.GPU_MEMORY, [BASE])
+    metrics.check_gpus(metrics.GPU_MEMORY, 0.25)
+    metrics.check_gpus("probe/linear", 0.0)
+    with pytest.raises(RequestError, match="told by workers with a GPU alone, but gpus_per_worker is 0"):
+        metrics.check_gpus(metrics.GPU_MEMORY, 0.0)

@@ -18,7 +18,8 @@ import yaml
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.execution import cluster, ray_private
-from pretune.execution.cluster import SLOT_MEMORY, configured_nodes, connected, has_gpus, slots
+from pretune.execution.cluster import configured_nodes, connected, has_gpus, slots
+from pretune.execution.settings import SLOT_MEMORY
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
