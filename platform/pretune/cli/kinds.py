@@ -61,6 +61,7 @@ class _Search:
         families = tables.families(result)
         if families is not None:
             parts.append(families)
+        parts += _told(result)
         if result.winner is not None:
             parts.append(tables.best(result, result.winner))
         if compared is not None:
@@ -70,7 +71,7 @@ class _Search:
     def as_json(self, result: SweepResult) -> dict[str, Any]:
         from pretune.analysis import measured
 
-        return measured.as_json(result)
+        return measured.as_json(result) | _told_json(result)
 
     def write(self, result: SweepResult) -> list[Path]:
         """The driver has written the winner's config already."""
@@ -99,14 +100,37 @@ class _Ablation:
         """A line on the whole, the levels."""
         from pretune.display import ablation, tables
 
-        return [tables.summary(result), ablation.table(result)]
+        return [tables.summary(result), ablation.table(result), *_told(result)]
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
         from pretune.analysis import ablation, measured
 
-        return measured.as_json(result) | {"ablation": ablation.collect(result).model_dump(mode="json")}
+        told = {"ablation": ablation.collect(result).model_dump(mode="json")}
+        return measured.as_json(result) | told | _told_json(result)
 
     def write(self, result: SweepResult) -> list[Path]:
         from pretune.display import ablation
 
         return ablation.write(result)
+
+
+def _told(result: SweepResult) -> list[RenderableType]:
+    """Whether label-free measures agree with the probe, and what `pretune finalize` found; as far as there is any."""
+    from pretune.analysis import finalize, label_free
+    from pretune.display import finalize as display
+    from pretune.display import tables
+
+    found = finalize.stored(result)
+    lines = [tables.label_free(label_free.agreements(result)), None if found is None else display.summary(found)]
+    return [line for line in lines if line is not None]
+
+
+def _told_json(result: SweepResult) -> dict[str, Any]:
+    """The same: `label_free`, and `finalized`, each where there is something to say."""
+    from pretune.analysis import finalize, label_free
+
+    found, agreements = finalize.stored(result), label_free.agreements(result)
+    return {
+        **({"label_free": [one.model_dump(mode="json") for one in agreements]} if agreements else {}),
+        **({} if found is None else {"finalized": found.model_dump(mode="json")}),
+    }

@@ -1,4 +1,4 @@
-"""A sweep or an ablation while it runs, and how it ends: what `sweep`, `ablate` and `resume` share."""
+"""A sweep or an ablation while it runs, and how it ends: what `sweep`, `ablate`, `resume` and `finalize` share."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from pretune.execution.interruption import Interrupted
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
     from pretune.core.journal import Record
+    from pretune.core.results import SweepResult
 
 MOST_LISTED = 30
 """Trials that a sweep's end lists one by one at most."""
@@ -32,14 +33,24 @@ MOST_LISTED = 30
 
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
+    close(console, watched(console, experiment, run, earlier=earlier))
+
+
+def watched(
+    console: Console | None, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()
+) -> SweepResult:
+    """Run and watch, on nothing where there is no console; ends the process with 1 where the sweep failed."""
     from pretune.core import journal
     from pretune.core.errors import LeaseLostError, SweepFailedError, refused_by_files
     from pretune.display.watching import watching
     from trainers import storage
 
     try:
-        with watching(experiment, console, earlier=earlier) as listener, in_time(partial(note, console)):
-            result = run(listener)
+        with (
+            watching(experiment, console, earlier=earlier) as listener,
+            in_time(partial(note, console or Console(stderr=True))),
+        ):
+            result: SweepResult = run(listener)
     except KeyboardInterrupt as error:
         interrupted("interrupted before a trial began; the same command starts again", error)
     except RequestError as error:
@@ -59,7 +70,7 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
             else "no trial was asked for: try again"
         )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
-    close(console, result)
+    return result
 
 
 def close(console: Console, result: Any) -> NoReturn:
