@@ -121,8 +121,8 @@ def ranks(rows: Tensor) -> Ranks:
 
 
 def spectrum(rows: Tensor) -> Tensor:
-    """The squares of σ_k of rows [m, d], smallest first, float64; empty where all rows are equal, one not-a-number where
-    a value is not finite.
+    """The squares of σ_k of rows [m, d], smallest first, float64; none where all rows are equal, a not-a-number where a
+    value is not finite.
 
     They are eigenvalues of the smaller of the Gram matrix [m, m] and the covariance [d, d]. Directions below the
     rounding of the rows' own dtype, or of the decomposition, are dropped: otherwise the dust on a collapsed batch would

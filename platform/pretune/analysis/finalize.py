@@ -117,8 +117,8 @@ def check(result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = Fa
     if top > 1 and not reseeded and result.metric not in candidates.REFITTED:
         raise RequestError(
             f"--top {top} fits probes again and chooses by them, so the sweep's metric must be "
-            f"{' or '.join(candidates.REFITTED)}, but is {result.metric!r}; leave --top out, or run the best ones again "
-            f"with --seeds N"
+            f"{' or '.join(candidates.REFITTED)}, but is {result.metric!r}; leave --top out, or run the best ones "
+            f"again with --seeds N"
         )
     found = tuple(candidates.candidate(result, trial) for trial in best)
     earlier = _read(result)

@@ -10,13 +10,17 @@ Two answers, which do not use each other's numbers:
 * `expected`: what choosing the best of N on so many images is expected to add by itself, before `report` is read, by a
   parametric bootstrap.
 
-What the bootstrap assumes: a trial's score s is its accuracy μ plus noise of variance σ² = s (1 - s) / n over the n
-images of `select`. All trials are scored on the same images, so the noise is shared to a part ρ, the mean correlation
-of which images two trials tell right, measured on the best few (0 where that could not be measured, which makes the
-optimism larger than it is). The shared part moves all scores alike and chooses nobody; the other, of variance v = (1 -
-ρ) σ², does. The accuracies of trials are spread as a normal law; how widely is drawn from what the scores allow, the
-share v / (v + τ²) of their variance that is noise being uncertain with few trials. Each draw has its own accuracy of
-the winner given its score.
+What the bootstrap assumes: a trial's score, as the angle s = arcsin sqrt(score), is that of its accuracy, μ, plus noise
+of variance σ² = 1 / (4 n) over the n images of `select` (of angles it does not depend on the accuracy). All trials are
+scored on the same images, so the noise is shared to a part ρ, the mean correlation of which images two trials tell
+right, measured on the best few (0 where that could not be measured, which makes the optimism larger than it is). The
+shared part moves all scores alike and chooses nobody; the other, of variance v = (1 - ρ) σ², does.
+
+How much of the scores' spread is noise is not known either. The best quarter of the scores (eight at least) is taken
+for the upper end of a normal law of mean m and variance v + τ², the rest only for being below it: weak trials, of which
+a search has many, say nothing about luck at the top. (m, τ) are drawn from their posterior on a grid, τ = 0 having a
+prior probability of `NO_SPREAD`; then the winner's noise given its score is of mean (s - m) v / (v + τ²) and variance
+v τ² / (v + τ²). `benchmarks/simulate_optimism.py` says how often the intervals cover the truth.
 
 Trials that were stopped early are not among the N, though they were sorted out on the same images.
 """
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +40,10 @@ DRAWS = 4000
 """Of the bootstrap. The ends of its interval are then off by about 4 % of its width."""
 SEED = 0
 NORMAL_95 = 1.959964
+TOP_SHARE, FEWEST_OF_TOP = 4, 8
+"""One in so many scores, and at least so many, are the upper end that the spread is judged by."""
+NO_SPREAD = 0.3
+"""Prior probability that all trials are equally good; the rest is spread over the logarithm of their spread."""
 MOST_SHARED = 0.99
 """Trials that tell exactly the same images right leave nothing to choose by."""
 
@@ -90,36 +98,53 @@ def expected(scores: Sequence[float], winner: int, images: int, shared: float = 
     See the module. A trial that was alone was not chosen: the mean is 0.
     """
     rng = np.random.default_rng(SEED)
-    s = np.asarray(scores, dtype=np.float64)
-    rho = min(max(shared, 0.0), MOST_SHARED)
-    variance = _noise(s, images)
-    common = math.sqrt(rho * variance[winner]) * rng.standard_normal(DRAWS)
-    own = _own_part(s, winner, float((1.0 - rho) * variance.mean()), rng)
-    drawn = own + common
+    rho, variance = min(max(shared, 0.0), MOST_SHARED), 1.0 / (4.0 * images)
+    angles = np.arcsin(np.sqrt(np.asarray(scores, dtype=np.float64)))
+    own = math.sqrt((1.0 - rho) * variance) * rng.standard_normal(DRAWS)
+    if len(angles) > 1:
+        top = np.sort(angles)[::-1][: max(min(len(angles), FEWEST_OF_TOP), len(angles) // TOP_SHARE)]
+        law = _upper_end(top, len(angles), (1.0 - rho) * variance)
+        chosen = rng.choice(law.weight.size, p=law.weight, size=DRAWS)
+        noise = law.noise[chosen]
+        own = noise * (angles[winner] - law.mean[chosen]) + np.sqrt(1.0 - noise) * own
+    drawn = scores[winner] - _accuracies(angles[winner] - own - math.sqrt(rho * variance) * rng.standard_normal(DRAWS))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Expected(mean=float(own.mean()), low=float(low), high=float(high))
+    alone = len(angles) == 1
+    return Expected(mean=0.0 if alone else float(drawn.mean()), low=float(low), high=float(high))
 
 
-def _own_part(s: Floats, winner: int, v: float, rng: np.random.Generator) -> Floats:
-    """Draws [DRAWS] of the winner's noise that is not shared, of variance `v`, given the scores `s` [N]."""
-    from scipy.stats import chi2
-
-    count = len(s)
-    if count == 1:
-        return math.sqrt(v) * rng.standard_normal(DRAWS)
-    spread = float(np.square(s - s.mean()).sum())
-    # spread / (v + τ²) is χ² with N - 1 degrees of freedom; τ² is not negative, so that χ² is at most spread / v.
-    drawn = chi2.ppf(rng.random(DRAWS) * chi2.cdf(spread / v, count - 1), count - 1)
-    noise = np.clip(v * drawn / spread, 0.0, 1.0) if spread > 0.0 else np.ones(DRAWS)
-    excess = float(s[winner] - s.mean())
-    error = np.sqrt(v * (1.0 - noise) + noise * v / count)
-    return noise * excess + error * rng.standard_normal(DRAWS)
+def _accuracies(angles: Floats) -> Floats:
+    """Of angles outside 0 to π / 2 the nearest end's."""
+    found: Floats = np.square(np.sin(np.clip(angles, 0.0, math.pi / 2)))
+    return found
 
 
-def _noise(scores: Floats, images: int) -> Floats:
-    """σ² of each score; one that is 0 or 1 is taken for one that is half an image away."""
-    inside = np.clip(scores, 0.5 / images, 1.0 - 0.5 / images)
-    return inside * (1.0 - inside) / images
+class _Law(NamedTuple):
+    """Where the upper end of the scores may come from: a grid, flat."""
+
+    mean: Floats
+    noise: Floats
+    """v / (v + τ²)."""
+    weight: Floats
+    """Posterior probabilities; their sum is 1."""
+
+
+def _upper_end(top: Floats, count: int, v: float) -> _Law:
+    """The normal laws that the `top` of `count` scores, sorted, may be the upper end of, each at least of variance `v`;
+    the others are known to be below the last one (type II censoring).
+    """
+    from scipy.special import log_ndtr
+
+    least, first, last, k = math.sqrt(v), top[0], top[-1], len(top)
+    width = first - last + least
+    deviation = np.geomspace(least, max(2.0 * least, 10.0 * width), 60)
+    mean, sd = np.meshgrid(np.linspace(last - 4.0 * width, first + least, 161), deviation, indexing="ij")
+    squares = np.square(top).sum() - 2.0 * mean * top.sum() + k * np.square(mean)
+    logs = -k * np.log(sd) - squares / (2.0 * np.square(sd)) + (count - k) * log_ndtr((last - mean) / sd)
+    prior = np.full(len(deviation), (1.0 - NO_SPREAD) / len(deviation))
+    prior[0] += NO_SPREAD
+    weight = np.exp(logs - logs.max()) * prior
+    return _Law(mean.ravel(), np.minimum(v / np.square(sd), 1.0).ravel(), (weight / weight.sum()).ravel())
 
 
 def shared_noise(correct: Sequence[NDArray[np.bool_]]) -> float | None:

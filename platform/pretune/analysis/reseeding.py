@@ -1,8 +1,8 @@
 """The best few trials of a sweep run again from other seeds, which the search has not seen: it chose by one.
 
 They run as a sweep of their own beside it, whose points are known beforehand (as an ablation's are). So it has warm
-slots and a journal: after Ctrl-C the same `pretune finalize` goes on with it, and `pretune show` shows it. Its name says
-how many trials and seeds it has.
+slots and a journal: after Ctrl-C the same `pretune finalize` goes on with it, and `pretune show` shows it. Its name
+says how many trials and seeds it has.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def begun(wanted: Experiment) -> SweepResult | None:
     same = (found.experiment.points, found.experiment.base) == (wanted.points, wanted.base)
     if not same:
         raise RequestError(
-            f"{folder} must be the best trials of this sweep run again, but is of other ones, as the sweep has got more "
-            f"trials since; move it away, or choose another number with --top or --seeds"
+            f"{folder} must be the best trials of this sweep run again, but is of other ones, as the sweep has got "
+            f"more trials since; move it away, or choose another number with --top or --seeds"
         )
     return found
 

@@ -114,8 +114,8 @@ def _retrained(
         interrupted("interrupted; nothing was read on report, and the same command goes on", Interrupted(number))
     if not reseeding.is_whole(found):
         fail(
-            f"the runs from other seeds ended early ({found.detail or found.closed}), nothing was read on report; go on "
-            f"with: pretune resume {shlex.quote(str(found.folder))}"
+            f"the runs from other seeds ended early ({found.detail or found.closed}), nothing was read on report; go "
+            f"on with: pretune resume {shlex.quote(str(found.folder))}"
         )
     return reseeding.collect(found, asked.candidates)
 

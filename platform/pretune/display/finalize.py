@@ -94,8 +94,8 @@ def gap(found: Optimism) -> list[Text]:
     """How much too good the searched score is, and what was to be expected."""
     lines = [
         Text(
-            f"select {found.searched:.3f}, report {found.reported:.3f}: the search's score is {found.gap:+.3f} too high "
-            f"[{found.gap_low:+.3f}, {found.gap_high:+.3f}]"
+            f"select {found.searched:.3f}, report {found.reported:.3f}: the search's score is {found.gap:+.3f} too "
+            f"high [{found.gap_low:+.3f}, {found.gap_high:+.3f}]"
         )
     ]
     if found.trials > 1:
