@@ -46,9 +46,9 @@ def evaluate(
     device: torch.device,
     split: Literal["search", "report"] = "search",
 ) -> dict[str, float]:
-    """`measure` on the first `ROWS` images of the probe's part of `select`, and `lidar` on augmented views of the first
-    `LIDAR_IMAGES`; the same numbers on all ranks. Of `report` where that is asked for, which only `pretune finalize`
-    may do.
+    """`measure` and `rankme` on the first `ROWS` images of the probe's part of `select`, and `lidar` on augmented views
+    of the first `LIDAR_IMAGES`; the same numbers on all ranks. Of `report` where that is asked for, which only `pretune
+    finalize` may do.
 
     `embed` is `Model.embed`, in evaluation mode: [n, 3, S, S] -> features [n, p], projections [n, q]. The views are
     the config's first one, drawn by image and place alone, so that all epochs and seeds are measured by the same draws.
@@ -60,8 +60,9 @@ def evaluate(
     metrics = {}
     if dist.rank() == 0:
         metrics = measure(features, embedding)
-        for name, rows in zip(("features", "embedding"), viewed, strict=True):
-            metrics[f"health/{name}/lidar"] = lidar(rows.unflatten(0, (-1, LIDAR_VIEWS)))
+        for name, rows, views in zip(("features", "embedding"), (features, embedding), viewed, strict=True):
+            metrics[f"health/{name}/rankme"] = rankme(rows)
+            metrics[f"health/{name}/lidar"] = lidar(views.unflatten(0, (-1, LIDAR_VIEWS)))
     return dist.broadcast_object(metrics)
 
 
@@ -74,17 +75,16 @@ def measure(features: Tensor, embedding: Tensor) -> dict[str, float]:
     section 4.1). `rank`, `effective_rank`, `stable_rank`: see `ranks`. `whitening`: the stable rank over the number of
     dimensions, 1 where the covariance is a multiple of the identity; the extent of whitening that CW-RGP's authors plot
     (arXiv 2210.03586; its name is theirs, the closed form inferred). High says alive, not good. `cosine`, of the
-    embedding: mean cosine between different images; 1 is complete collapse. `rankme`, of projections as they are, not
-    normalized: see there. `alpha_req`: see `power_law`. At most the first `ROWS` rows are used.
-    Not-a-number where a value is not finite.
+    embedding: mean cosine between different images; 1 is complete collapse. `alpha_req`: see `power_law`. At most the
+    first `ROWS` rows are used. Not-a-number where a value is not finite.
     """
     if features.ndim != 2 or embedding.ndim != 2 or min(len(features), len(embedding)) < 2:
         raise ValueError(
             "features and embedding must be matrices of at least 2 rows, "
             f"but have shapes {list(features.shape)} and {list(embedding.shape)}; give a larger batch"
         )
-    features, projections = features.detach()[:ROWS], embedding.detach()[:ROWS]
-    embedding = torch.nn.functional.normalize(projections, dim=1)
+    features = features.detach()[:ROWS]
+    embedding = torch.nn.functional.normalize(embedding.detach()[:ROWS], dim=1)
     spread = {"features": _spread(features), "embedding": _spread(embedding) * math.sqrt(embedding.shape[1])}
     metrics = {}
     for name, rows in (("features", features), ("embedding", embedding)):
@@ -96,8 +96,6 @@ def measure(features: Tensor, embedding: Tensor) -> dict[str, float]:
         metrics[f"health/{name}/stable_rank"] = found.stable
         metrics[f"health/{name}/whitening"] = found.stable / rows.shape[1]
         metrics[f"health/{name}/alpha_req"] = power_law(squares.flip(0))
-    metrics["health/features/rankme"] = rankme(features)
-    metrics["health/embedding/rankme"] = rankme(projections)
     metrics["health/embedding/cosine"] = _mean_cosine(embedding)
     return metrics
 
@@ -211,7 +209,8 @@ def lidar(rows: Tensor) -> float:
         return 0.0
     within = flat - means.repeat_interleave(v, 0)
     spread = within.T @ within / (n * v)
-    spread.diagonal().add_(LIDAR_RIDGE)
+    # Of features so large that their rounding exceeds the ridge, that is the ridge.
+    spread.diagonal().add_(LIDAR_RIDGE + len(spread) * torch.finfo(torch.float64).eps * float(spread.trace()))
     between = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), means.T, upper=False)
     return _exponential_entropy(torch.linalg.svdvals(between).square())
 

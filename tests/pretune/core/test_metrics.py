@@ -110,3 +110,11 @@ def test_what_a_term_of_ones_own_tells_is_for_its_code_to_know(tmp_path: Path) -
 )
 def test_losses_and_what_is_spent_are_minimized_where_nobody_says(metric: str, direction: str) -> None:
     assert metrics.direction(metric) == direction
+
+
+def test_alpha_req_is_searched_for_with_a_direction_only_and_the_other_measures_are_maximized() -> None:
+    for place in ("features", "embedding"):
+        with pytest.raises(RequestError, match="needs --direction, as it is best near 1"):
+            metrics.direction(f"health/{place}/alpha_req")
+        assert metrics.direction(f"health/{place}/rankme") == metrics.direction(f"health/{place}/lidar") == "maximize"
+        metrics.check(f"health/{place}/alpha_req", [BASE])
