@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pretune.core.errors import RequestError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -120,8 +123,12 @@ def _told(result: SweepResult) -> list[RenderableType]:
     from pretune.display import finalize as display
     from pretune.display import tables
 
-    found = finalize.stored(result)
-    lines = [tables.label_free(label_free.agreements(result)), None if found is None else display.summary(found)]
+    lines = [tables.label_free(label_free.agreements(result))]
+    try:
+        found = finalize.stored(result)
+        lines.append(None if found is None else display.summary(found))
+    except RequestError as error:  # the sweep can be shown all the same
+        lines.append(display.unreadable(error))
     return [line for line in lines if line is not None]
 
 
@@ -129,7 +136,9 @@ def _told_json(result: SweepResult) -> dict[str, Any]:
     """The same: `label_free`, and `finalized`, each where there is something to say."""
     from pretune.analysis import finalize, label_free
 
-    found, agreements = finalize.stored(result), label_free.agreements(result)
+    agreements, found = label_free.agreements(result), None
+    with suppress(RequestError):
+        found = finalize.stored(result)
     return {
         **({"label_free": [one.model_dump(mode="json") for one in agreements]} if agreements else {}),
         **({} if found is None else {"finalized": found.model_dump(mode="json")}),

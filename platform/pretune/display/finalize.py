@@ -132,3 +132,8 @@ def summary(found: ReportReads) -> Text | None:
     if found.report_reads > 1:
         text += f"; read {found.report_reads} times, of which this was the first"
     return Text(text, style="dim")
+
+
+def unreadable(error: ValueError) -> Text:
+    """In its place, where what was written down cannot be read."""
+    return Text(str(error), style="yellow")

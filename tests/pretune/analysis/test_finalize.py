@@ -350,3 +350,7 @@ def test_what_older_versions_wrote_is_opened(tmp_path: Path, data: datasets.Data
     found = finalize.stored(result)
     assert found is not None
     assert (found.reads[0].candidates, found.reads[0].optimism) == ((), None)
+    finalize.path(result).write_text("{}")
+    shown = pretune("show", str(result.folder))
+    assert (shown.exit_code, "must be what `pretune finalize` wrote" in shown.stdout) == (0, True)
+    assert "finalized" not in json.loads(pretune("show", str(result.folder), "--json").stdout)
