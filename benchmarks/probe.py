@@ -10,7 +10,7 @@ whole epoch:
 * extracting features with the real encoder is timed on `--sample` images and scaled to 15,000;
 * the rest of the probe (both fits, both scores, reading) is run at full size by `probe.evaluate`, with one cheap
   random convolution of the same width in the encoder's place: it is counted in full, and reading twice;
-* health is run as it is, on 1,024 images.
+* health is run as it is, on 1,024 images and 1,024 views.
 
 Printed is their sum over the epoch; the aim is below 15 %. Without `--data`, 20,000 images of ten noisy patterns are
 written to a temporary folder first. The ratio is of one process on one machine, whatever else runs there.
@@ -108,7 +108,7 @@ def measure(config: TrialConfig, dataset: Dataset, scratch: Path, *, steps: int,
         ("training", epoch, f"{epoch_steps} steps of {1000 * step:.0f} ms"),
         ("features", extraction, f"{images:,} images, scaled from {len(ids):,}"),
         ("fit, score", fits, f"{len(fitted.ids):,} and {len(scored.ids):,} images"),
-        ("health", looks, f"{health.ROWS:,} images"),
+        ("health", looks, f"{health.ROWS:,} images, as many views"),
     )
     name = config.model.backbone.kind
     print(f"{name}, {model.feature_count} features, 32 px, {device}, {config.threads} thread(s)")

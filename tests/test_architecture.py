@@ -83,7 +83,13 @@ LAYERS: dict[str, set[str]] = {
         "trainers.dist",
     },
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
-    "trainers.evaluation": {"trainers.model", "trainers.data", "trainers.config", "trainers.dist"},
+    "trainers.evaluation": {
+        "trainers.model",
+        "trainers.operations",
+        "trainers.data",
+        "trainers.config",
+        "trainers.dist",
+    },
     "trainers.contracts": {
         "trainers.objective",
         "trainers.operations",

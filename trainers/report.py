@@ -30,8 +30,11 @@ METRICS: Mapping[str, str] = {
     "loss/total": "the weighted sum, mean over the epoch's steps",
     "loss/<name>": "a term's value without its weight, mean over the epoch's steps",
     "health/features/<measure>": "of backbone features of images of `select`: `rank`, `effective_rank` (exponential of "
-    "the spectrum's entropy), `stable_rank`, `whitening` (stable rank over width), `std`",
-    "health/embedding/<measure>": "the same of normalized projections; and `cosine`, the mean between different ones",
+    "the spectrum's entropy), `stable_rank`, `whitening` (stable rank over width), `std`; and what stands for a probe "
+    "where there are no labels: `rankme` (Garrido et al. 2023), `lidar` (Thilak et al. 2023), of 4 augmented views "
+    "each of 256 images, and `alpha_req` (Agrawal et al. 2022), the exponent of the covariance's spectrum, best near 1",
+    "health/embedding/<measure>": "the same of normalized projections, but `rankme` and `lidar` of projections as they "
+    "are; and `cosine`, the mean between different ones",
     "health/<name>/<measure>": "what a term adds: `balanced_accuracy`, `mismatch_rate` and `loss_floor` of mismatch "
     "detection, `information` of DINO's and SwAV's prototypes in nats",
     "budget/views": "augmented views seen so far, over all workers",

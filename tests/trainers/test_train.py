@@ -99,6 +99,12 @@ class MemoryLoaders:
             part = ids[start : start + batch_size]
             yield dataset.images[part], part
 
+    def augmented(
+        self, dataset: Any, ids: Any, *, views: Any, batch_size: int, **_: Any
+    ) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+        for images, part in self.images(dataset, ids, batch_size=batch_size):
+            yield tuple(images + 0.1 * place for place in range(len(views))), part
+
     def _view(self, dataset: Any, config: TrialConfig, epoch: int, sample: int, view: int) -> Tensor:
         noise = np.random.default_rng((config.seed, epoch, sample, view)).standard_normal((3, SIZE, SIZE))
         size = config.views[view].size

@@ -13,7 +13,7 @@ Every `Loader` of FFCV's sets torch to one thread: `Loaders` sets it back whenev
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -28,7 +28,7 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.datasets import REPORT_FILE, SEARCH_FILE, Dataset, verify
 from trainers.data.quick_ffcv import Compiler, Loader, Operation, OrderOption, PipelineSpec, State, ctypes_imdecode
 from trainers.data.views import evaluation_table, render, settings_table
-from trainers.settings import Resampling
+from trainers.settings import Resampling, ViewConfig
 
 Integers = NDArray[np.int64]
 
@@ -161,19 +161,43 @@ class Loaders:
         for name, value in (("size", size), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}; pass a positive number")
-        rows = np.array(ids, dtype=np.int64)  # a copy: the code that is compiled takes no read-only array
         file = self._open(dataset, split, threads)
-        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < file.count):
-            found = f"of shape {list(rows.shape)}" if rows.ndim != 1 else f"{rows.min()} to {rows.max()}"
-            raise ValueError(
-                f"ids must be a list of rows of {file.path}, 0 to {file.count - 1}, but are {found}; "
-                "take them from the data set"
-            )
+        rows = _rows_of(file, ids)
         settings = evaluation_table(size, dataset.manifest.mean, dataset.manifest.std, resampling=resampling)
         batches = _batches(
             file, rows, rows=batch_size, settings=settings, seed=0, epoch=0, first_step=0, threads=threads
         )
         return ((views[0], part) for views, part in batches)
+
+    def augmented(
+        self,
+        dataset: Dataset,
+        ids: NDArray[np.integer[Any]],
+        *,
+        views: Sequence[ViewConfig],
+        batch_size: int,
+        threads: int,
+        first_batch: int = 0,
+        split: Literal["search", "report"] = "search",
+    ) -> Iterator[tuple[tuple[Tensor, ...], Integers]]:
+        """Augmented views of images for evaluation, in the order of `ids`: (one tensor [n, 3, S, S] per view, ids [n]).
+
+        The draws are those of seed 0 and epoch 0. `first_batch` is the place of the first batch among those of all
+        ranks. Errors as of `images`.
+        """
+        file = self._open(dataset, split, threads)
+        rows = _rows_of(file, ids)
+        settings = settings_table(views, dataset.manifest.mean, dataset.manifest.std)
+        return _batches(
+            file,
+            rows,
+            rows=batch_size,
+            settings=settings,
+            seed=0,
+            epoch=0,
+            first_step=first_batch,
+            threads=threads,
+        )
 
     def _open(self, dataset: Dataset, split: Literal["search", "report"], threads: int) -> _File:
         counts = dataset.manifest.counts
@@ -275,6 +299,18 @@ class _File:
                 f"{self.path}: image {broken[0]} must be a readable JPEG, but does not decode; "
                 "the file is damaged: build it again"
             )
+
+
+def _rows_of(file: _File, ids: NDArray[np.integer[Any]]) -> Integers:
+    """`ids` as rows of the file. ValueError on ids out of range."""
+    rows = np.array(ids, dtype=np.int64)  # a copy: the code that is compiled takes no read-only array
+    if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < file.count):
+        found = f"of shape {list(rows.shape)}" if rows.ndim != 1 else f"{rows.min()} to {rows.max()}"
+        raise ValueError(
+            f"ids must be a list of rows of {file.path}, 0 to {file.count - 1}, but are {found}; "
+            "take them from the data set"
+        )
+    return rows
 
 
 class _Part(NamedTuple):

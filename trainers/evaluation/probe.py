@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ from torch.nn import functional
 from trainers import dist
 from trainers.data.splits import stratified_order
 from trainers.model import build_model
+from trainers.operations import Operations
 
 if TYPE_CHECKING:
     from trainers.config import ProbeConfig, TrialConfig
@@ -68,19 +69,20 @@ class Subset(NamedTuple):
 # --- which images judge -----------------------------------------------------------------------------------------------
 
 
-def train_subset(dataset: Dataset, config: TrialConfig) -> Subset:
+def train_subset(dataset: Dataset, config: TrialConfig, *, draw: int = 0) -> Subset:
     """The images of `train` that probes are fitted on: `probe.labels_per_class` of each class, drawn once per trial
-    seed; else `probe.train_images`, stratified, the same for all trials.
+    seed; else `probe.train_images`, stratified, the same for all trials. Another `draw` gives other ones.
 
     ValueError where a class of `train` has fewer images than `probe.labels_per_class`.
     """
     ids = dataset.train_ids
     labels = dataset.search_labels()[ids]
     wanted = config.probe.labels_per_class
+    again = f"/draw {draw}" if draw else ""
     if wanted is None:
-        order = stratified_order(labels, f"probe/train/{dataset.manifest.split_seed}")
+        order = stratified_order(labels, f"probe/train/{dataset.manifest.split_seed}{again}")
         return _named(np.sort(ids[order[: config.probe.train_images]]))
-    order = stratified_order(labels, f"probe/labels/{dataset.manifest.split_seed}/{config.seed}")
+    order = stratified_order(labels, f"probe/labels/{dataset.manifest.split_seed}/{config.seed}{again}")
     chosen = []
     for label, name in enumerate(dataset.manifest.class_names):
         rows = order[labels[order] == label]
@@ -133,6 +135,55 @@ def evaluate(
     judge = partial(_judge, encode, "search", dataset=dataset, loaders=loaders, config=config, device=device)
     scored = select_subset(dataset, config, full=full).ids
     return {f"probe/{name}": value for name, value in judge(scored, full=full).items()}
+
+
+class Refits(NamedTuple):
+    """An encoder's probes, fitted several times."""
+
+    scores: dict[str, tuple[float, ...]]
+    """`probe/linear` and `probe/knn`: the accuracy of each draw's fit on all of `select`."""
+    correct: dict[str, NDArray[np.bool_]]
+    """Of the search's own fit (draw 0), whether each image of the probe's part of `select` is told right, [n]."""
+
+
+def refits(
+    encode: Encode, *, draws: int, dataset: Dataset, loaders: Loaders, config: TrialConfig, device: torch.device
+) -> Refits:
+    """The search's probes on `select` with `draws` draws of the images of `train` that they are fitted on; draw 0 is
+    the search's own. Features are computed once. Where probes are fitted on all of `train`, all draws are equal.
+
+    On one rank. Not-a-number, and nothing told right, where a feature is not finite.
+    """
+    look = partial(extract, dataset=dataset, loaders=loaders, config=config, device=device)
+
+    def network(images: Tensor) -> tuple[Tensor, ...]:
+        return (encode(images),)
+
+    scored = select_subset(dataset, config, full=True).ids
+    counted = _rows(scored, select_subset(dataset, config).ids)
+    fitted = [train_subset(dataset, config, draw=draw).ids for draw in range(draws)]
+    fit_ids = np.unique(np.concatenate(fitted))
+    images, source = (look(network, ids)[0].to(device) for ids in (scored, fit_ids))
+    labels = torch.from_numpy(dataset.search_labels()).to(device)
+    scores: dict[str, list[float]] = {"probe/linear": [], "probe/knn": []}
+    correct: dict[str, NDArray[np.bool_]] = {}
+    for draw, ids in enumerate(fitted):
+        rows = _rows(fit_ids, ids)
+        predicted = _predictions(
+            source[rows],
+            labels[torch.from_numpy(ids)],
+            images,
+            class_count=dataset.class_count,
+            config=config.probe,
+        )
+        for name, classes in predicted.items():
+            right = torch.zeros(len(scored), dtype=torch.bool, device=device)
+            if classes is not None:
+                right = classes == labels[torch.from_numpy(scored)]
+            scores[f"probe/{name}"].append(math.nan if classes is None else float(right.double().mean()))
+            if draw == 0:
+                correct[f"probe/{name}"] = right.cpu()[counted].numpy()
+    return Refits({name: tuple(values) for name, values in scores.items()}, correct)
 
 
 def report_split(
@@ -264,25 +315,46 @@ def extract(
     config: TrialConfig,
     device: torch.device,
     split: Literal["search", "report"] = "search",
+    views: int | None = None,
 ) -> tuple[Tensor, ...]:
     """What `network` makes of the images `ids` (rows of the split's file), without augmentation: on rank 0, on the
     CPU, in the order of `ids`, [n, …] each; on the other ranks [0, …].
+
+    With `views`, of so many augmented views of each image, one image's after another's: [n · views, …]. They are those
+    of the config's first view, with draws that depend on image and place alone.
     """
     world_size, rank = dist.world_size(), dist.rank()
-    batch_count = -(-len(ids) // BATCH_SIZE)
+    batch_size = BATCH_SIZE if views is None else max(1, BATCH_SIZE // views)
+    batch_count = -(-len(ids) // batch_size)
     # Rank r takes batches first[r] to first[r + 1]; rank 0 has at least one, from which all learn the shapes.
     first = [-(-batch_count * r // world_size) for r in range(world_size + 1)]
-    shares = [ids[first[r] * BATCH_SIZE : first[r + 1] * BATCH_SIZE] for r in range(world_size)]
+    shares = [ids[first[r] * batch_size : first[r + 1] * batch_size] for r in range(world_size)]
     view = config.views[0]
-    batches = loaders.images(
-        dataset,
-        shares[rank],
-        size=view.size,
-        batch_size=BATCH_SIZE,
-        threads=config.threads,
-        resampling=view.resampling,
-        split=split,
-    )
+    batches: Iterator[tuple[Tensor, Integers]]
+    if views is None:
+        batches = loaders.images(
+            dataset,
+            shares[rank],
+            size=view.size,
+            batch_size=batch_size,
+            threads=config.threads,
+            resampling=view.resampling,
+            split=split,
+        )
+    else:
+        batches = _augmented(
+            loaders.augmented(
+                dataset,
+                shares[rank],
+                views=(view,) * views,
+                batch_size=batch_size,
+                first_batch=first[rank],
+                threads=config.threads,
+                split=split,
+            ),
+            Operations((view,) * views),
+            device,
+        )
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
     collected: list[list[list[NDArray[Any]]]] = []  # by output, rank, round
@@ -297,7 +369,8 @@ def extract(
         if turn == 0:
             template = dist.broadcast_object([rows[:0] for rows in outputs[0]] if rank == 0 else [])
             collected = [[[] for _ in range(world_size)] for _ in template]
-        sizes = [len(share[turn * ROUND * BATCH_SIZE : (turn + 1) * ROUND * BATCH_SIZE]) for share in shares]
+        taken = slice(turn * ROUND * batch_size, (turn + 1) * ROUND * batch_size)
+        sizes = [len(share[taken]) * (views or 1) for share in shares]
         for index, empty in enumerate(template):
             mine = np.concatenate([empty, *(made[index] for made in outputs)])
             everybody = dist.all_gather_numpy(mine)
@@ -308,6 +381,16 @@ def extract(
         torch.from_numpy(np.concatenate([empty, *(part for parts in by_rank for part in parts)]))
         for empty, by_rank in zip(template, collected, strict=True)
     )
+
+
+def _augmented(
+    batches: Iterator[tuple[tuple[Tensor, ...], Integers]], operations: Operations, device: torch.device
+) -> Iterator[tuple[Tensor, Integers]]:
+    """Each batch's views [n, 3, S, S] with the config's own operations, as [n · views, 3, S, S], image by image."""
+    for views, ids in batches:
+        on_device = [view.to(device, torch.get_default_dtype(), memory_format=torch.channels_last) for view in views]
+        changed = operations(on_device, torch.from_numpy(ids).to(device), seed=0, epoch=0)
+        yield torch.stack(changed, dim=1).flatten(0, 1), ids
 
 
 # --- the two probes ---------------------------------------------------------------------------------------------------
@@ -325,28 +408,33 @@ def _fit_and_score(
 ) -> dict[str, float]:
     """Fit on features [n, p], score on features [m, p]: accuracies and their standard errors."""
     train, train_labels, images, labels = (x.to(device) for x in (train, train_labels, images, labels))
-    if max(float(train.abs().max()), float(images.abs().max())) > LARGEST:
-        train, images = train.double(), images.double()
-    finite = bool(torch.isfinite(train).all()) and bool(torch.isfinite(images).all())
     scores = {}
-    for name in ("linear", "knn"):
-        accuracy = math.nan
-        if finite and name == "linear":
-            linear = fit_linear(train, train_labels, class_count=class_count, regularization=config.regularization)
-            accuracy = _share_correct(linear.predict(images), labels)
-        elif finite:
-            predicted = nearest_neighbors(
-                train,
-                train_labels,
-                images,
-                class_count=class_count,
-                neighbors=config.neighbors,
-                temperature=config.temperature,
-            )
-            accuracy = _share_correct(predicted, labels)
+    predicted = _predictions(train, train_labels, images, class_count=class_count, config=config)
+    for name, classes in predicted.items():
+        accuracy = math.nan if classes is None else _share_correct(classes, labels)
         scores[name] = accuracy
         scores[f"{name}_stderr"] = math.sqrt(accuracy * (1 - accuracy) / len(labels))
     return scores
+
+
+def _predictions(
+    train: Tensor, train_labels: Tensor, images: Tensor, *, class_count: int, config: ProbeConfig
+) -> dict[str, Tensor | None]:
+    """Classes [m] of features [m, p] by each probe, fitted on features [n, p]; None where one is not finite."""
+    if max(float(train.abs().max()), float(images.abs().max())) > LARGEST:
+        train, images = train.double(), images.double()
+    if not (bool(torch.isfinite(train).all()) and bool(torch.isfinite(images).all())):
+        return {"linear": None, "knn": None}
+    linear = fit_linear(train, train_labels, class_count=class_count, regularization=config.regularization)
+    nearest = nearest_neighbors(
+        train,
+        train_labels,
+        images,
+        class_count=class_count,
+        neighbors=config.neighbors,
+        temperature=config.temperature,
+    )
+    return {"linear": linear.predict(images), "knn": nearest}
 
 
 def _share_correct(predicted: Tensor, labels: Tensor) -> float:

@@ -1,28 +1,41 @@
-"""The winner on the report split, once. Each read is counted, and written down before it happens."""
+"""The winner on the report split, once. Each read is counted, and written down before it happens.
+
+The winner is the search's best trial, or the best of the top few that are judged again first (`analysis.candidates`):
+that reads `select` alone.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pretune.analysis import candidates
+from pretune.analysis.candidates import Candidate, Judged
+from pretune.analysis.optimism import Optimism
 from pretune.core.errors import RequestError
 from pretune.core.place import Place
 from pretune.core.results import SweepResult, check_understood
 from trainers import storage
-from trainers.config import TrialConfig
 from trainers.data import report_reads
 from trainers.data.lock import HeldError, held
 from trainers.data.report_reads import ReportRead
 from trainers.files import why_not_writable, write_whole
 from trainers.report import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trainers.data.datasets import Dataset
 
 FILE = "finalize.json"
 LOCK_S = 10.0
@@ -42,6 +55,11 @@ class Read(BaseModel):
     """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`; of data without labels
     `report/health/…` and `health/…`.
     """
+    chosen_by: Literal["search", "probe seeds", "seeds"] = "search"
+    candidates: tuple[Judged, ...] = ()
+    """The trials that were judged again, by several fits of the probe or several runs, best in the search first."""
+    optimism: Optimism | None = None
+    """How much too good the searched value is; None where the metric is no accuracy."""
 
 
 class ReportReads(BaseModel):
@@ -61,13 +79,11 @@ class ReportReads(BaseModel):
     """Whether the newest read could be written down there."""
 
 
-class Winner(NamedTuple):
-    """What will be read: the best trial's config and last checkpoint, and what was read before."""
+class Request(NamedTuple):
+    """What may be read: the best trials, of which one will be, the next ones, and what was read before."""
 
-    trial: int
-    value: float
-    config: TrialConfig
-    checkpoint: Checkpoint
+    candidates: tuple[Candidate, ...]
+    others: tuple[Candidate, ...]
     earlier: tuple[Read, ...]
     again: bool
 
@@ -77,12 +93,12 @@ def path(result: SweepResult) -> Path:
     return result.folder / FILE
 
 
-def check(result: SweepResult, *, again: bool) -> Winner:
-    """The winner, if the report split may be read for it.
+def check(result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = False) -> Request:
+    """The best `top` trials, if the report split may be read for one of them; `reseeded`: they will be run again.
 
-    RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, its
-    checkpoint is gone, a later version has written in its journal what this one does not understand, or the split was
-    read before and `again` was not asked for.
+    RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, the
+    checkpoint of one is gone, its metric is no probe that can be fitted again, a later version has written in its
+    journal what this one does not understand, or the split was read before and `again` was not asked for.
     """
     check_understood(result)
     if result.live:
@@ -92,43 +108,62 @@ def check(result: SweepResult, *, again: bool) -> Winner:
             f"sweep {result.name!r} must be in a folder that can be written to, as each read of the report split is "
             f"written down there, but {why}; change that, or finalize a copy of the sweep"
         )
-    best = result.best_trial
-    if best is None or best.value is None or best.config is None:
+    best = candidates.best(result, top)
+    if not best:
         raise RequestError(
             f"sweep {result.name!r} has no complete trial; go on with `pretune resume "
             f"{shlex.quote(str(result.folder))}`"
         )
-    if best.checkpoint is None or not storage.exists(best.checkpoint.path):
-        place = "was never written" if best.checkpoint is None else f"{best.checkpoint.path} is gone"
+    if top > 1 and not reseeded and result.metric not in candidates.REFITTED:
         raise RequestError(
-            f"the checkpoint of trial {best.id} {place}; "
-            f"train it again with `pretune train {shlex.quote(str(result.folder / 'best.json'))}`"
+            f"--top {top} fits probes again and chooses by them, so the sweep's metric must be "
+            f"{' or '.join(candidates.REFITTED)}, but is {result.metric!r}; leave --top out, or run the best ones "
+            f"again with --seeds N"
         )
+    found = tuple(candidates.candidate(result, trial) for trial in best)
     earlier = _read(result)
     if earlier and not again:
         raise RequestError(_was_read(result, earlier))
-    return Winner(best.id, best.value, TrialConfig.model_validate(best.config), best.checkpoint, earlier, again)
+    return Request(found, tuple(candidates.runners_up(result, found)), earlier, again)
 
 
-def run(result: SweepResult, winner: Winner) -> ReportReads:
+def run(
+    result: SweepResult, request: Request, *, probe_seeds: int = 1, retrained: Sequence[Judged] = ()
+) -> ReportReads:
     """Full probes of the winner: on `select`, then on `report`; without labels, its health on both. Counts the read
     before it happens.
+
+    The winner is the best of the candidates by the mean of `retrained`, or of `probe_seeds` fits of the probe.
     """
     import torch
 
-    from trainers import checkpoint
     from trainers.data.data_cache import open_anywhere
     from trainers.data.loader import Loaders
     from trainers.data.manifest import DATA_FILES
     from trainers.evaluation import health, probe
-    from trainers.model import trained_model
 
-    config = winner.config
+    config = request.candidates[0].config
     torch.set_num_threads(config.threads)
     dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=DATA_FILES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = trained_model(config, checkpoint.load(winner.checkpoint)["model"]).to(device).eval()
     loaders = Loaders()
+    found, correct = list(retrained), []
+    several = len(request.candidates) > 1
+    if dataset.has_labels and _is_probe(result.metric) and (several or request.others):
+        refitted, correct = candidates.refit(
+            request.candidates,
+            request.others,
+            metric=result.metric,
+            probe_seeds=probe_seeds if several and not retrained else 1,
+            dataset=dataset,
+            loaders=loaders,
+            device=device,
+        )
+        if several and not retrained:
+            found = refitted
+    found = candidates.placed(found, maximize=result.experiment.maximize)
+    winner = _winner(request, found)
+    config, model = winner.config, candidates.model(winner, device)
     look = partial(health.evaluate, model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
     judge = partial(probe.evaluate, model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
     metrics = judge(full=True) if dataset.has_labels else look()
@@ -138,11 +173,13 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
         trial=winner.trial,
         checkpoint=winner.checkpoint,
         manifest=dataset.manifest_hash,
+        chosen_by="seeds" if retrained else "probe seeds" if found else "search",
+        candidates=tuple(found),
     )
     beside = ReportRead(time=read.time, sweep=result.remote or str(result.folder), trial=read.trial)
     with _one_at_a_time(result):
         earlier = _read(result)
-        if earlier and not winner.again:  # since `check`, by somebody else
+        if earlier and not request.again:  # since `check`, by somebody else
             raise RequestError(_was_read(result, earlier))
         recorded = report_reads.record(config.data.path, beside)
         _write(result, winner, (*earlier, read), recorded=recorded)
@@ -150,10 +187,68 @@ def run(result: SweepResult, winner: Winner) -> ReportReads:
         metrics |= probe.report_split(model.encode, dataset=dataset, loaders=loaders, config=config, device=device)
     else:
         metrics |= {f"report/{name}": value for name, value in look(split="report").items()}
+    optimism = _optimism(result, winner, metrics, dataset, correct) if dataset.has_labels else None
     with _one_at_a_time(result):  # others may have read meanwhile
         reads = list(_read(result))
-        reads[len(earlier)] = read.model_copy(update={"metrics": metrics})
+        reads[len(earlier)] = read.model_copy(update={"metrics": metrics, "optimism": optimism})
         return _write(result, winner, tuple(reads), recorded=recorded)
+
+
+def stored(result: SweepResult) -> ReportReads | None:
+    """What was read before, as far as it is written down here. RequestError where that cannot be read."""
+    if not path(result).is_file():
+        return None
+    try:
+        return ReportReads.model_validate_json(path(result).read_bytes())
+    except ValidationError as error:
+        raise _broken(result, error) from error
+
+
+def _is_probe(metric: str) -> bool:
+    return metric.replace("full_", "") in candidates.REFITTED
+
+
+def _winner(request: Request, found: Sequence[Judged]) -> Candidate:
+    """ValueError where none of `found` has a mean."""
+    if not found:
+        return request.candidates[0]
+    first = min(found, key=lambda one: one.place)
+    if first.mean is None or math.isnan(first.mean):
+        raise ValueError(
+            f"none of the trials {', '.join(str(one.trial) for one in found)} could be judged again "
+            f"({first.reason or 'their features are not finite'}); nothing was read on report"
+        )
+    return next(one for one in request.candidates if one.trial == first.trial)
+
+
+def _optimism(
+    result: SweepResult,
+    winner: Candidate,
+    metrics: dict[str, float],
+    dataset: Dataset,
+    correct: Sequence[NDArray[np.bool_]],
+) -> Optimism | None:
+    """How much too good the searched value is; None where it is no accuracy that `report` has as well."""
+    from pretune.analysis import optimism
+    from trainers.evaluation import probe
+
+    name = result.metric.removeprefix("probe/")
+    reported = metrics.get(f"report/{name}", math.nan)
+    if not _is_probe(result.metric) or not result.experiment.maximize or math.isnan(reported):
+        return None
+    complete = candidates.best(result, len(result.trials))
+    full, kind = name.startswith("full_"), name.removeprefix("full_")
+    baselines = {"the same encoder untrained": f"report/untrained/{kind}", "raw pixels": f"report/pixels/{kind}"}
+    return optimism.gap(
+        result.metric,
+        [trial.value for trial in complete if trial.value is not None],
+        next(place for place, trial in enumerate(complete) if trial.id == winner.trial),
+        reported=reported,
+        select_images=len(probe.select_subset(dataset, winner.config, full=full).ids),
+        report_images=dataset.report_count,
+        correct=correct,
+        baselines={label: metrics[key] for label, key in baselines.items() if key in metrics},
+    )
 
 
 @contextmanager
@@ -190,13 +285,17 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
         reads = max((ReportReads.model_validate_json(text).reads for text in found), key=len, default=())
         return tuple(read.model_copy(update={"checkpoint": place.absolute(read.checkpoint)}) for read in reads)
     except ValidationError as error:
-        raise RequestError(
-            f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
-            "it: it says how often the report split was read"
-        ) from error
+        raise _broken(result, error) from error
 
 
-def _write(result: SweepResult, winner: Winner, reads: tuple[Read, ...], *, recorded: bool) -> ReportReads:
+def _broken(result: SweepResult, error: ValidationError) -> RequestError:
+    return RequestError(
+        f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
+        "it: it says how often the report split was read"
+    )
+
+
+def _write(result: SweepResult, winner: Candidate, reads: tuple[Read, ...], *, recorded: bool) -> ReportReads:
     found = ReportReads(
         sweep=result.name,
         metric=result.metric,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pretune.core.errors import RequestError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,6 +67,7 @@ class _Search:
         families = tables.families(result)
         if families is not None:
             parts.append(families)
+        parts += _told(result)
         if result.winner is not None:
             parts.append(tables.best(result, result.winner))
         if result.front:
@@ -79,7 +83,8 @@ class _Search:
         from pretune.analysis import audit, measured
 
         audited = audit.of(result)
-        return measured.as_json(result) | ({} if audited is None else {"audit": audited.as_json()})
+        found = measured.as_json(result) | _told_json(result)
+        return found | ({} if audited is None else {"audit": audited.as_json()})
 
     def write(self, result: SweepResult) -> list[Path]:
         """The driver has written the winner's config already."""
@@ -108,14 +113,43 @@ class _Ablation:
         """A line on the whole, the levels."""
         from pretune.display import ablation, tables
 
-        return [tables.summary(result), ablation.table(result)]
+        return [tables.summary(result), ablation.table(result), *_told(result)]
 
     def as_json(self, result: SweepResult) -> dict[str, Any]:
         from pretune.analysis import ablation, measured
 
-        return measured.as_json(result) | {"ablation": ablation.collect(result).model_dump(mode="json")}
+        told = {"ablation": ablation.collect(result).model_dump(mode="json")}
+        return measured.as_json(result) | told | _told_json(result)
 
     def write(self, result: SweepResult) -> list[Path]:
         from pretune.display import ablation
 
         return ablation.write(result)
+
+
+def _told(result: SweepResult) -> list[RenderableType]:
+    """Whether label-free measures agree with the probe, and what `pretune finalize` found; as far as there is any."""
+    from pretune.analysis import finalize, label_free
+    from pretune.display import finalize as display
+    from pretune.display import tables
+
+    lines = [tables.label_free(label_free.agreements(result))]
+    try:
+        found = finalize.stored(result)
+        lines.append(None if found is None else display.summary(found))
+    except RequestError as error:  # the sweep can be shown all the same
+        lines.append(display.unreadable(error))
+    return [line for line in lines if line is not None]
+
+
+def _told_json(result: SweepResult) -> dict[str, Any]:
+    """The same: `label_free`, and `finalized`, each where there is something to say."""
+    from pretune.analysis import finalize, label_free
+
+    agreements, found = label_free.agreements(result), None
+    with suppress(RequestError):
+        found = finalize.stored(result)
+    return {
+        **({"label_free": [one.model_dump(mode="json") for one in agreements]} if agreements else {}),
+        **({} if found is None else {"finalized": found.model_dump(mode="json")}),
+    }

@@ -1,4 +1,4 @@
-"""A sweep or an ablation while it runs, and how it ends: what `sweep`, `ablate` and `resume` share."""
+"""A sweep or an ablation while it runs, and how it ends: what `sweep`, `ablate`, `resume` and `finalize` share."""
 
 from __future__ import annotations
 
@@ -66,14 +66,24 @@ def learned(result: SweepResult, forecast: Forecast) -> None:
 
 def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
+    close(console, watched(console, experiment, run, earlier=earlier))
+
+
+def watched(
+    console: Console | None, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()
+) -> SweepResult:
+    """Run and watch, on nothing where there is no console; ends the process with 1 where the sweep failed."""
     from pretune.core import journal
     from pretune.core.errors import LeaseLostError, SweepFailedError, refused_by_files
     from pretune.display.watching import watching
     from trainers import storage
 
     try:
-        with watching(experiment, console, earlier=earlier) as listener, in_time(partial(note, console)):
-            result = run(listener)
+        with (
+            watching(experiment, console, earlier=earlier) as listener,
+            in_time(partial(note, console or Console(stderr=True))),
+        ):
+            result: SweepResult = run(listener)
     except KeyboardInterrupt as error:
         interrupted("interrupted before a trial began; the same command starts again", error)
     except RequestError as error:
@@ -93,7 +103,7 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
             else "no trial was asked for: try again"
         )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
-    close(console, result)
+    return result
 
 
 def close(console: Console, result: Any) -> NoReturn:

@@ -18,7 +18,11 @@ from trainers.terms import OwnTerm
 DEFAULT = "probe/linear"
 GPU_MEMORY = "memory/gpu_peak_bytes"
 """Told by workers with a GPU alone."""
-_RANKS = ("effective_rank", "rank", "stable_rank", "std", "whitening")
+LABEL_FREE = ("effective_rank", "rankme", "lidar", "alpha_req")
+"""Measures of health that were proposed in the place of a probe."""
+ALPHA_REQ = "alpha_req"
+"""The one that is best near 1: which way is better depends on the side that a sweep's trials are on."""
+_RANKS = (*LABEL_FREE, "rank", "stable_rank", "std", "whitening")
 _FIXED = (
     *(f"probe/{probe}" for probe in ("linear", "knn", "full_linear", "full_knn")),
     "loss/total",
@@ -47,7 +51,12 @@ _SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/", "memor
 
 
 def direction(metric: str) -> Direction:
-    """Which way is better where nobody says: losses and what is spent are minimized."""
+    """Which way is better where nobody says: losses and what is spent are minimized. RequestError for alpha-ReQ."""
+    if metric.startswith("health/") and metric.endswith(f"/{ALPHA_REQ}"):
+        raise RequestError(
+            f"--metric {metric} needs --direction, as it is best near 1: --direction minimize where trials are above "
+            "(its spectrum falls too fast), --direction maximize where they are below"
+        )
     return "minimize" if metric.startswith(_SMALLER_IS_BETTER) else "maximize"
 
 

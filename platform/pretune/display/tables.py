@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pretune.analysis.audit import CONFIDENCE, Audit, Share
 from pretune.analysis.baselines import Comparison
+from pretune.analysis.label_free import Agreement
 from pretune.core import results
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import format, screen
@@ -162,6 +163,18 @@ def comparison(found: Comparison) -> RenderableType:
         table.add_row(name, format.score(value, stderr), found.difference_text(value, stderr))
     note = f"{found.metric}, each ± its standard error over the {found.images} images it is scored on"
     return Group(table, Text(note, style="dim"))
+
+
+def label_free(found: Sequence[Agreement]) -> Text | None:
+    """One line: how the measures of features that take no labels rank the trials, against the probe."""
+    shown = [one for one in found if one.measure.startswith("health/features/")]
+    if not shown:
+        return None
+    told = ", ".join(
+        f"{one.measure.rpartition('/')[2]} {one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" for one in shown
+    )
+    text = f"rank correlation with {shown[0].probe} over {shown[0].trials:,} trials, of features: {told}"
+    return Text(text, style="dim")
 
 
 def next_commands(result: SweepResult) -> Text:

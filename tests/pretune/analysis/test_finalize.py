@@ -27,15 +27,31 @@ def data(tmp_path: Path) -> datasets.Dataset:
     return datasets.ensure_builtin("digits", tmp_path / "data")
 
 
-def finished_sweep(folder: Path, config: TrialConfig, checkpoint: Checkpoint | None) -> results.SweepResult:
-    """A sweep of one trial with this checkpoint."""
-    experiment = Experiment(name=folder.name, space="kernels", base=config, trials=1, storage=str(folder.parent))
+def finished_sweep(
+    folder: Path,
+    config: TrialConfig,
+    *checkpoints: Checkpoint | None,
+    metric: str = "probe/linear",
+    seeds: tuple[int, ...] = (),
+) -> results.SweepResult:
+    """A sweep of a trial with each of these checkpoints, the first one best; of these seeds, if given."""
+    experiment = Experiment(
+        name=folder.name,
+        space="kernels",
+        base=config,
+        trials=len(checkpoints),
+        storage=str(folder.parent),
+        metric=metric,
+    )
     with Journal(folder, new=True) as journal:
         journal.append(Opened(experiment=experiment))
-        journal.append(Asked(number=0, params={}, distributions={}, config=config.model_dump(mode="json")))
-        journal.append(Started(number=0, attempt=0, epoch=0))
-        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}, checkpoint=checkpoint))
-        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+        for number, checkpoint in enumerate(checkpoints):
+            ran = config.model_copy(update={"seed": seeds[number] if seeds else config.seed})
+            value = 0.5 - number / 100
+            journal.append(Asked(number=number, params={}, distributions={}, config=ran.model_dump(mode="json")))
+            journal.append(Started(number=number, attempt=0, epoch=0))
+            journal.append(Epoch(number=number, epoch=1, metrics={metric: value}, checkpoint=checkpoint))
+            journal.append(Ended(number=number, state="COMPLETE", value=value))
         journal.append(Closed(reason="finished"))
     return results.read(folder)
 
@@ -214,3 +230,127 @@ def test_a_read_that_fails_halfway_is_counted(
     assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
     with pytest.raises(RequestError, match="was read before"):
         finalize.check(result, again=False)
+
+
+# --- the best few, judged again ---------------------------------------------------------------------------------------
+
+
+def sweep_of(tmp_path: Path, config: TrialConfig, trials: int, **changes: Any) -> results.SweepResult:
+    """Untrained encoders of as many seeds."""
+    folder = tmp_path / "sweeps" / "known"
+    seeds = tuple(range(trials))
+    made = [
+        untrained_checkpoint(folder / "trials" / str(seed), config.model_copy(update={"seed": seed})) for seed in seeds
+    ]
+    return finished_sweep(folder, config, *made, seeds=seeds, **changes)
+
+
+@pytest.mark.ffcv
+def test_the_best_few_are_judged_by_several_fits_and_the_best_of_them_is_read_once(
+    tmp_path: Path, data: datasets.Dataset
+) -> None:
+    result = sweep_of(tmp_path, on(data), 4)
+    told = pretune("finalize", str(result.folder), "--top", "2", "--probe-seeds", "3", "--json")
+    assert told.exit_code == 0, told.output
+    (read,) = json.loads(told.stdout)["reads"]
+    first, second = read["candidates"]
+    assert read["chosen_by"] == "probe seeds"
+    assert (first["trial"], first["searched"], second["trial"]) == (0, 0.5, 1)
+    assert [len(one["values"]) for one in (first, second)] == [3, 3]
+    assert len(set(first["values"])) > 1, "each is fitted on other labels"
+    chosen = max((first, second), key=lambda one: one["mean"])
+    assert (read["trial"], chosen["place"]) == (chosen["trial"], 1)
+    gap = read["optimism"]
+    assert (gap["trials"], gap["judged"], gap["report_images"]) == (4, 4, data.report_count)
+    assert gap["gap"] == pytest.approx(chosen["searched"] - read["metrics"]["report/linear"])
+    assert gap["gap_low"] < gap["gap"] < gap["gap_high"]
+    assert 0.0 < gap["shared_noise"] < 1.0
+    assert len(report_reads.known(str(data.folder))) == 1
+    again = " ".join(pretune("finalize", str(result.folder), "--top", "2", "--again").stdout.split())
+    assert "mean of 5 fits of the probe" in again
+    assert "choosing the best of 4 trials on" in again
+    shown = pretune("show", str(result.folder)).stdout
+    assert f"finalized: trial {read['trial']} on report" in shown
+    assert json.loads(pretune("show", str(result.folder), "--json").stdout)["finalized"]["report_reads"] == 2
+
+
+@pytest.mark.ffcv
+def test_draw_0_of_a_refit_is_the_searchs_own_probe(tmp_path: Path, data: datasets.Dataset) -> None:
+    import torch
+
+    from trainers.data.loader import Loaders
+    from trainers.evaluation import probe
+    from trainers.model import build_model
+
+    config = on(data)
+    encode = build_model(config).eval().encode
+    given: dict[str, Any] = {"dataset": data, "loaders": Loaders(), "config": config, "device": torch.device("cpu")}
+    refits = probe.refits(encode, draws=2, **given)
+    searched = probe.evaluate(encode, **given)
+    for name in ("probe/linear", "probe/knn"):
+        assert refits.correct[name].mean() == pytest.approx(searched[name], abs=0.01)
+        assert len(refits.scores[name]) == 2
+    assert probe.train_subset(data, config, draw=1).sha256 != probe.train_subset(data, config).sha256
+
+
+def test_a_metric_that_no_refit_tells_is_refused_with_what_does_it(tmp_path: Path, data: datasets.Dataset) -> None:
+    result = sweep_of(tmp_path, on(data), 2, metric="health/features/rankme")
+    with pytest.raises(RequestError, match="run the best ones again with --seeds N"):
+        finalize.check(result, again=False, top=2)
+    assert len(finalize.check(result, again=False, top=2, reseeded=True).candidates) == 2
+
+
+def test_a_checkpoint_of_the_best_few_that_is_gone_is_refused_and_fewer_trials_are_taken_as_they_are(
+    tmp_path: Path, data: datasets.Dataset
+) -> None:
+    result = sweep_of(tmp_path, on(data), 3)
+    assert len(finalize.check(result, again=False, top=9).candidates) == 3
+    third = result.trials[2].checkpoint
+    assert third is not None
+    Path(third.path).unlink()
+    with pytest.raises(RequestError, match=r"trial 2 .* is gone; choose among fewer with a smaller --top"):
+        finalize.check(result, again=False, top=3)
+    assert [one.trial for one in finalize.check(result, again=False, top=1).others] == [1]
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_the_best_by_its_mean_over_seeds_is_read_though_the_search_saw_another_first(
+    tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finalize.candidates, "refit", lambda *arguments, **options: ([], []))
+    result = sweep_of(tmp_path, on(data), 3)
+    request = finalize.check(result, again=False, top=3, reseeded=True)
+    judged = finalize.candidates.judged
+    retrained = [judged(0, 0.5, [0.3, 0.32]), judged(1, 0.49, [], reason="diverged"), judged(2, 0.48, [0.4, 0.41])]
+    found = finalize.run(result, request, retrained=retrained)
+    (read,) = found.reads
+    assert (read.trial, read.chosen_by, found.searched_value) == (2, "seeds", 0.48)
+    assert [one.place for one in read.candidates] == [2, 3, 1]
+    assert finalize.stored(result) is not None
+
+
+def test_where_nothing_could_be_judged_again_nothing_is_read(tmp_path: Path, data: datasets.Dataset) -> None:
+    result = sweep_of(tmp_path, on(data), 2)
+    request = finalize.check(result, again=False, top=2, reseeded=True)
+    lost = [finalize.candidates.judged(number, 0.5, [], reason="trial 4 FAIL: lost") for number in (0, 1)]
+    with pytest.raises(ValueError, match="could be judged again"):
+        finalize.run(result, request, retrained=lost)
+    assert not finalize.path(result).exists()
+    assert report_reads.known(str(data.folder)) == []
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_what_older_versions_wrote_is_opened(tmp_path: Path, data: datasets.Dataset) -> None:
+    result = sweep_of(tmp_path, on(data), 1)
+    finalize.run(result, finalize.check(result, again=False))
+    written = json.loads(finalize.path(result).read_text())
+    for name in ("chosen_by", "candidates", "optimism"):
+        del written["reads"][0][name]
+    finalize.path(result).write_text(json.dumps(written))
+    found = finalize.stored(result)
+    assert found is not None
+    assert (found.reads[0].candidates, found.reads[0].optimism) == ((), None)
+    finalize.path(result).write_text("{}")
+    shown = pretune("show", str(result.folder))
+    assert (shown.exit_code, "must be what `pretune finalize` wrote" in shown.stdout) == (0, True)
+    assert "finalized" not in json.loads(pretune("show", str(result.folder), "--json").stdout)

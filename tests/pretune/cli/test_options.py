@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from pretune.cli.app import app
-from pretune.cli.options import _gpus
+from pretune.cli.options import _gpus, share
 from tests.pretune.cli.command import pretune
 
 ROOT = Path(__file__).resolve().parents[3]

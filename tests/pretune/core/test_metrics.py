@@ -119,3 +119,11 @@ def test_memory_of_gpus_is_searched_for_where_there_are_gpus() -> None:
     metrics.check_gpus("probe/linear", 0.0)
     with pytest.raises(RequestError, match="told by workers with a GPU alone, but gpus_per_worker is 0"):
         metrics.check_gpus(metrics.GPU_MEMORY, 0.0)
+
+
+def test_alpha_req_is_searched_for_with_a_direction_only_and_the_other_measures_are_maximized() -> None:
+    for place in ("features", "embedding"):
+        with pytest.raises(RequestError, match="needs --direction, as it is best near 1"):
+            metrics.direction(f"health/{place}/alpha_req")
+        assert metrics.direction(f"health/{place}/rankme") == metrics.direction(f"health/{place}/lidar") == "maximize"
+        metrics.check(f"health/{place}/alpha_req", [BASE])

@@ -411,3 +411,18 @@ def test_opening_a_data_set_leaves_numbas_types_as_they_are(digits: Dataset) -> 
     assert bytes_of_an_array.mutable
     assert hash(bytes_of_an_array) == before
     assert types.Array(types.uint8, 1, "C") is bytes_of_an_array
+
+
+def test_augmented_views_of_images_are_the_same_in_batches_of_any_size(digits: Dataset) -> None:
+    view = ViewConfig(size=8)
+    ids = digits.select_ids[:10]
+
+    def rendered(batch_size: int) -> list[torch.Tensor]:
+        loaders = Loaders()
+        parts = list(loaders.augmented(digits, ids, views=(view, view), batch_size=batch_size, threads=1))
+        return [torch.cat([views[place] for views, _ in parts]) for place in range(2)]
+
+    first, second = rendered(10)
+    for one, other in zip((first, second), rendered(3), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(first, second), "each place has draws of its own"

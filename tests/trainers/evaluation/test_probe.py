@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -62,6 +62,22 @@ class FakeData:
             part = ids[start : start + batch_size]
             self.batch_sizes.add(len(part))
             yield self.images_of[split][torch.from_numpy(part)], part
+
+    def augmented(
+        self,
+        dataset: object,
+        ids: Any,
+        *,
+        views: Sequence[ViewConfig],
+        batch_size: int,
+        first_batch: int,
+        split: str = "search",
+        **_: object,
+    ) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+        """The images, brighter from place to place, and by which of all ranks' batches they are in."""
+        for index, (images, part) in enumerate(self.images(dataset, ids, size=8, batch_size=batch_size, split=split)):
+            brighter = [images + 10 * place + 100 * (first_batch + index) for place in range(len(views))]
+            yield tuple(brighter), part
 
 
 def config(seed: int = 0, **settings: Any) -> TrialConfig:
@@ -321,7 +337,7 @@ def test_two_ranks_agree_with_one(two_processes: TwoProcesses) -> None:
     assert two_processes.run(evaluate_on_this_rank, settings, True) == [evaluate_on_this_rank(settings, True)] * 2
 
 
-def extract_on_this_rank(ids: list[int]) -> tuple[list[float], set[int]]:
+def extract_on_this_rank(ids: list[int], views: int | None = None) -> tuple[list[float], set[int]]:
     probe.BATCH_SIZE, probe.ROUND = 20, 2
     try:
         data = FakeData()
@@ -332,6 +348,7 @@ def extract_on_this_rank(ids: list[int]) -> tuple[list[float], set[int]]:
             loaders=cast("Loaders", data),
             config=config(),
             device=CPU,
+            views=views,
         )
     finally:
         probe.BATCH_SIZE, probe.ROUND = 256, 64
@@ -347,3 +364,15 @@ def test_features_come_in_the_order_of_the_ids_from_the_same_batches(two_process
     assert alone == first == expected
     assert second == []
     assert its_batches == first_batches | second_batches
+
+
+@pytest.mark.parametrize("count", [3, 32, 67])
+def test_views_come_image_by_image_the_same_on_two_ranks_as_on_one(two_processes: TwoProcesses, count: int) -> None:
+    ids = list(range(count))[::-1]
+    pixels = FakeData().images_of["search"][ids, 0, 4, 4]
+    batches = torch.arange(count) // 5  # of 20 views, four to an image
+    expected = (pixels + 100 * batches)[:, None] + 10 * torch.arange(4)
+    alone, _ = extract_on_this_rank(ids, 4)
+    (first, _), (second, _) = two_processes.run(extract_on_this_rank, ids, 4)
+    assert alone == first == expected.flatten().tolist()
+    assert second == []

@@ -1,0 +1,226 @@
+"""How much too good is the score by which the winner was chosen? The best of N trials is chosen on the images of
+`select`, so part of its score there is luck with them: the optimism gap.
+
+Two answers, which do not use each other's numbers:
+
+* `observed`: the score on `select` against that on `report`, whose images had no part in any choice. The 95 % interval
+  is of how far the searched score lies above the encoder's accuracy on endless images. What was searched is known; it
+  is `report` that is a sample. So it holds however many trials there were, and however alike they are. (The interval
+  that takes both scores for fresh samples does not: it is centered right and says nothing of the choice.)
+* `expected`: what choosing the best of N on so many images is expected to add by itself, before `report` is read, by a
+  parametric bootstrap.
+
+What the bootstrap assumes: a trial's score, as the angle s = arcsin sqrt(score), is that of its accuracy, μ, plus noise
+of variance σ² = 1 / (4 n) over the n images of `select` (of angles it does not depend on the accuracy). All trials are
+scored on the same images, so the noise is shared to a part ρ, the mean correlation of which images two trials tell
+right, measured on the best few (0 where that could not be measured, which makes the optimism larger than it is). The
+shared part moves all scores alike and chooses nobody; the other, of variance v = (1 - ρ) σ², does.
+
+How much of the scores' spread is noise is not known either. The best quarter of the scores (eight at least) is taken
+for the upper end of a normal law of mean m and variance v + τ², the rest only for being below it: weak trials, of which
+a search has many, say nothing about luck at the top. (m, τ) are drawn from their posterior on a grid, τ = 0 having a
+prior probability of `NO_SPREAD`; then the winner's noise given its score is of mean (s - m) v / (v + τ²) and variance
+v τ² / (v + τ²). `benchmarks/simulate_optimism.py` says how often the intervals cover the truth.
+
+Trials that were stopped early are not among the N, though they were sorted out on the same images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+Floats = NDArray[np.float64]
+DRAWS = 4000
+"""Of the bootstrap. The ends of its interval are then off by about 4 % of its width."""
+SEED = 0
+NORMAL_95 = 1.959964
+TOP_SHARE, FEWEST_OF_TOP = 4, 8
+"""One in so many scores, and at least so many, are the upper end that the spread is judged by."""
+NO_SPREAD = 0.3
+"""Prior probability that all trials are equally good; the rest is spread over the logarithm of their spread."""
+MOST_SHARED = 0.99
+"""Trials that tell exactly the same images right leave nothing to choose by."""
+
+
+class Optimism(BaseModel):
+    """The optimism gap of one read of the report split, in units of the metric."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    metric: str
+    trials: int
+    """That the winner was chosen among."""
+    select_images: int
+    report_images: int
+    searched: float
+    """The winner's score in the search."""
+    reported: float
+    gap: float
+    """`searched` - `reported`."""
+    gap_low: float
+    gap_high: float
+    """95 %: how far the searched score lies above the accuracy on endless images."""
+    expected: float
+    """What choosing the best of `trials` adds by itself, in the mean."""
+    expected_low: float
+    expected_high: float
+    """95 %: where the gap to endless images was to be expected before `report` was read."""
+    shared_noise: float | None = None
+    """ρ: how much of the trials' noise is the same, as their images are; None where it was taken for 0."""
+    judged: int = 0
+    """Trials that it was measured on."""
+    gain: float | None = None
+    """What is claimed: the searched score over the best of `gain_over`, each on `report`."""
+    gain_over: str = ""
+    warning: str = ""
+    """Where what choosing adds is as large as the gain; else empty."""
+
+
+class Expected(BaseModel):
+    """What choosing the best adds: mean and 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    low: float
+    high: float
+
+
+def expected(scores: Sequence[float], winner: int, images: int, shared: float = 0.0) -> Expected:
+    """The optimism of trial `winner` among `scores` [N], accuracies on the same `images`, whose noise is `shared` (ρ).
+
+    See the module. A trial that was alone was not chosen: the mean is 0.
+    """
+    rng = np.random.default_rng(SEED)
+    rho, variance = min(max(shared, 0.0), MOST_SHARED), 1.0 / (4.0 * images)
+    angles = np.arcsin(np.sqrt(np.asarray(scores, dtype=np.float64)))
+    own = math.sqrt((1.0 - rho) * variance) * rng.standard_normal(DRAWS)
+    if len(angles) > 1:
+        top = np.sort(angles)[::-1][: max(min(len(angles), FEWEST_OF_TOP), len(angles) // TOP_SHARE)]
+        law = _upper_end(top, len(angles), (1.0 - rho) * variance)
+        chosen = rng.choice(law.weight.size, p=law.weight, size=DRAWS)
+        noise = law.noise[chosen]
+        own = noise * (angles[winner] - law.mean[chosen]) + np.sqrt(1.0 - noise) * own
+    drawn = scores[winner] - _accuracies(angles[winner] - own - math.sqrt(rho * variance) * rng.standard_normal(DRAWS))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    alone = len(angles) == 1
+    return Expected(mean=0.0 if alone else float(drawn.mean()), low=float(low), high=float(high))
+
+
+def _accuracies(angles: Floats) -> Floats:
+    """Of angles outside 0 to π / 2 the nearest end's."""
+    found: Floats = np.square(np.sin(np.clip(angles, 0.0, math.pi / 2)))
+    return found
+
+
+class _Law(NamedTuple):
+    """Where the upper end of the scores may come from: a grid, flat."""
+
+    mean: Floats
+    noise: Floats
+    """v / (v + τ²)."""
+    weight: Floats
+    """Posterior probabilities; their sum is 1."""
+
+
+def _upper_end(top: Floats, count: int, v: float) -> _Law:
+    """The normal laws that the `top` of `count` scores, sorted, may be the upper end of, each at least of variance `v`;
+    the others are known to be below the last one (type II censoring).
+    """
+    from scipy.special import log_ndtr
+
+    least, first, last, k = math.sqrt(v), top[0], top[-1], len(top)
+    width = first - last + least
+    deviation = np.geomspace(least, max(2.0 * least, 10.0 * width), 60)
+    mean, sd = np.meshgrid(np.linspace(last - 4.0 * width, first + least, 161), deviation, indexing="ij")
+    squares = np.square(top).sum() - 2.0 * mean * top.sum() + k * np.square(mean)
+    logs = -k * np.log(sd) - squares / (2.0 * np.square(sd)) + (count - k) * log_ndtr((last - mean) / sd)
+    prior = np.full(len(deviation), (1.0 - NO_SPREAD) / len(deviation))
+    prior[0] += NO_SPREAD
+    weight = np.exp(logs - logs.max()) * prior
+    return _Law(mean.ravel(), np.minimum(v / np.square(sd), 1.0).ravel(), (weight / weight.sum()).ravel())
+
+
+def shared_noise(correct: Sequence[NDArray[np.bool_]]) -> float | None:
+    """ρ: the mean correlation between trials of which images [n] they tell right. None for fewer than two trials that
+    tell some images right and some wrong.
+    """
+    rows = np.array([row for row in correct if 0 < row.sum() < len(row)], dtype=np.float64)
+    if len(rows) < 2:
+        return None
+    between = np.corrcoef(rows)[np.triu_indices(len(rows), k=1)]
+    return float(between.mean())
+
+
+def observed(searched: float, reported: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of `searched` minus the accuracy on endless images, `reported` being of `images` that had no
+    part in the choice: Wilson's, which holds near accuracies of 0 and 1 too.
+    """
+    z = NORMAL_95
+    shrunk = 1.0 + z * z / images
+    center = (reported + z * z / (2 * images)) / shrunk
+    half = z / shrunk * math.sqrt(reported * (1.0 - reported) / images + z * z / (4 * images * images))
+    return searched - (center + half), searched - (center - half)
+
+
+def gap(
+    metric: str,
+    scores: Sequence[float],
+    winner: int,
+    *,
+    reported: float,
+    select_images: int,
+    report_images: int,
+    correct: Sequence[NDArray[np.bool_]] = (),
+    baselines: dict[str, float] | None = None,
+) -> Optimism:
+    """The optimism gap of trial `winner` among `scores`; `correct` as of `shared_noise`, `baselines` by name what the
+    claimed gain is over, on `report`.
+    """
+    searched = scores[winner]
+    shared = shared_noise(correct)
+    choosing = expected(scores, winner, select_images, shared or 0.0)
+    low, high = observed(searched, reported, report_images)
+    told: dict[str, Any] = {}
+    if baselines:
+        over = max(baselines, key=lambda name: baselines[name])
+        told = {"gain": searched - baselines[over], "gain_over": over}
+        told["warning"] = _warning(len(scores), select_images, told["gain"], over, choosing.mean, searched - reported)
+    return Optimism(
+        metric=metric,
+        trials=len(scores),
+        select_images=select_images,
+        report_images=report_images,
+        searched=searched,
+        reported=reported,
+        gap=searched - reported,
+        gap_low=low,
+        gap_high=high,
+        expected=choosing.mean,
+        expected_low=choosing.low,
+        expected_high=choosing.high,
+        shared_noise=shared,
+        judged=len(correct) if shared is not None else 0,
+        **told,
+    )
+
+
+def _warning(trials: int, images: int, gain: float, over: str, choosing: float, seen: float) -> str:
+    """Where the claimed gain is no more than the luck in it."""
+    if gain <= 0.0 or max(choosing, seen) < gain:
+        return ""
+    what = (
+        f"choosing the best of {trials} trials on {images:,} images is expected to add {choosing:.3f} by itself"
+        if choosing >= gain
+        else f"the searched score is {seen:.3f} above the one on report"
+    )
+    return (
+        f"{what}, no less than the {gain:.3f} that it claims over {over}: the search's score is no evidence of a gain; "
+        "tell the one on report, and search with more images in select (pretune data … --select) or fewer trials"
+    )
