@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -69,6 +69,8 @@ class Parameter:
     """What is known of one parameter. `name` is Optuna's: one that is asked for in several ways has several."""
 
     name: str
+    parameter: str
+    """The space's own name of it."""
     trials: int
     """How many of the trials looked at have it."""
     of: int
@@ -113,6 +115,8 @@ class _Trial:
 
     params: Mapping[str, Flat]
     drawn: Mapping[str, BaseDistribution]
+    own: Mapping[str, str]
+    """The space's names by Optuna's."""
     key: tuple[float, float, float]
     """Completed or not, how far, how good."""
 
@@ -148,9 +152,11 @@ def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: in
     noise = whole <= np.quantile(shuffled, LEVEL, axis=0)
     intervals = _intervals(shares, of_halves)
     forest = _forest(experiment, looked_at, names, rng)
+    own = {alias: name for trial in looked_at for alias, name in trial.own.items()}
     parameters = tuple(
         Parameter(
             name=name,
+            parameter=own[name],
             trials=sum(name in trial.params for trial in looked_at),
             of=len(looked_at),
             ped_anova=Interval(interval.value, 0.0, interval.high) if is_noise else interval,
@@ -194,6 +200,7 @@ def _seen(experiment: Experiment, trials: Sequence[TrialHistory]) -> list[_Trial
             _Trial(
                 params={alias[name]: flat(trial.params[name]) for name in drawn},
                 drawn={alias[name]: distribution for name, distribution in drawn.items()},
+                own={alias[name]: name for name in drawn},
                 key=(float(complete), 0.0 if complete else float(trial.last_epoch), sign * value),
             )
         )
@@ -365,10 +372,10 @@ def _at_edges(trials: Sequence[_Trial], names: Sequence[str]) -> dict[str, str]:
         distribution = best.drawn.get(name)
         if distribution is None or not isinstance(distribution, FloatDistribution | IntDistribution):
             continue
-        place = position(distribution, best.params[name])
-        near = [position(one.drawn[name], one.params[name]) for one in next_best if name in one.params]
+        place = _place(distribution, best.params[name])
+        near = [_place(one.drawn[name], one.params[name]) for one in next_best if name in one.params]
         middle = float(np.median(near))
-        if place is None or _values(distribution) < 3:
+        if _values(distribution) < 3:
             continue
         for end, on_edge, others_too, word in (
             (distribution.low, place <= EDGE, middle < 1 / 3, "below"),
@@ -382,10 +389,8 @@ def _at_edges(trials: Sequence[_Trial], names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def position(distribution: BaseDistribution, value: Flat) -> float:
-    """Where a value lies in its range, from 0 to 1, in the range's own scale; of a choice, its place in the list."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices.index(value) / max(1, len(distribution.choices) - 1)
+def _place(distribution: BaseDistribution, value: Flat) -> float:
+    """Where a number lies in its range, from 0 to 1, in the range's own scale."""
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     assert isinstance(value, int | float)
     low, high, at = float(distribution.low), float(distribution.high), float(value)
