@@ -346,11 +346,14 @@ def _halves(method: _Method, trials: Sequence[_Trial], count: int, rng: np.rando
 
 
 def _intervals(whole: Numbers, halves: Numbers) -> list[Interval]:
-    """Around each value of `whole`, as far as the halves spread around their mean."""
-    around = halves - halves.mean(axis=0) + whole
+    """Around each value of `whole`, as far as the halves spread around their mean; and farther to the side to which
+    values move as trials become more, by as much again as from halves to the whole (a bias of order 1/n).
+    """
+    moved = whole - halves.mean(axis=0)
     tail = (1.0 - LEVEL) / 2.0
-    low, high = np.quantile(around, [tail, 1.0 - tail], axis=0)
-    low, high = np.clip(np.minimum(low, whole), 0.0, 1.0), np.clip(np.maximum(high, whole), 0.0, 1.0)
+    low, high = np.quantile(halves + moved, [tail, 1.0 - tail], axis=0)
+    low, high = np.minimum(low, whole) + np.minimum(moved, 0.0), np.maximum(high, whole) + np.maximum(moved, 0.0)
+    low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
     return [Interval(float(value), float(a), float(b)) for value, a, b in zip(whole, low, high, strict=True)]
 
 
