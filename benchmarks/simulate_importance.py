@@ -53,9 +53,13 @@ def branching(rng: Rng) -> tuple[Point, float]:
     return point, 4.0 * point["bandwidth"] - 1.0 + NOISE * float(rng.normal())
 
 
-def study(draw: Callable[[Rng], tuple[Point, float]], trials: int, rng: Rng, *, sign: float = 1.0) -> list[TrialHistory]:
+def study(
+    draw: Callable[[Rng], tuple[Point, float]], trials: int, rng: Rng, *, sign: float = 1.0
+) -> list[TrialHistory]:
     """A study of completed trials."""
-    return [_trial(number, point, sign * value) for number, (point, value) in enumerate(draw(rng) for _ in range(trials))]
+    return [
+        _trial(number, point, sign * value) for number, (point, value) in enumerate(draw(rng) for _ in range(trials))
+    ]
 
 
 def stopped(trials: list[TrialHistory]) -> list[TrialHistory]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.analysis import importance, measured
+from pretune.analysis import finalize, importance, measured
 from pretune.analysis.importance import Importance
 from pretune.core import journal
 from pretune.core.experiment import Experiment
@@ -121,6 +121,8 @@ class Account:
     """Unix seconds of the first record; None in journals without times."""
     changed: tuple[Setting, ...]
     """Where the winner's config differs from the base: (path, (base, winner))."""
+    final: Mapping[str, float]
+    """What `pretune finalize` first read of the report split; empty before."""
     forecast: tuple[tuple[str, str, str], ...] = ()
     """What was expected, and what came: name, forecast, fact."""
 
@@ -165,7 +167,7 @@ def of(result: SweepResult, *, forecast: Sequence[tuple[str, str, str]] = (), se
     return Account(
         result=result,
         curves={number: curve for number, curve in curves.items() if curve.epochs},
-        ended=tuple(ended),
+        ended=tuple(number for number in ended if number < len(result.trials)),  # others came since it was read
         rungs=_rungs(experiment),
         cost=_cost(history.trials, epochs, sum(last - first for first, last in sessions), slots),
         importance=importance.evaluate(experiment, [] if experiment.points else history.trials, seed=seed),
@@ -179,6 +181,7 @@ def of(result: SweepResult, *, forecast: Sequence[tuple[str, str, str]] = (), se
         changed=()
         if winner is None or winner.config is None
         else differences([experiment.base.model_dump(mode="json"), as_today(winner.config)]),
+        final=_final(result),
         forecast=tuple(forecast),
     )
 
@@ -232,6 +235,17 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}.{position}")
     else:
         yield path, value
+
+
+def _final(result: SweepResult) -> Mapping[str, float]:
+    path = finalize.path(result)
+    if not path.is_file():
+        return {}
+    try:
+        reads = finalize.ReportReads.model_validate_json(path.read_bytes()).reads
+    except ValueError:  # of another version, or damaged: `pretune finalize` says which
+        return {}
+    return reads[0].metrics if reads else {}
 
 
 def _only(wanted: Collection[str], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -310,6 +324,8 @@ def _axes(trials: Sequence[TrialHistory]) -> dict[str, Axis]:
             low, high = min(float(one.low) for one in ranges), max(float(one.high) for one in ranges)
             found[name] = Axis(low, high, all(one.log for one in ranges))
         else:
-            listed = [as_text(choice) for one in met if isinstance(one, CategoricalDistribution) for choice in one.choices]
+            listed = [
+                as_text(choice) for one in met if isinstance(one, CategoricalDistribution) for choice in one.choices
+            ]
             found[name] = Axis(0.0, 1.0, False, tuple(dict.fromkeys([*listed, *values[name]])))
     return found

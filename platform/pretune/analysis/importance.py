@@ -2,8 +2,8 @@
 
 * **PED-ANOVA** (Watanabe et al. 2023; for conditional parameters arXiv 2601.20800): how differently the best trials and
   all trials are spread over a parameter. It is told as a share of the sum over all parameters.
-* **fANOVA** (Hutter et al. 2014): the share of the variance that a parameter explains by itself in a random forest; what
-  is missing to 1 is shared by several.
+* **fANOVA** (Hutter et al. 2014): the share of the variance that a parameter explains by itself in a random forest;
+  what is missing to 1 is shared by several.
 
 Both look at ranks of trials and not at values, so that a trial that was stopped early counts for what is known of it:
 completed trials come first, by value; behind them stopped ones, by how far they got and then by their last value, the
@@ -12,10 +12,11 @@ order that TPE has as well. Infeasible and failed trials are left out and counte
 A conditional parameter is judged by the trials that have it. PED-ANOVA weighs it with how often it was asked for among
 the best and among all; fANOVA's share is of the variance within those trials.
 
-Intervals are from random halves of the trials (half-sampling; McCarthy 1969, Politis and Romano 1994), around the value
-of all trials: what halves spread is what wholes of independent trials would. A bootstrap that draws trials several times
-covers a parameter without any effect in one study out of five, for trials that are there twice look like certainty
-(`benchmarks/simulate_importance.py`). The interval of PED-ANOVA reaches down to 0 where shuffled values make as much.
+Intervals are from random halves of the trials (half-sampling; McCarthy 1969, Politis and Romano 1994), around the
+value of all trials: what halves spread is what wholes of independent trials would. A bootstrap that draws trials several
+times covers a parameter without any effect in one study out of five, for trials that are there twice look like
+certainty (`benchmarks/simulate_importance.py`). The interval of PED-ANOVA reaches down to 0 where shuffled values make
+as much.
 """
 
 from __future__ import annotations
@@ -314,9 +315,7 @@ def _forest(
             continue
         seed = int(rng.integers(2**31))
 
-        def fanova(
-            of: Sequence[_Trial], ranks: Numbers, common: Sequence[str] = common, seed: int = seed
-        ) -> Numbers:
+        def fanova(of: Sequence[_Trial], ranks: Numbers, common: Sequence[str] = common, seed: int = seed) -> Numbers:
             if not _varying(of) or len(set(ranks.tolist())) == 1:
                 return np.zeros(len(common))  # a forest without a split is an error to Optuna
             evaluator = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=seed)

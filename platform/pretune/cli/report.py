@@ -26,11 +26,13 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.html", help="where to; default: report.html in the sweep's folder, or here"),
+        typer.Option(
+            "--out", metavar="FILE.html", help="where to; default: report.html in the sweep's folder, or here"
+        ),
     ] = None,
     storage: Storage = STORAGE,
 ) -> None:
-    """One HTML page that opens anywhere without a network, and Markdown: what was asked, what came out, how sure it is."""
+    """One HTML page that opens anywhere without a network, and Markdown: what was asked, what came out."""
     from pretune.analysis import account
     from pretune.display import report, tables
     from pretune.request import request
@@ -50,4 +52,7 @@ def report_command(
     except RequestError as error:
         refuse(str(error))
     console.print(Text(tables.relative(path.absolute())), soft_wrap=True)
-    console.print(Text(f"the same as Markdown: {tables.relative(report.markdown_path(path.absolute()))}", style="dim"), soft_wrap=True)
+    console.print(
+        Text(f"the same as Markdown: {tables.relative(report.markdown_path(path.absolute()))}", style="dim"),
+        soft_wrap=True,
+    )

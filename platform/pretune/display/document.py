@@ -6,6 +6,7 @@ Names, reasons and settings come from users: in HTML everything is escaped, in M
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +123,8 @@ def as_html(document: Document) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters["prose"] = _prose
     environment.filters["kind"] = lambda block: type(block).__name__
     figures = [figure for section in document.sections for block in section.blocks for figure in _figures(block)]
     folder = resources.files("pretune.display") / "page"
@@ -161,6 +164,15 @@ def _figures(block: Block) -> Sequence[Figure]:
     return [block] if isinstance(block, Figure) else []
 
 
+_WORDS = re.compile(r"`([\w./ -]+)`")
+"""What is typed or named, within a text."""
+
+
+def _prose(text: str) -> Any:
+    """Text for the page, with what is typed or named in it set apart."""
+    return _trusted(_WORDS.sub(r"<code>\1</code>", html.escape(text)))
+
+
 def _trusted(text: str) -> Any:
     """Our own code, not to be escaped."""
     import markupsafe
@@ -192,7 +204,10 @@ def _as_lines(block: Block) -> list[str]:
 
 def _inline(text: str) -> str:
     """Text that Markdown takes for text: a tag, a link or a rule in a user's name is shown as it is."""
-    return re.sub(r"([\\`*\[\]#|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    parts = _WORDS.split(html.escape(" ".join(text.split()), quote=False))
+    plain = [re.sub(r"([\\`*\[\]#|])", r"\\\1", part) for part in parts[::2]]
+    typed = [f"`{word}`" for word in parts[1::2]]
+    return "".join(part for pair in itertools.zip_longest(plain, typed, fillvalue="") for part in pair)
 
 
 def _row(cells: Sequence[str]) -> str:

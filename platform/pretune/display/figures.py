@@ -172,7 +172,7 @@ def parallel(account: Account, names: Sequence[str]) -> Figure | None:
     absent = any(parameter not in trial.params for trial in trials for parameter in shown)
     return Figure(
         title="All trials at once",
-        says="Each line is one trial and crosses every parameter's axis at the value that it had. Where the colored lines "
+        says="Each line is one trial and crosses every parameter's axis at the value that it had. Where colored lines "
         "run together, good trials agree."
         + (" A line at the very bottom means that the trial does not have this parameter." if absent else ""),
         alt=f"Parallel coordinates of {len(trials)} trials over {', '.join(shown)}.",
@@ -260,7 +260,7 @@ def contour(account: Account, names: Sequence[str]) -> Figure | None:
         metric = account.result.metric
         return Figure(
             title="The two numbers that matter most, together",
-            says=f"Color is the mean {metric} of the trials near each point, dots are trials, the large one is the best. "
+            says=f"Color is the mean {metric} of the trials near each point, dots are trials, the large one the best. "
             "Blank is where no trial was; a slope across both axes means that the two must be set together.",
             alt=f"Contours of {metric} over {first} and {second}; the best trial, {best.id}, lies at "
             f"{format.number(best.params[first])} and {format.number(best.params[second])}.",
@@ -319,7 +319,7 @@ def importance(found: Importance) -> Figure | None:
             data.append({**trace, "error_x": error})
     return Figure(
         title="What matters",
-        says="The farther to the right, the more a parameter matters; the bar is the 95 % interval. A parameter whose bars "
+        says="The farther to the right, the more a parameter matters; the bar is the 95 % interval. One whose bars "
         "both end near 0 can be fixed, and bars that overlap say that the order is not sure.",
         alt="Importances: " + "; ".join(f"{one.name} {_share(one.ped_anova)}" for one in found.parameters) + ".",
         data=data,
@@ -342,8 +342,8 @@ def levels(names: Sequence[str], values: Sequence[Sequence[float]], metric: str)
     rows.reverse()
     return Figure(
         title="Levels",
-        says="Each small dot is one seed, the large one the mean of a level. A level differs from the base at the top only "
-        "where its dots lie apart from the base's.",
+        says="Each small dot is one seed, the large one the mean of a level. A level differs from the base at the top "
+        "only where its dots lie apart from the base's.",
         alt="; ".join(f"{name}: mean {sum(found) / len(found):.3f}" for name, found in rows),
         data=[
             _trace(
@@ -392,8 +392,8 @@ def winners(accounts: Sequence[Account]) -> Figure | None:
     metric = accounts[0].result.metric
     return Figure(
         title="The best of each sweep",
-        says="The dot is the best trial, the bar the 95 % interval from the images that it was scored on. Bars that overlap "
-        "say that the order may be luck.",
+        says="The dot is the best trial, the bar the 95 % interval from the images that it was scored on. Bars that "
+        "overlap say that the order may be luck.",
         alt="; ".join(f"{name}: {value:.4f}" for name, value, _ in rows),
         data=[{**dots, "error_x": error}],
         layout={
@@ -435,7 +435,8 @@ def cost(account: Account) -> Figure | None:
         ],
         layout={
             "barmode": "stack", "bargap": 0.2, "xaxis": {"tickformat": ".0%", "range": [0, 1]},
-            "yaxis": {"visible": False}, "legend": {"traceorder": "normal", "orientation": "h", "y": 1.05, "yanchor": "bottom"},
+            "yaxis": {"visible": False},
+            "legend": {"traceorder": "normal", "orientation": "h", "y": 1.05, "yanchor": "bottom"},
         },
         height=170,
     )  # fmt: skip
@@ -458,7 +459,9 @@ def _trace(
     """A trace of plotly's scatter."""
     hover = {"text": list(text), "hovertemplate": "%{text}<extra></extra>"} if text else {}
     line = {"color": color, "width": width}
-    return {"type": "scatter", "x": list(x), "y": list(y), "name": label(name), "mode": mode, "line": line} | hover | more
+    return (
+        {"type": "scatter", "x": list(x), "y": list(y), "name": label(name), "mode": mode, "line": line} | hover | more
+    )
 
 
 def _lines(account: Account, trials: Sequence[TrialResult]) -> tuple[list[Any], list[Any], list[str | None]]:
@@ -516,7 +519,9 @@ def _told(trial: TrialResult) -> str:
     """What is read where the pointer rests."""
     lines = [f"trial {trial.id}, {trial.epochs} epochs"]
     short: Mapping[str, str] = format.short_names(trial.params)
-    lines += [f"{_cut(short[name], 28)}={_cut(format.number(value), 28)}" for name, value in list(trial.params.items())[:9]]
+    lines += [
+        f"{_cut(short[name], 28)}={_cut(format.number(value), 28)}" for name, value in list(trial.params.items())[:9]
+    ]
     return "<br>".join(map(label, lines))
 
 
@@ -528,6 +533,6 @@ def _cut(text: str, most: int = 22) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _round(value: float) -> float:
-    """Five digits are more than a pixel."""
-    return float(f"{value:.5g}")
+def _round(value: float) -> float | None:
+    """Five digits are more than a pixel. What is not finite has no place in a figure."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

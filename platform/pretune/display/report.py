@@ -1,5 +1,5 @@
-"""The report on one or several sweeps: which sections it has and what they say. Whoever reads it has never heard of this
-program, so each word of ours is explained where it first stands.
+"""The report on one or several sweeps: which sections it has and what they say. Whoever reads it has never heard of
+this program, so each word of ours is explained where it first stands.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from trainers.report import METRICS
 __all__ = ["check_installed", "check_target", "default_path", "document", "markdown_path", "write"]
 
 FILE = "report.html"
-BEST, LISTED, REASONS, SETTINGS = 10, 100, 50, 60
-"""So many trials are shown as the best; so many are listed one by one; so many that went wrong; so many settings."""
+BEST, LISTED, REASONS, KINDS, SETTINGS = 10, 100, 50, 8, 60
+"""So many trials are shown as the best, listed one by one, listed with what went wrong; kinds of reasons; settings."""
 
 
 def check_target(path: Path) -> None:
@@ -87,7 +87,9 @@ def document(accounts: Sequence[Account], *, now: float | None = None) -> Docume
         f"{', '.join(running)} {'was' if len(running) == 1 else 'were'} still running when this was made, at {moment}: "
         "numbers may change until the end."
     ] * bool(running)
-    warnings += [f"{one.result.name}: {line}" for one in accounts if one.result.later for line in one.result.later.notices()]
+    warnings += [
+        f"{one.result.name}: {line}" for one in accounts if one.result.later for line in one.result.later.notices()
+    ]
     made = f"Made at {moment} by pretune {version('pretune')} from the journals of the sweeps named here."
     if len(accounts) == 1:
         [one] = accounts
@@ -127,8 +129,8 @@ def _lead(one: Account) -> list[str]:
     data = Path(asked.data or asked.base.data.path).name or asked.base.data.path
     if asked.points:
         return [
-            f"Single settings{recipe} were changed, one set of levels after another under the same seeds, to see what each "
-            f"does to {result.metric} on {data}. {ended} of {result.asked} runs have ended."
+            f"Single settings{recipe} were changed, one set of levels after another under the same seeds, to see what "
+            f"each does to {result.metric} on {data}. {ended} of {result.asked} runs have ended."
         ]
     sought = "highest" if asked.maximize else "lowest"
     first = (
@@ -244,27 +246,32 @@ def _best(one: Account) -> list[Block]:
     if any(row[2] != "–" for row in rows):
         blocks.append(
             Text(
-                "The interval is what the finite number of images that were scored leaves open. It does not hold the spread "
-                "between seeds, nor that the best of many trials looks a little better than it is: `pretune finalize` "
-                "measures the winner on images that no search has seen.",
+                "The interval is what the finite number of images that were scored leaves open. It does not hold the "
+                "spread between seeds, nor that the best of many trials looks a little better than it is: `pretune "
+                "finalize` measures the winner on images that no search has seen.",
                 tone="note",
             )
         )
-    compared = _compared(result)
-    if compared is not None:
-        blocks.append(compared)
+    final = {name: value for name, value in one.final.items() if name.startswith("report/") and "_stderr" not in name}
+    if final:
+        rows = [[name, format.score(value, one.final.get(f"{name}_stderr"))] for name, value in final.items()]
+        blocks.append(
+            Text("On images that no search has seen (`report`, read once by `pretune finalize`), the winner has:")
+        )
+        blocks.append(Table(["metric", "value"], rows, right=(1,)))
+    blocks += _compared(result)
     progress = figures.progress([one])
     return [*blocks, *([progress] if progress is not None else []), *_all(one)]
 
 
-def _compared(result: SweepResult) -> Block | None:
+def _compared(result: SweepResult) -> list[Block]:
     """The best against the same encoder untrained and raw pixels, where a sweep's end has measured them."""
     try:
         found = baselines.read(result)
     except RequestError as error:
-        return Text(str(error), tone="note")
+        return [Text(str(error), tone="note")]
     if found is None:
-        return None
+        return []
     rows = [
         ["the best trial", format.score(found.best, found.best_stderr), ""],
         ["the same network, untrained", format.score(found.untrained, found.untrained_stderr),
@@ -272,7 +279,11 @@ def _compared(result: SweepResult) -> Block | None:
         ["raw pixels, no network", format.score(found.pixels, found.pixels_stderr),
          found.difference_text(found.pixels, found.pixels_stderr)],
     ]  # fmt: skip
-    return Table(["what it has to beat", found.metric, "difference"], rows, right=(1,), strong=(0,))
+    table = Table(["what it has to beat", found.metric, "difference"], rows, right=(1,), strong=(0,))
+    if found.difference(found.untrained, found.untrained_stderr) < 2.0:
+        claim = "The best trial is not clearly above the same network untrained: pretraining has not shown a use yet."
+        return [table, Text(claim, tone="warning")]
+    return [table]
 
 
 def _all(one: Account) -> list[Block]:
@@ -294,9 +305,11 @@ def _all(one: Account) -> list[Block]:
 def _levels(one: Account) -> list[Block]:
     found = ablation.collect(one.result)
     head, rows = ablation_table.cells(found)
-    figure = figures.levels([row[0] for row in rows], [list(level.values.values()) for level in found.levels], found.metric)
+    figure = figures.levels(
+        [row[0] for row in rows], [list(level.values.values()) for level in found.levels], found.metric
+    )
     blocks: list[Block] = [
-        Text("Each level changes the settings named; the base is the recipe itself. All levels were run with the same seeds."),
+        Text("Each level changes the settings named; the base is the recipe itself. All were run with the same seeds."),
         Table(head, rows, right=tuple(range(1, len(head))), strong=(0,)),
         Text(ablation_table.LEGEND, tone="note"),
     ]
@@ -313,8 +326,8 @@ def _curves(one: Account) -> list[Block]:
     if one.result.experiment.points or not one.result.experiment.stopping.enabled:
         return [figure]
     rule = (
-        f"{stopped:,} of {len(one.result.trials):,} trials were stopped early, because others were better after as much "
-        "training. A stopped trial might have caught up: what it would have become is not known."
+        f"{stopped:,} of {len(one.result.trials):,} trials were stopped early, because others were better after as "
+        "much training. A stopped trial might have caught up: what it would have become is not known."
     )
     return [Text(rule), figure]
 
@@ -326,7 +339,7 @@ def _settings(one: Account, names: Sequence[str]) -> list[Block]:
     if not slices:
         return [Text("Too few trials have a value to show what the settings do.")]
     blocks: list[Block | None] = [figures.parallel(one, names), figures.contour(one, names)]
-    said = f"One picture per setting: up is a higher {one.result.metric}, and what rises or falls from left to right matters."
+    said = f"One picture per setting: up is a higher {one.result.metric}, and what rises or falls to the right matters."
     left_out = len(names) - len(slices)
     more = f" The {len(slices)} that matter most are shown, of {len(names)}." if left_out > 0 else ""
     return [*(block for block in blocks if block is not None), Text(said + more), Figures(slices)]
@@ -334,9 +347,10 @@ def _settings(one: Account, names: Sequence[str]) -> list[Block]:
 
 def _importance(one: Account) -> list[Block]:
     found = one.importance
+    part = " (of these a part, drawn at random)" if found.looked_at < found.complete + found.stopped else ""
     counted = (
         f"Looked at: {found.looked_at:,} trials, {found.complete:,} completed and {found.stopped:,} stopped early"
-        f"{' (of these a part, drawn at random)' if found.looked_at < found.complete + found.stopped else ''}. Left out: "
+        f"{part}. Left out: "
         f"{found.infeasible:,} infeasible, {found.failed:,} failed, {found.reused:,} that were not run again."
     )
     figure = figures.importance(found)
@@ -359,10 +373,10 @@ def _importance(one: Account) -> list[Block]:
     blocks.append(Table(head, rows, right=(1, 2, 3), folded="The same as a table"))
     blocks.append(
         Text(
-            f"PED-ANOVA: how differently the best {found.best_share:.0%} of the trials and all of them are spread over a "
-            "parameter, as a share of all parameters. fANOVA: the share of the variance of the trials' ranks that the "
-            "parameter explains by itself. A trial that was stopped early ranks behind all that were completed, by how far "
-            "it got and its last value. Intervals (95 %) come from random halves of the trials."
+            f"PED-ANOVA: how differently the best {found.best_share:.0%} of the trials and all of them are spread over "
+            "a parameter, as a share of all parameters. fANOVA: the share of the variance of the trials' ranks that the "
+            "parameter explains by itself. A trial that was stopped early ranks behind all that were completed, by how "
+            "far it got and its last value. Intervals (95 %) come from random halves of the trials."
             + (
                 " A parameter that not all trials have is judged by those that do: fANOVA's share is of the variance "
                 "among them."
@@ -385,10 +399,11 @@ def _wrong(result: SweepResult) -> list[Block]:
     )
     if not wrong:
         return [Text("No trial diverged, collapsed or failed."), *again]
-    kinds = Counter((trial.state, re.sub(r"[-+]?\d[\d.e+-]*", "N", trial.reason)) for trial in wrong)
+    kinds = Counter(_kind(trial) for trial in wrong)
+    said = {_kind(trial): trial.reason or "no reason was told" for trial in reversed(wrong)}
     counts = [
-        f"{count} {'infeasible' if state == 'INFEASIBLE' else 'failed'}: {reason or 'no reason was told'}"
-        for (state, reason), count in kinds.most_common(8)
+        f"{count:,} {'infeasible' if kind[0] == 'INFEASIBLE' else 'failed'}, {'such as' if count > 1 else 'as'}: {said[kind]}"
+        for kind, count in kinds.most_common(KINDS)
     ]
     names = format.short_names(name for trial in wrong for name in trial.params)
     rows = [
@@ -398,13 +413,18 @@ def _wrong(result: SweepResult) -> list[Block]:
     more = f", the first {REASONS} of {len(wrong):,}" if len(wrong) > REASONS else ""
     return [
         Text(
-            f"{len(wrong):,} of {len(result.trials):,} trials. An infeasible one is a result: its settings diverge, collapse "
-            "or do not fit in memory. A failed one says nothing of its settings: a machine or a program broke."
+            f"{len(wrong):,} of {len(result.trials):,} trials. An infeasible one is a result: its settings diverge, "
+            "collapse or do not fit in memory. A failed one says nothing of its settings: a machine or a program broke."
         ),
         Points(counts),
         Table(["trial", "state", "epochs", "why", "settings"], rows, right=(0, 2), folded=f"Each of them{more}"),
         *again,
     ]
+
+
+def _kind(trial: TrialResult) -> tuple[str, str]:
+    """How it ended, and why but for the numbers in it."""
+    return trial.state, re.sub(r"[-+]?\d[\d.e+-]*", "0", trial.reason)
 
 
 def _cost(one: Account) -> list[Block]:
@@ -432,7 +452,10 @@ def _winner(one: Account, winner: TrialResult) -> list[Block]:
     blocks: list[Block] = [Text(differ)]
     if one.changed:
         blocks.append(_difference(["setting", "recipe", "winner"], one.changed))
-    return [*blocks, Code(json.dumps(winner.config, indent=2), folded="The whole config, as a recipe for `pretune train`")]
+    return [
+        *blocks,
+        Code(json.dumps(winner.config, indent=2), folded="The whole config, as a recipe for `pretune train`"),
+    ]
 
 
 def _again(one: Account) -> list[Block]:

@@ -41,15 +41,15 @@ def searched(
     reason: str = "loss/mmd was not finite at step 3",
     base: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A sweep in which `gamma` matters most (best at its upper end), then the weight, and `warmup` not at all. One trial
-    in twenty is infeasible, about half are stopped early.
+    """A sweep in which `gamma` matters most (best at its upper end), then the weight, and `warmup` not at all. One in
+    twenty trials is infeasible, about half are stopped early.
     """
     rng = random.Random(seed)
     config = with_changes(RECIPES["sfrik_tiny"](), {"epochs": epochs})
     config = with_changes(config, dict(base or {}))
     experiment = Experiment(
-        name=folder.name, space="kernels", recipe="sfrik_tiny", base=config, data="digits", trials=trials, metric=metric,
-        maximize=maximize, storage=str(folder.parent), slots=4,
+        name=folder.name, space="kernels", recipe="sfrik_tiny", base=config, data="digits", trials=trials,
+        metric=metric, maximize=maximize, storage=str(folder.parent), slots=4,
     )  # fmt: skip
     whole = config.model_dump(mode="json")
     clock = iter(1_700_000_000.0 + 2.0 * step for step in range(100_000_000))

@@ -101,7 +101,9 @@ def empty(folder: Path, states: list[str]) -> Path:
         source = results.read(synthetic_sweep(folder.parent / "source")).experiment
         journal.append(Opened(experiment=source.model_copy(update={"name": folder.name})))
         for number, state in enumerate(states):
-            journal.append(Asked(number=number, params={}, distributions={}, config=source.base.model_dump(mode="json")))
+            journal.append(
+                Asked(number=number, params={}, distributions={}, config=source.base.model_dump(mode="json"))
+            )
             journal.append(Started(number=number, attempt=0, epoch=0))
             if state != "RUNNING":
                 value = 0.5 if state == "COMPLETE" else None
