@@ -13,8 +13,8 @@ A conditional parameter is judged by the trials that have it. PED-ANOVA weighs i
 the best and among all; fANOVA's share is of the variance within those trials.
 
 Intervals are from random halves of the trials (half-sampling; McCarthy 1969, Politis and Romano 1994), around the
-value of all trials: what halves spread is what wholes of independent trials would. A bootstrap that draws trials several
-times covers a parameter without any effect in one study out of five, for trials that are there twice look like
+value of all trials: what halves spread is what wholes of independent trials would. A bootstrap that draws trials
+several times covers a parameter without any effect in one study out of five, for trials that are there twice look like
 certainty (`benchmarks/simulate_importance.py`). The interval of PED-ANOVA reaches down to 0 where shuffled values make
 as much.
 """

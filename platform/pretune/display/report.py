@@ -374,8 +374,8 @@ def _importance(one: Account) -> list[Block]:
     blocks.append(
         Text(
             f"PED-ANOVA: how differently the best {found.best_share:.0%} of the trials and all of them are spread over "
-            "a parameter, as a share of all parameters. fANOVA: the share of the variance of the trials' ranks that the "
-            "parameter explains by itself. A trial that was stopped early ranks behind all that were completed, by how "
+            "a parameter, as a share of all parameters. fANOVA: the share of the variance of the trials' ranks that "
+            "the parameter explains by itself. A trial that was stopped early ranks behind all that were completed, by how "
             "far it got and its last value. Intervals (95 %) come from random halves of the trials."
             + (
                 " A parameter that not all trials have is judged by those that do: fANOVA's share is of the variance "
@@ -402,8 +402,8 @@ def _wrong(result: SweepResult) -> list[Block]:
     kinds = Counter(_kind(trial) for trial in wrong)
     said = {_kind(trial): trial.reason or "no reason was told" for trial in reversed(wrong)}
     counts = [
-        f"{count:,} {'infeasible' if kind[0] == 'INFEASIBLE' else 'failed'}, {'such as' if count > 1 else 'as'}: {said[kind]}"
-        for kind, count in kinds.most_common(KINDS)
+        f"{count:,} {_ENDS[state]}{', such as' if count > 1 else ''}: {said[state, reason]}"
+        for (state, reason), count in kinds.most_common(KINDS)
     ]
     names = format.short_names(name for trial in wrong for name in trial.params)
     rows = [
@@ -420,6 +420,9 @@ def _wrong(result: SweepResult) -> list[Block]:
         Table(["trial", "state", "epochs", "why", "settings"], rows, right=(0, 2), folded=f"Each of them{more}"),
         *again,
     ]
+
+
+_ENDS = {"INFEASIBLE": "infeasible", "FAIL": "failed"}
 
 
 def _kind(trial: TrialResult) -> tuple[str, str]:
