@@ -50,7 +50,11 @@ def curves(account: Account) -> Figure | None:
         if members:
             x, y, text = _lines(account, members)
             color = "--accent" if name == "completed" else "--faint"
-            data.append(_trace(x, y, name, color, text=text, mode="lines+markers", marker={"size": 3, "color": color}))
+            opacity = 1.0 if len(members) < 20 else 0.55
+            marker = {"size": 3, "color": color}
+            data.append(
+                _trace(x, y, name, color, text=text, mode="lines+markers", width=1.2, marker=marker, opacity=opacity)
+            )
     stopped = [trial for trial in drawn if trial.state == "PRUNED"]
     if stopped:
         data.append(
@@ -222,7 +226,8 @@ def slices(account: Account, names: Sequence[str]) -> list[Figure]:
             axis |= {"tickvals": list(range(count)), "ticktext": [label(_cut(one, 24)) for one in along.choices]}
             axis |= {"range": [-0.5, count - 0.5]}
         elif along.logarithmic:
-            axis |= {"type": "log", "exponentformat": "power", "nticks": 6}
+            ticks = _ticks(along.low, along.high)
+            axis |= {"type": "log", "tickvals": ticks, "ticktext": [format.number(tick) for tick in ticks]}
         found.append(
             Figure(
                 title=_cut(short[name], 60),
@@ -318,7 +323,7 @@ def importance(found: Importance) -> Figure | None:
             )
             data.append({**trace, "error_x": error})
     return Figure(
-        title="What matters",
+        title="Importance",
         says="The farther to the right, the more a parameter matters; the bar is the 95 % interval. One whose bars "
         "both end near 0 can be fixed, and bars that overlap say that the order is not sure.",
         alt="Importances: " + "; ".join(f"{one.name} {_share(one.ped_anova)}" for one in found.parameters) + ".",
@@ -505,6 +510,15 @@ def _at(value: Any, along: Axis) -> Any:
     if along.choices:
         return along.choices.index(as_text(value))
     return _round(value) if isinstance(value, float) else value
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers along a logarithmic axis: decades, or 1, 2 and 5 of each where there are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1.0,) if len(decades) > 3 else (1.0, 2.0, 5.0)
+    every = max(1, len(decades) // 6)
+    found = [step * 10.0**decade for decade in decades[::every] for step in steps]
+    return [float(f"{tick:.3g}") for tick in found if low * 0.99 <= tick <= high * 1.01]
 
 
 def _ends(account: Account, name: str) -> tuple[str, str]:

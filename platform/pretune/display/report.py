@@ -374,9 +374,9 @@ def _importance(one: Account) -> list[Block]:
     blocks.append(
         Text(
             f"PED-ANOVA: how differently the best {found.best_share:.0%} of the trials and all of them are spread over "
-            "a parameter, as a share of all parameters. fANOVA: the share of the variance of ranks that "
-            "the parameter explains by itself. A trial that was stopped early ranks behind all that were completed, by how "
-            "far it got and its last value. Intervals (95 %) come from random halves of the trials."
+            "a parameter, as a share of all parameters. fANOVA: the share of the variance of ranks that the parameter "
+            "explains by itself. A trial that was stopped early ranks behind all that were completed, by how far it "
+            "got and its last value. Intervals (95 %) come from random halves of the trials."
             + (
                 " A parameter that not all trials have is judged by those that do: fANOVA's share is of the variance "
                 "among them."

@@ -7,7 +7,10 @@
   // Colors are names of the page's own until a figure is drawn, so that it follows light and dark.
   const withColors = (value, style) => {
     if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((item) => withColors(item, style));
+    if (Array.isArray(value)) {
+      const numbers = typeof value[0] === "number" && typeof value.at(-1) !== "string"; // most are: left as they are
+      return numbers ? value : value.map((item) => withColors(item, style));
+    }
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, withColors(item, style)]));
   };
