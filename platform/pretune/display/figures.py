@@ -25,6 +25,8 @@ CURVES = 200
 CURVE_POINTS = 40
 DRAWN = 1_000
 """So many trials the other figures draw."""
+TOLD = 100
+"""Up to so many trials each dot tells the trial's settings."""
 PARAMETERS = 8
 """So many parameters have a slice and an axis."""
 FEWEST_FOR_SURFACE = 8
@@ -63,7 +65,7 @@ def curves(account: Account) -> Figure | None:
                 [_round(account.curves[trial.id].values[-1]) for trial in stopped],
                 "stopped here",
                 "--soft",
-                text=[_told(trial) for trial in stopped],
+                text=_texts(stopped),
                 mode="markers",
                 marker={"symbol": "x-thin", "size": 7, "color": "--soft", "line": {"width": 1.5, "color": "--soft"}},
             )
@@ -149,6 +151,7 @@ def parallel(account: Account, names: Sequence[str]) -> Figure | None:
         return None
     count = max(1, round(len(trials) / 10))
     data = []
+    said = dict(zip((trial.id for trial in trials), _texts(trials), strict=True))
     groups = (("the others", trials[count:], "--faint", 1.0), ("the best tenth", trials[:count], "--accent", 1.6))
     for name, members, color, width in (*groups, ("the best", trials[:1], "--best", 3.0)):
         x: list[Any] = []
@@ -159,7 +162,7 @@ def parallel(account: Account, names: Sequence[str]) -> Figure | None:
                 x.append(position)
                 there = parameter in trial.params
                 y.append(_round(account.axes[parameter].place(trial.params[parameter])) if there else -0.15)
-                text.append(_told(trial) if position == 0 or len(trials) <= 200 else f"trial {trial.id}")
+                text.append(said[trial.id])
             x.append(None)
             y.append(None)
             text.append(None)
@@ -215,7 +218,7 @@ def slices(account: Account, names: Sequence[str]) -> list[Figure]:
                         [_round(_value(account, trial)) for trial in members],
                         said,
                         color,
-                        text=[_told(trial) for trial in members],
+                        text=_texts(members),
                         mode="markers",
                         marker={"size": 7, "symbol": symbol, "color": color, "opacity": 0.8},
                     )
@@ -278,7 +281,7 @@ def contour(account: Account, names: Sequence[str]) -> Figure | None:
                 },
                 _trace(
                     [_round(value) for value in x[1:]], [_round(value) for value in y[1:]], "trials", "--ink",
-                    text=[_told(trial) for trial in trials[1:]], mode="markers",
+                    text=_texts(trials[1:]), mode="markers",
                     marker={"size": 5, "color": "--ink", "line": {"width": 1, "color": "--paper"}},
                 ),
                 _trace(
@@ -529,8 +532,12 @@ def _ends(account: Account, name: str) -> tuple[str, str]:
     return format.number(along.low), format.number(along.high)
 
 
+def _texts(trials: Sequence[TrialResult]) -> list[str]:
+    """What is read where the pointer rests; of many trials their numbers, or the page would be mostly that."""
+    return [_told(trial) if len(trials) <= TOLD else f"trial {trial.id}" for trial in trials]
+
+
 def _told(trial: TrialResult) -> str:
-    """What is read where the pointer rests."""
     lines = [f"trial {trial.id}, {trial.epochs} epochs"]
     short: Mapping[str, str] = format.short_names(trial.params)
     lines += [

@@ -449,7 +449,7 @@ def _cost(one: Account) -> list[Block]:
 
 def _winner(one: Account, winner: TrialResult) -> list[Block]:
     assert winner.config is not None
-    differ = f"Trial {winner.id} differs from the recipe in {len(one.changed)} settings." if one.changed else (
+    differ = f"Trial {winner.id} differs from the recipe in {len(one.changed)} setting{'s' * (len(one.changed) > 1)}." if one.changed else (
         f"Trial {winner.id} is the recipe as it is."
     )  # fmt: skip
     blocks: list[Block] = [Text(differ)]

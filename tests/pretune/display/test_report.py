@@ -69,7 +69,7 @@ def test_what_users_wrote_is_no_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 2 }}" in page, "as it was written"
     assert "<script>" not in markdown
-    assert "](http" not in markdown
+    assert "\\[a\\](http://b)" in markdown, "no link"
     assert document.label("<b>x</b> & y") == "&lt;b&gt;x&lt;/b&gt; &amp; y"
 
 
