@@ -449,9 +449,10 @@ def _cost(one: Account) -> list[Block]:
 
 def _winner(one: Account, winner: TrialResult) -> list[Block]:
     assert winner.config is not None
-    differ = f"Trial {winner.id} differs from the recipe in {len(one.changed)} setting{'s' * (len(one.changed) > 1)}." if one.changed else (
-        f"Trial {winner.id} is the recipe as it is."
-    )  # fmt: skip
+    differ = f"Trial {winner.id} is the recipe as it is."
+    if one.changed:
+        count = f"{len(one.changed)} setting{'s' * (len(one.changed) > 1)}"
+        differ = f"Trial {winner.id} differs from the recipe in {count}."
     blocks: list[Block] = [Text(differ)]
     if one.changed:
         blocks.append(_difference(["setting", "recipe", "winner"], one.changed))
