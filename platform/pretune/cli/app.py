@@ -17,6 +17,7 @@ from pretune.cli.finalize import finalize_command
 from pretune.cli.list import list_command
 from pretune.cli.plan import plan_command
 from pretune.cli.replay import replay_command
+from pretune.cli.report import report_command
 from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
 from pretune.cli.sweep import sweep_command
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,
+    "report": report_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -25,22 +25,22 @@ LEGEND = (
 def table(result: SweepResult) -> RenderableType:
     """The levels for a terminal: mean, std over seeds, paired difference to the base."""
     ablation = collect(result)
-    head, rows = _cells(ablation)
+    head, rows = cells(ablation)
     shown = Rows(head, right=head[1:])
     for position, row in enumerate(rows):
         shown.add(*row, style="bold" if position == 0 else "")
     parts: list[RenderableType] = [shown, Text(LEGEND, style="dim")]
-    parts += [Text(line, style="yellow") for line in _remarks(ablation)]
+    parts += [Text(line, style="yellow") for line in remarks(ablation)]
     return Group(*parts)
 
 
 def markdown(ablation: Ablation) -> str:
     """The same table in Markdown, for a paper's draft or an issue."""
-    head, rows = _cells(ablation)
+    head, rows = cells(ablation)
     lines = [f"# {ablation.name}", "", f"Recipe: {ablation.recipe}", ""]
     lines += [_markdown_row(head), _markdown_row([":--", *["--:"] * (len(head) - 1)]), *map(_markdown_row, rows)]
     lines += ["", LEGEND]
-    lines += ["", *(f"* {line}" for line in _remarks(ablation))] if _remarks(ablation) else []
+    lines += ["", *(f"* {line}" for line in remarks(ablation))] if remarks(ablation) else []
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +56,8 @@ def write(result: SweepResult) -> list[Path]:
     return paths
 
 
-def _cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+def cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Heads and one row per level, the base first; the level's name is the first cell."""
     head = ["level", "seeds", ablation.metric, "std", "to base", "pairs"]
     rows: list[list[str]] = []
     for position, level in enumerate(ablation.levels):
@@ -91,7 +92,8 @@ def _difference(level: Level) -> str:
     return f"{level.difference:+.3f}{error}"
 
 
-def _remarks(ablation: Ablation) -> list[str]:
+def remarks(ablation: Ablation) -> list[str]:
+    """What is not counted, and why."""
     return [
         f"{_name(ablation, level)}, seed {seed}, is not counted: {reason}"
         for level in ablation.levels
