@@ -290,9 +290,11 @@ class Followed:
 
     def status(self) -> str:
         """How its driver left it; `running`, `killed` where it did not say, `gone` where there is no journal any more,
-        `waiting` where there is none yet, `starting` where it has no record.
+        `waiting` where there is none yet, `starting` where it has no record, `unreadable` where none can be read.
         """
         if self.history.opened is None:
+            if self.problem:
+                return "unreadable"
             return "starting" if self.live else "never started" if self.there else "waiting"
         if not self.there:
             return "gone"

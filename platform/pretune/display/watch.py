@@ -104,11 +104,11 @@ def application(watched: Watched, token: str, closing: Closing) -> web.Applicati
     found = web.Application(middlewares=[_guard(token)])
     found.on_response_prepare.append(_add_headers)
     found.cleanup_ctx.append(pages.reading)
-    found.router.add_get("/{token}/", pages.file)
-    found.router.add_get("/{token}/events", pages.events)
-    found.router.add_get("/{token}/trial", pages.trial)
-    found.router.add_get("/{token}/closing", pages.closing)
-    found.router.add_get("/{token}/{name}", pages.file)
+    found.router.add_get("/{token}/", pages.file, allow_head=False)
+    found.router.add_get("/{token}/events", pages.events, allow_head=False)
+    found.router.add_get("/{token}/trial", pages.trial, allow_head=False)
+    found.router.add_get("/{token}/closing", pages.closing, allow_head=False)
+    found.router.add_get("/{token}/{name}", pages.file, allow_head=False)
     return found
 
 
@@ -232,7 +232,7 @@ class _Pages:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events about one sweep, or about all; a page that was connected before goes on where it was."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse()
         response.content_type, response.charset = "text/event-stream", "utf-8"
         await response.prepare(request)
         await response.write(b"retry: 1000\n\n")

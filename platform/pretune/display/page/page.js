@@ -15,11 +15,11 @@ const STATES = [
 ];
 const STATUS = {
   running: "RUNNING", finished: "COMPLETE", "finished, no points left": "COMPLETE", interrupted: "UNFINISHED",
-  failed: "FAIL", killed: "FAIL", gone: "INFEASIBLE",
+  failed: "FAIL", killed: "FAIL", gone: "INFEASIBLE", unreadable: "FAIL",
 };
 const SILENCE_MS = 15000, AGAIN_MS = 2000, REDRAW_MS = 200;
 
-let key = null, alone = null, source = null, mark = "", heard = 0, lost = false, drawing = null, ahead = 0;
+let key = null, alone = null, many = false, source = null, mark = "", heard = 0, lost = false, drawing = null, ahead = 0;
 let sweep = {}, trials = new Map(), names = [], drawn = [], curves = new Map(), view = "epoch", closingOf = "";
 
 const table = new TrialTable($("table"), $("table-note"), (number) => go(key, number));
@@ -117,7 +117,7 @@ function route() {
   if (wanted !== key || source === null) {
     key = wanted;
     [mark, sweep, trials, names, drawn, curves, closingOf] = ["", {}, new Map(), [], [], new Map(), ""];
-    $("list").hidden = key !== null || alone === null;
+    $("list").hidden = key !== null || !many;
     $("sweep").hidden = true;
     $("closing").hidden = true;
     connect();
@@ -147,7 +147,7 @@ function onSweeps(told) {
     return;
   }
   if (key !== null) return;
-  alone ??= undefined;
+  many = true;
   $("list").hidden = false;
   document.title = "pretune watch";
   $("list-place").textContent = told.place;
@@ -220,6 +220,7 @@ function onSweep(told) {
       starting: "The sweep is just starting and has no record yet.",
       "never started": "The sweep was never started: its driver ended before the first record.",
       gone: "There is no such sweep any more.",
+      unreadable: "Its journal cannot be read.",
     };
     $("waiting").firstElementChild.textContent = waits[told.status] ?? told.status;
     return;
@@ -274,9 +275,10 @@ function onTrials(told, event) {
   if (told.reset) [trials, curves, drawn] = [new Map(), new Map(), []];
   if (told.names.length !== names.length) for (const row of trials.values()) row.settings = undefined;
   names = told.names;
+  const chosen = place().trial;
   for (const [id, state, epoch, epochs, value, stderr, started, resultOf, failures, reason, ...params] of told.trials) {
     trials.set(id, { number: id, state, epoch, epochs, value, stderr, started, resultOf, failures, reason, params });
-    if (place().trial === id) trialView.changed();
+    if (chosen === id) trialView.changed();
   }
   if (told.drawn) drawn = told.drawn;
   for (const [id, curve] of Object.entries(told.curves)) curves.set(Number(id), curve);
