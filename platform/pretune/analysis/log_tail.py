@@ -26,13 +26,16 @@ def last_lines(path: Path, count: int) -> list[str]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
-    with open(handle, "rb") as file:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             return []
         begin = max(0, found.st_size - READ_BYTES)
-        file.seek(begin)
-        lines = file.read(READ_BYTES).decode("utf-8", errors="replace").split("\n")
+        lines = os.pread(handle, READ_BYTES, begin).decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    finally:
+        os.close(handle)
     lines = [_plain(line) for line in (lines[1:] if begin and len(lines) > 1 else lines)]
     while lines and not lines[-1].strip():
         lines.pop()
