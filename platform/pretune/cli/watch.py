@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import os
@@ -54,6 +53,8 @@ def watch_command(
     no_open: Annotated[bool, typer.Option("--no-open", help="open no browser")] = False,
 ) -> None:
     """Follow sweeps on a page of this machine's own. Nothing in them is changed; Ctrl-C ends the page alone."""
+    import asyncio
+
     from trainers import scratch
 
     with ExitStack() as until_the_end:

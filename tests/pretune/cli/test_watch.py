@@ -27,7 +27,7 @@ def test_a_storage_uri_without_a_sweep_and_a_taken_port_are_refused(tmp_path: Pa
 
 
 def test_help_of_all_commands_imports_no_server() -> None:
-    assert imported("from pretune.cli import app", "aiohttp asyncio.sslproto ray torch") == []
+    assert imported("from pretune.cli import app", "aiohttp asyncio ray torch") == []
 
 
 def test_a_kept_address_is_the_same_for_the_same_place_and_port_alone(
