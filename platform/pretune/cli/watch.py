@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 """Columns of the closing screen on the page."""
+LISTED = 10
+"""Trials that it lists one by one: all of them are in the page's table."""
 KEY_BYTES = 32
 
 
@@ -115,14 +117,13 @@ def closing_screen(followed: Followed) -> str:
     from rich.console import Console
 
     from pretune.analysis import baselines
-    from pretune.cli.running import MOST_LISTED
     from pretune.core import results
     from pretune.display import screen, tables
 
     result = results.read(followed.folder, remote=followed.remote)
     if followed.remote is not None:
         result = replace(result, folder=followed.logs, live=followed.live)
-    parts: list[Any] = kinds.of(result.experiment).screen(result, baselines.read(result), limit=MOST_LISTED)
+    parts: list[Any] = kinds.of(result.experiment).screen(result, baselines.read(result), limit=LISTED)
     said = StringIO()
     console = Console(file=said, width=WIDTH, color_system=None, legacy_windows=False)
     screen.show(console, *parts, tables.next_commands(result))

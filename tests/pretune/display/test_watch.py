@@ -41,19 +41,18 @@ def served(
     watched: Watched, *, port: int = 0, closing: watch.Closing = lambda followed: "the closing screen"
 ) -> Iterator[str]:
     """The page's address, with its server in a thread."""
-    listener = watch.listening(port)
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-    running = loop.create_task(watch.serve(watched, listener, TOKEN, closing, ready.set))
+    listener, ready = watch.listening(port), threading.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def serve() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        await watch.serve(watched, listener, TOKEN, closing, ready.set)
 
     def run() -> None:
         with suppress(asyncio.CancelledError):
-            loop.run_until_complete(running)
-        others = asyncio.all_tasks(loop)
-        for task in others:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*others, return_exceptions=True))
-        loop.close()
+            asyncio.run(serve())
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -61,7 +60,7 @@ def served(
         assert ready.wait(10)
         yield watch.address(listener, TOKEN)
     finally:
-        loop.call_soon_threadsafe(running.cancel)
+        tasks[0].get_loop().call_soon_threadsafe(tasks[0].cancel)
         thread.join(10)
         listener.close()
         for followed in watched.sweeps().values():

@@ -61,6 +61,12 @@ export function clock(unix) {
   return new Date(1000 * unix).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 }
 
+export function span(from, to) {
+  const [began, ended] = [new Date(1000 * from), new Date(1000 * to)];
+  const sameDay = began.toDateString() === ended.toDateString();
+  return `${clock(from)} to ${sameDay ? ended.toLocaleTimeString([], { timeStyle: "short" }) : clock(to)}`;
+}
+
 // An element with a class, and text or elements in it: never HTML, as names and reasons are somebody's.
 export function made(tag, name, ...content) {
   const element = document.createElement(tag);

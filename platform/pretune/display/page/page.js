@@ -2,7 +2,7 @@
 // connection was lost it is asked for what came since the last mark.
 
 import { Chart } from "./chart.js";
-import { about, clock, count, duration, made, number, rate, score, size } from "./format.js";
+import { about, count, duration, made, number, rate, score, size, span } from "./format.js";
 import { TrialTable, cells, orders } from "./table.js";
 import { TrialView } from "./trial.js";
 
@@ -17,7 +17,7 @@ const STATUS = {
   running: "RUNNING", finished: "COMPLETE", "finished, no points left": "COMPLETE", interrupted: "UNFINISHED",
   failed: "FAIL", killed: "FAIL", gone: "INFEASIBLE", unreadable: "FAIL",
 };
-const SILENCE_MS = 15000, AGAIN_MS = 2000, REDRAW_MS = 200;
+const SILENCE_MS = 15000, AGAIN_MS = 2000, REDRAW_MS = 200, QUIET_S = 300;
 
 let key = null, alone = null, many = false, source = null, mark = "", heard = 0, lost = false, drawing = null, ahead = 0;
 let sweep = {}, trials = new Map(), names = [], drawn = [], curves = new Map(), view = "epoch", closingOf = "";
@@ -262,10 +262,11 @@ function times() {
     const said = [sweep.left_s === null ? "time left follows" : `about ${about(sweep.left_s)} left`];
     if (sweep.images_per_s !== null) said.unshift(rate(sweep.images_per_s));
     if (sweep.sessions > 1) said.push(`taken up ${sweep.sessions - 1}×`);
+    if (now - sweep.newest > QUIET_S) said.push(`last record ${about(now - sweep.newest)} ago`);
     $("pace").textContent = said.join(" · ");
   } else {
     $("time").textContent = duration(sweep.newest - sweep.began);
-    $("pace").textContent = `${clock(sweep.began)} to ${clock(sweep.newest)}`;
+    $("pace").textContent = span(sweep.began, sweep.newest);
   }
 }
 setInterval(times, 1000);
@@ -399,10 +400,10 @@ function onSlots(told) {
     const share = slot.within?.endsWith("%") ? parseFloat(slot.within) / 100 : 0;
     const fill = made("i", "");
     fill.style.width = `${Math.min(100, (100 * (slot.epoch + share)) / Math.max(1, slot.epochs))}%`;
-    const speed = typeof slot.images_per_s === "number" ? ` · ${rate(slot.images_per_s)}` : "";
+    const speed = typeof slot.images_per_s === "number" ? `${rate(slot.images_per_s)} · ` : "";
     const button = made("button", "slot",
-      made("div", "line", made("b", "", `trial ${slot.trial}`), made("span", "", `slot ${slot.slot + 1}`)),
-      made("div", "line", made("span", "", `epoch ${slot.epoch} of ${slot.epochs}${slot.within ? `, ${slot.within}` : ""}${speed}`), made("b", "", score(slot.value, slot.stderr))),
+      made("div", "line", made("b", "", `trial ${slot.trial}`), made("span", "", `${speed}slot ${slot.slot + 1}`)),
+      made("div", "line", made("span", "", `epoch ${slot.epoch} of ${slot.epochs}${slot.within ? `, ${slot.within}` : ""}`), made("b", "", score(slot.value, slot.stderr))),
       made("div", "meter", fill));
     button.type = "button";
     button.dataset.slot = slot.slot;
