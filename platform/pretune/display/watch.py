@@ -14,6 +14,7 @@ import errno
 import hmac
 import json
 import queue
+import re
 import socket
 import threading
 import time
@@ -31,8 +32,8 @@ from pretune.core.errors import RequestError
 from pretune.display import format
 
 HOST = "127.0.0.1"
-NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""What a browser on this machine, or behind a tunnel to it, may call it."""
+OUR_NAME = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+"""What a browser on this machine, or behind a tunnel to it, may call it; a tunnel has a port of its own."""
 EVERY_S = 0.5
 """How soon a page hears of a record."""
 SLOWLY_S = 1.0
@@ -122,8 +123,7 @@ def _guard(token: str) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        name = request.headers.get("Host", "").rpartition(":")[0] or request.headers.get("Host", "")
-        if name.lower() not in NAMES:
+        if OUR_NAME.fullmatch(request.headers.get("Host", "")) is None:
             return web.Response(status=403, text="This page is asked for by the address that pretune watch printed.\n")
         given = request.path.split("/")[1] if request.path.startswith("/") else ""
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected):

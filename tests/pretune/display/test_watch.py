@@ -160,7 +160,7 @@ def test_only_who_knows_the_token_is_answered(tmp_path: Path) -> None:
 
 def test_another_name_for_this_machine_is_refused(tmp_path: Path) -> None:
     with served(Folder(tmp_path)) as address:
-        for host in ("127.0.0.1", "localhost:9000", "127.0.0.1:1", "LOCALHOST", "[::1]:80"):
+        for host in ("127.0.0.1", "localhost:9000", "127.0.0.1:1", "LOCALHOST", "[::1]:80", "[::1]"):
             assert ask(address, f"/{TOKEN}/", host=host)[0] == 200, host
         for host in ("evil.example", "evil.example:8765", "127.0.0.1.evil.example", "localhost.evil.example:80", ""):
             assert ask(address, f"/{TOKEN}/", host=host)[0] == 403, host
