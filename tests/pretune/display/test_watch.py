@@ -69,7 +69,7 @@ def served(
 
 def ask(address: str, path: str, *, method: str = "GET", host: str | None = None) -> tuple[int, dict[str, str], str]:
     there = urlsplit(address)
-    connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=10)
+    connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=60)
     connection.putrequest(method, path, skip_host=host is not None)
     if host is not None:
         connection.putheader("Host", host)
@@ -83,7 +83,7 @@ def ask(address: str, path: str, *, method: str = "GET", host: str | None = None
 def told(address: str, query: str, wanted: str, *, last: str = "") -> tuple[dict[str, Any], str]:
     """The first event called `wanted`, and the mark that it has."""
     there = urlsplit(address)
-    connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=10)
+    connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=60)
     connection.request("GET", f"{there.path}events{query}", headers={"Last-Event-ID": last} if last else {})
     answer = connection.getresponse()
     mark = name = ""
@@ -446,7 +446,12 @@ def test_a_sweep_that_comes_and_goes_is_waited_for(browser: Any, tmp_path: Path)
 def test_ten_thousand_trials_are_there_at_once_and_only_those_in_sight_are_in_the_page(
     browser: Any, tmp_path: Path
 ) -> None:
-    with swept(tmp_path / "s", *(trial(number, [0.1, number / 1e4], "COMPLETE") for number in range(10_000))) as book:
+    def short(number: int) -> Iterator[Record]:
+        yield Asked(number=number, params={"rate": 0.1}, distributions={}, config=None)
+        yield Epoch(number=number, epoch=1, metrics={"probe/linear": number / 1e4})
+        yield Ended(number=number, state="COMPLETE", value=number / 1e4)
+
+    with swept(tmp_path / "s", *map(short, range(10_000))) as book:
         watched = OneSweep(tmp_path / "s")
         with served(watched) as address:
             ask(address, f"/{TOKEN}/trial?sweep=s&number=0")  # it has been read

@@ -77,7 +77,8 @@ export class TrialTable {
     while (this.pool.length < last - first) this.pool.push(this.made());
     this.pool.forEach((element, index) => {
       element.hidden = first + index >= last;
-      if (!element.hidden) this.fill(element, first + index);
+      if (element.hidden) element.removeAttribute("id");
+      else this.fill(element, first + index);
     });
   }
 
