@@ -375,7 +375,9 @@ class Followed:
         ends = [expected if trial.last_epoch < expected else self.epochs(trial) for trial in running]
         left = sum(max(0.0, end - trial.last_epoch) for end, trial in zip(ends, running, strict=True))
         pace = (self.newest - self._first_start) / self._session_epochs
-        return max(0.0, (waiting * expected + left) * pace - max(0.0, time.time() - self.newest))
+        # Of what no record tells yet, no more than an epoch of each is done.
+        since = min(max(0.0, time.time() - self.newest), pace * max(1, len(running)))
+        return max(0.0, (waiting * expected + left) * pace - since)
 
     def slots(self) -> dict[str, Any]:
         """What each slot runs now, with the last lines of its trial's log, and those of the slots' own logs."""
