@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.analysis.log_tail import last_lines
-from pretune.core import journal, within
+from pretune.core import journal, results, within
 from pretune.core.conductor import folder_name
 from pretune.core.errors import RequestError, refused_by_files
 from pretune.core.experiment import Experiment
@@ -35,6 +35,7 @@ from pretune.core.journal import (
     Started,
     StoredEpoch,
 )
+from pretune.core.results import SweepResult
 from pretune.execution.logfile import TRIAL_LOG
 
 STATES = ("WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL", "UNFINISHED")
@@ -302,6 +303,11 @@ class Followed:
         if closed is None:
             return "running" if self.live else "killed"
         return "finished, no points left" if closed.reason == "exhausted" else closed.reason
+
+    def result(self) -> SweepResult:
+        """The sweep as `core.results` gives it. RequestError where it has no record yet."""
+        later = self._not_understood.later()
+        return results.of(self.history, self.logs, remote=self.remote, live=self.live, later=later)
 
     def summary(self) -> dict[str, Any]:
         """The sweep as a whole. Times are Unix seconds, `left_s` what is expected to be left."""

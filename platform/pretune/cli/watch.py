@@ -112,17 +112,12 @@ def _watched(sweep: str | None, storage: str) -> Iterator[Watched]:
 
 def closing_screen(followed: Followed) -> str:
     """What a sweep prints at its end, as far as it can be told without computing anything."""
-    from dataclasses import replace
-
     from rich.console import Console
 
     from pretune.analysis import baselines
-    from pretune.core import results
     from pretune.display import screen, tables
 
-    result = results.read(followed.folder, remote=followed.remote)
-    if followed.remote is not None:
-        result = replace(result, folder=followed.logs, live=followed.live)
+    result = followed.result()
     parts: list[Any] = kinds.of(result.experiment).screen(result, baselines.read(result), limit=LISTED)
     said = StringIO()
     console = Console(file=said, width=WIDTH, color_system=None, legacy_windows=False)

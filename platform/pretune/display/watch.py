@@ -176,6 +176,8 @@ class _Pages:
     def __init__(self, watched: Watched, closing: Closing) -> None:
         self._watched, self._closing = watched, closing
         self._gpus = Gpus()
+        self._closed: dict[str, tuple[str, dict[str, str]]] = {}
+        """The closing screen of each sweep, and the mark up to which it holds."""
         folder = resources.files("pretune.display") / "page"
         self._files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
@@ -225,10 +227,15 @@ class _Pages:
         followed = self._watched.sweeps().get(key)
         if followed is None:
             return None
-        try:
-            return {"text": self._closing(followed)}
-        except (RequestError, OSError, ValueError) as error:
-            return {"problem": str(error)}
+        followed.poll()
+        mark, told = self._closed.get(key, ("", {}))
+        if mark != followed.mark:
+            try:
+                told = {"text": self._closing(followed)}
+            except (RequestError, OSError, ValueError) as error:
+                told = {"problem": str(error)}
+            self._closed[key] = followed.mark, told
+        return told
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events about one sweep, or about all; a page that was connected before goes on where it was."""

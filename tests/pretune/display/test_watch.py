@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from pretune.analysis.watched import Folder, OneSweep, Watched
+from pretune.core import journal
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Resumed, Started
 from pretune.display import watch
 from tests.toys import BASE, experiment
@@ -446,24 +447,31 @@ def test_a_sweep_that_comes_and_goes_is_waited_for(browser: Any, tmp_path: Path)
 def test_ten_thousand_trials_are_there_at_once_and_only_those_in_sight_are_in_the_page(
     browser: Any, tmp_path: Path
 ) -> None:
-    def short(number: int) -> Iterator[Record]:
-        yield Asked(number=number, params={"rate": 0.1}, distributions={}, config=None)
-        yield Epoch(number=number, epoch=1, metrics={"probe/linear": number / 1e4})
-        yield Ended(number=number, state="COMPLETE", value=number / 1e4)
-
-    with swept(tmp_path / "s", *map(short, range(10_000))) as book:
-        watched = OneSweep(tmp_path / "s")
-        with served(watched) as address:
-            ask(address, f"/{TOKEN}/trial?sweep=s&number=0")  # it has been read
-            with opened(browser, address) as page:
-                begin = time.monotonic()
-                page.wait_for_selector("#table-note:has-text('10,000 trials')")
-                page.wait_for_selector("#row-9999")
-                assert time.monotonic() - begin < 20.0, "it hangs"
-                assert page.locator(".row").count() < 60
-                page.evaluate("document.querySelector('.scroller').scrollTop = 1e9")
-                page.wait_for_selector("#row-0")
-                assert page.locator(".row").count() < 60
-                for record in trial(10_000, [0.5], None):
-                    book.append(record)
-                page.wait_for_selector("#table-note:has-text('10,001 trials')")
+    count, checksum, lines = 10_000, 0, []
+    records: list[Record] = [Opened(experiment=experiment(tmp_path, trials=count))]
+    for number in range(count):
+        records.append(Asked(number=number, params={"rate": 0.1}, distributions={}, config=None))
+        records.append(Epoch(number=number, epoch=1, metrics={"probe/linear": number / 1e4}))
+        records.append(Ended(number=number, state="COMPLETE", value=number / 1e4))
+    records.append(Asked(number=count, params={"rate": 0.2}, distributions={}, config=None))
+    for record in records:
+        # As `Journal.append` writes it, thirty thousand times.
+        line, checksum = journal._line(record, checksum)
+        lines.append(line)
+    path = tmp_path / "s" / journal.FILE
+    path.parent.mkdir()
+    path.write_bytes(b"".join(lines[:-1]))
+    with served(OneSweep(tmp_path / "s")) as address:
+        ask(address, f"/{TOKEN}/trial?sweep=s&number=0")  # it has been read
+        with opened(browser, address) as page:
+            begin = time.monotonic()
+            page.wait_for_selector("#table-note:has-text('10,000 trials')")
+            page.wait_for_selector("#row-9999")
+            assert time.monotonic() - begin < 20.0, "it hangs"
+            assert page.locator(".row").count() < 60
+            page.evaluate("document.querySelector('.scroller').scrollTop = 1e9")
+            page.wait_for_selector("#row-0")
+            assert page.locator(".row").count() < 60
+            with path.open("ab") as file:
+                file.write(lines[-1])
+            page.wait_for_selector("#table-note:has-text('10,001 trials')")
