@@ -120,6 +120,7 @@ function route() {
     $("list").hidden = key !== null || !many;
     $("sweep").hidden = true;
     $("closing").hidden = true;
+    $("reading").hidden = key === null && many;
     connect();
   }
   table.mark(trial);
@@ -149,6 +150,7 @@ function onSweeps(told) {
   if (key !== null) return;
   many = true;
   $("list").hidden = false;
+  $("reading").hidden = true;
   document.title = "pretune watch";
   $("list-place").textContent = told.place;
   $("list-problem").hidden = !told.problem;
@@ -198,6 +200,7 @@ function segments(bar, told) {
 
 function onSweep(told) {
   sweep = told;
+  $("reading").hidden = true;
   $("sweep").hidden = false;
   $("list").hidden = true;
   $("back").hidden = told.alone !== false;
