@@ -22,6 +22,7 @@ from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
 from pretune.cli.sweep import sweep_command
 from pretune.cli.train import train_command
+from pretune.cli.watch import watch_command
 
 app = typer.Typer(
     name="pretune",
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume_command,
     "replay": replay_command,
     "show": show_command,
+    "watch": watch_command,
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,

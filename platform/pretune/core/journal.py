@@ -63,7 +63,7 @@ _EPOCHS_SINCE = 2
 """The format since which an epoch's line is as it is now, but for the path in it."""
 
 # An epoch's line, up to its numbers and after them.
-_EPOCH = re.compile(rb'\{"time":[-+.e\d]+,"kind":"epoch","number":(\d+),"epoch":(\d+),"metrics":\{')
+_EPOCH = re.compile(rb'\{"time":([-+.e\d]+),"kind":"epoch","number":(\d+),"epoch":(\d+),"metrics":\{')
 _CHECKPOINT = re.compile(rb',"checkpoint":(null|\{"path":"[^"{}\\]*","sha256":"[^"{}\\]*","epoch":\d+\})\}')
 
 
@@ -299,19 +299,20 @@ class StoredEpoch(Mapping[str, float]):
     Of a large sweep nearly all lines are epochs, and who shows it needs the last of each trial.
     """
 
-    __slots__ = ("_checkpoint", "_file", "_metrics", "_place", "epoch", "number")
+    __slots__ = ("_checkpoint", "_file", "_metrics", "_place", "epoch", "number", "time")
 
     def __init__(
         self,
         file: BinaryIO,
         place: Place,
+        time: float,
         number: int,
         epoch: int,
         metrics: tuple[int, int],
         checkpoint: tuple[int, int] | None,
     ) -> None:
         """`metrics` and `checkpoint` are the bytes' place in `file`: where they begin, how many they are."""
-        self._file, self._place, self.number, self.epoch = file, place, number, epoch
+        self._file, self._place, self.time, self.number, self.epoch = file, place, time, number, epoch
         self._metrics, self._checkpoint = metrics, checkpoint
 
     @property
@@ -331,7 +332,14 @@ class StoredEpoch(Mapping[str, float]):
         return _METRICS.validate_json(self._bytes(*self._metrics))
 
     def __getitem__(self, name: str) -> float:
-        return self.read_metrics()[name]
+        # What makes a curve asks each epoch for one number. Within a name a quotation mark has a backslash before it.
+        metrics, key = self._bytes(*self._metrics), json.dumps(name, ensure_ascii=False).encode() + b":"
+        begin = metrics.find(key)
+        if begin < 1 or metrics[begin - 1] not in b"{,":
+            return self.read_metrics()[name]
+        begin += len(key)
+        end = metrics.find(b",", begin)
+        return float(metrics[begin : end if end >= 0 else -1].strip(b'"'))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.read_metrics())
@@ -377,6 +385,95 @@ def reading(folder: Path, *, remote: str | None = None) -> Iterator[Iterator[Rec
     """
     with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
         yield _records(lines, _Reader(Place.of(folder, remote)), stored=True)
+
+
+class Follower:
+    """Reads a journal that others write: each `read` gives what came since the one before. It takes no lock, and the
+    file need not be there yet.
+
+    A torn last line is left out until it is whole, or was cut off. A journal that was put in another one's place, cut
+    within what was read, or written anew is read from its beginning. One that is removed keeps what it said.
+    """
+
+    def __init__(self, folder: Path, *, remote: str | None = None) -> None:
+        """`remote` as for `read`."""
+        self.path = folder / FILE
+        self.there = False
+        """Whether there was a file at the last `read`."""
+        self._place = Place.of(folder, remote)
+        self._lines: _Lines | None = None
+        self._reader = _Reader(self._place)
+        self._seen: tuple[int, ...] = ()
+        self._problem: RequestError | OSError | None = None
+
+    def read(self) -> tuple[bool, list[Record | StoredEpoch]]:
+        """Whether these records are the journal's first ones, whatever was read before; and the records. Epochs stay on
+        the disk where they can, and are there until the next time that records are the first ones.
+
+        RequestError as for the function `read`, or OSError, each time anew until the file is another one.
+        """
+        try:
+            seen = _identity(os.stat(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            self.there, self._seen, self._problem = False, (), None
+            return False, []
+        self.there = True
+        if seen == self._seen:
+            if self._problem is not None:
+                raise self._problem
+            return False, []
+        goes_on = self._problem is None and self._goes_on(seen)
+        self._seen, self._problem = seen, None
+        try:
+            if goes_on:
+                try:
+                    return False, self._more()
+                except RequestError:  # written anew, and longer than it was?
+                    goes_on = False
+            return True, self._anew()
+        except (RequestError, OSError) as error:
+            self._problem = error
+            raise
+
+    def close(self) -> None:
+        """Epochs that stay on the disk can no longer be read."""
+        if self._lines is not None:
+            self._lines.file.close()
+            self._lines = None
+
+    def _anew(self) -> list[Record | StoredEpoch]:
+        before = self._lines
+        self._lines, self._reader = _Lines(self.path, self.path.open("rb")), _Reader(self._place)
+        try:
+            records = self._more()
+        except (RequestError, OSError):
+            self._lines.file.close()
+            self._lines = before
+            raise
+        if before is not None:
+            before.file.close()
+        return records
+
+    def _more(self) -> list[Record | StoredEpoch]:
+        assert self._lines is not None
+        with collecting_no_garbage():
+            return list(_records(self._lines, self._reader, stored=True))
+
+    def _goes_on(self, seen: tuple[int, ...]) -> bool:
+        """Whether the file at the path is the one that was read, as far as it was read. Its last line's checksum is
+        that of all lines up to it.
+        """
+        if self._lines is None:
+            return False
+        handle, size = self._lines.file.fileno(), self._lines.size
+        if _identity(os.fstat(handle))[:2] != seen[:2] or seen[2] < size:
+            return False
+        return not size or os.pread(handle, len(self._lines.last), size - len(self._lines.last)) == self._lines.last
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """Equal where a file was not touched; the first two are equal as long as it is the same file."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def begun(folder: Path) -> bool:
@@ -579,13 +676,15 @@ def _line(record: Record, previous: int) -> tuple[bytes, int]:
 
 
 class _Lines:
-    """The lines of a journal, one after another: iterating gives the bytes of each record. `checksum` is that of the
-    last one given, `size` the number of bytes up to its end.
+    """The lines of a journal, one after another: iterating gives the bytes of each record, and iterating again those
+    that came since. `checksum` is that of the last one given, `size` the number of bytes up to its end, `count` how
+    many were given, `last` the last one's line.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
-        self.checksum, self.size = 0, 0
+        self.checksum, self.size, self.count = 0, 0, 0
+        self.last = b""
 
     @classmethod
     @contextmanager
@@ -603,34 +702,39 @@ class _Lines:
         """RequestError where a line is corrupt; a torn last one is left out."""
         # Not what is appended from now on: the line that was last would not be whole.
         end = os.fstat(self.file.fileno()).st_size
-        for position, line in enumerate(self.file, start=1):
-            line = line[: end - self.size]
-            if not line:
-                return
-            found = _body(line, self.checksum)
-            if found is None:
-                rest = end - self.size - len(line)
-                if not rest and _is_torn(line, self.checksum):
+        # A buffer of its own: that of the last time has what has been cut off and written anew since.
+        with open(os.dup(self.file.fileno()), "rb") as file:
+            file.seek(self.size)
+            for line in file:
+                line = line[: end - self.size]
+                if not line:
                     return
-                after = self.file.read(rest)
-                count = position + after.count(b"\n") + (not after.endswith(b"\n") and bool(after))
-                raise RequestError(
-                    f"{self.path}: line {position} of {count} is corrupt (its checksum does not fit, or that of a "
-                    f"line missing before it); restore the file from a copy, or cut it before that "
-                    f"line and lose what follows"
-                )
-            body, self.checksum = found
-            self.size += len(line)
-            yield body
+                found = _body(line, self.checksum)
+                if found is None:
+                    rest = end - self.size - len(line)
+                    if not rest and _is_torn(line, self.checksum):
+                        return
+                    after = file.read(rest)
+                    position = self.count + 1
+                    count = position + after.count(b"\n") + (not after.endswith(b"\n") and bool(after))
+                    raise RequestError(
+                        f"{self.path}: line {position} of {count} is corrupt (its checksum does not fit, or that of a "
+                        f"line missing before it); restore the file from a copy, or cut it before that "
+                        f"line and lose what follows"
+                    )
+                body, self.checksum = found
+                self.size += len(line)
+                self.count, self.last = self.count + 1, line
+                yield body
 
 
 def _records(lines: _Lines, reader: _Reader, *, stored: bool = False) -> Iterator[Any]:
     """What `lines` say; `stored`: epochs stay on the disk where they are as this version writes them. RequestError as
     for `read`.
     """
-    path, begin = lines.path, 0
-    for position, body in enumerate(lines):
-        if position == 0:
+    path, begin = lines.path, lines.size
+    for body in lines:
+        if lines.count == 1:
             _check_first(path, json.loads(body))
         if stored and (epoch := reader.stored(lines.file, begin + _HEAD, body)) is not None:
             yield epoch
@@ -639,7 +743,7 @@ def _records(lines: _Lines, reader: _Reader, *, stored: bool = False) -> Iterato
                 yield reader.read(body)
             except ValidationError as error:
                 raise RequestError(
-                    f"{path}: line {position + 1}, of format {reader.format}, was written by pretune {reader.version} "
+                    f"{path}: line {lines.count}, of format {reader.format}, was written by pretune {reader.version} "
                     f"and is not understood: {error}; use that version (this is {this_version()})"
                 ) from error
         begin = lines.size
@@ -671,9 +775,8 @@ class _Reader:
         if tail is None or body.find(b"{", metrics, end) >= 0:
             return None
         place = None if tail[1] == b"null" else (begin + tail.start(1), len(tail[1]))
-        return StoredEpoch(
-            file, self.place, int(head[1]), int(head[2]), (begin + metrics - 1, end - metrics + 2), place
-        )
+        time, number, epoch = float(head[1]), int(head[2]), int(head[3])
+        return StoredEpoch(file, self.place, time, number, epoch, (begin + metrics - 1, end - metrics + 2), place)
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""

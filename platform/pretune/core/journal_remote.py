@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from pretune.core import journal, lease
 from pretune.core.errors import RequestError
 from pretune.core.journal import Journal
 from trainers import storage
+from trainers.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ READERS = 16
 """Segments that are read at once."""
 AFTER_FAILURE_S = 1.0
 """How long the next upload is tried after one that has failed for the whole bound: it is the sweep's last record."""
+LIST_EVERY = 20
+"""So often a copy that is followed looks at all names: there may be as many as the sweep has records."""
+FOLLOWED_BOUND_S = 5.0
+"""So long a storage may fail before who follows a journal is told; it is asked again later."""
 
 Longer = Literal["equal", "local", "remote"]
 
@@ -111,32 +117,129 @@ def fetch(remote: str, folder: Path) -> Longer:
 
 def read(remote: str) -> bytes:
     """The journal's lines in `remote`, checked to the last checksum; a torn last line is dropped."""
+    found = _listed(remote, bound_s=storage.BOUND_S)
+    if found is None:
+        raise RequestError(f"no sweep in {remote}: it has no journal; check the URI, it ends with the sweep's name")
+    fence, count = found
+    return _contents(remote, fence, range(count), 0, bound_s=storage.BOUND_S)[0]
+
+
+class Copy:
+    """The journal in `remote` as a file in `folder`, for who follows it: `update` brings what came since. Nothing in
+    `remote` is written, and no lease is taken.
+    """
+
+    def __init__(self, remote: str, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._remote, self._path, self._clock = remote, folder / journal.FILE, clock
+        self._fence, self._count, self._checksum = 0, 0, 0
+        self._looks = 0
+        self._heartbeat, self._beaten = 0.0, float("-inf")
+        self.live = False
+        """Whether a driver runs the sweep, as far as its lease says."""
+
+    def update(self, *, bound_s: float = FOLLOWED_BOUND_S) -> None:
+        """Without a journal in `remote` there is no file. OSError: the storage fails. RequestError as for `read`."""
+        held = lease.read(storage.join(self._remote, lease.FILE), bound_s=bound_s)
+        self.live = held is not None and self._is_live(held)
+        if self._looks % LIST_EVERY == 0 or (held is not None and held.fence != self._fence):
+            self._list(bound_s)
+        else:
+            self._ask(bound_s)
+        self._looks += 1
+
+    def _is_live(self, held: lease.Lease) -> bool:
+        """A heartbeat that changes is that of a living owner, whatever the clocks say."""
+        if held.heartbeat != self._heartbeat:
+            age_s = self._clock() - held.heartbeat
+            first, self._heartbeat = not self._heartbeat, held.heartbeat
+            if not first or abs(age_s) <= lease.STALE_S:
+                self._beaten = time.monotonic()
+        return not held.released and time.monotonic() - self._beaten <= lease.STALE_S
+
+    def _list(self, bound_s: float) -> None:
+        """Looks at the names of all segments: a driver that took over begins anew, with all that was."""
+        found = _listed(self._remote, bound_s=bound_s)
+        if found is None:
+            self._fence, self._count, self._checksum = 0, 0, 0
+            self._path.unlink(missing_ok=True)
+            return
+        fence, count = found
+        if fence == self._fence and self._path.exists():
+            self._append(fence, range(self._count, count), bound_s)
+            return
+        lines, checksum, good = _contents(self._remote, fence, range(count), 0, bound_s=bound_s)
+        before = self._path.read_bytes() if self._path.exists() else b""
+        if lines.startswith(before):
+            self._write(lines[len(before) :])
+        else:
+            write_whole(self._path, lines)
+        # What was torn is read again from the beginning.
+        self._fence, self._count, self._checksum = fence if good == count else 0, good, checksum
+
+    def _ask(self, bound_s: float) -> None:
+        """Asks for the next segments by name, which costs one answer however many there are."""
+        with suppress(FileNotFoundError):
+            while self._fence:
+                self._append(self._fence, range(self._count, self._count + 1), bound_s)
+
+    def _append(self, fence: int, numbers: range, bound_s: float) -> None:
+        lines, checksum, good = _contents(self._remote, fence, numbers, self._checksum, bound_s=bound_s)
+        if good < len(numbers):
+            self._fence = 0
+            return
+        self._write(lines)
+        self._checksum, self._count = checksum, self._count + good
+
+    def _write(self, lines: bytes) -> None:
+        if lines:
+            with self._path.open("ab") as file:
+                file.write(lines)
+
+
+def _listed(remote: str, *, bound_s: float) -> tuple[int, int] | None:
+    """The highest fencing number that has a first segment, and how many segments it has; None where there is none.
+
+    RequestError where one is missing among them.
+    """
     place = storage.join(remote, FOLDER)
     numbers: dict[int, set[int]] = {}
-    for name in storage.names(place):
+    for name in storage.names(place, bound_s=bound_s):
         fence, number = _parse(name)
         numbers.setdefault(fence, set()).add(number)
     complete = [fence for fence, found in numbers.items() if 0 in found]
     if not complete:
-        raise RequestError(f"no sweep in {remote}: it has no journal; check the URI, it ends with the sweep's name")
+        return None
     fence = max(complete)
     count = max(numbers[fence]) + 1
-    names = [_name(fence, number) for number in range(count)]
-    missing = [name for number, name in enumerate(names) if number not in numbers[fence]]
+    missing = [number for number in range(count) if number not in numbers[fence]]
     if missing:
-        raise RequestError(f"segment {storage.join(place, missing[0])} is missing; restore it, or cut what follows")
-    with ThreadPoolExecutor(READERS) as pool:
-        contents = list(pool.map(lambda name: storage.read(storage.join(place, name)), names))
-    checksum, lines = 0, b""
-    for position, content in enumerate(contents):
+        name = storage.join(place, _name(fence, missing[0]))
+        raise RequestError(f"segment {name} is missing; restore it, or cut what follows")
+    return fence, count
+
+
+def _contents(remote: str, fence: int, numbers: range, checksum: int, *, bound_s: float) -> tuple[bytes, int, int]:
+    """The lines of these segments, which follow a line with `checksum`; the checksum then, and how many segments are
+    whole: a torn last line is dropped. RequestError where one is corrupt.
+    """
+    place = storage.join(remote, FOLDER)
+    names = [storage.join(place, _name(fence, number)) for number in numbers]
+    if len(names) > 1:
+        with ThreadPoolExecutor(READERS) as pool:
+            contents = list(pool.map(lambda name: storage.read(name, bound_s=bound_s), names))
+    else:
+        contents = [storage.read(name, bound_s=bound_s) for name in names]
+    lines, whole = [], 0
+    for name, content in zip(names, contents, strict=True):
         good, checksum = journal.verified(content, checksum)
-        lines += content[:good]
-        if good < len(content) and (position < count - 1 or b"\n" in content[good:]):
+        lines.append(content[:good])
+        whole += good == len(content)
+        if good < len(content) and (name != names[-1] or b"\n" in content[good:]):
             raise RequestError(
-                f"segment {storage.join(place, names[position])} is corrupt (a checksum in it does not fit); "
-                f"restore it, or remove it and those after it, and lose what they hold"
+                f"segment {name} is corrupt (a checksum in it does not fit); restore it, or remove it and those after "
+                f"it, and lose what they hold"
             )
-    return lines
+    return b"".join(lines), checksum, whole
 
 
 def _name(fence: int, number: int) -> str:

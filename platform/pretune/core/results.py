@@ -222,10 +222,17 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         # Where a later version wrote some records, what contradicts the others is left out.
         if problem is not None and (later is None or later.refusal() is None):
             raise problem
-        if history.opened is None:
-            raise RequestError(_never_started(folder, live=live))
-        experiment = history.opened.experiment
-        trials = tuple(_result(trial, experiment) for trial in history.trials)
+        return of(history, folder, remote=remote, live=live, later=later)
+
+
+def of(
+    history: History, folder: Path, *, remote: str | None = None, live: bool = False, later: Later | None = None
+) -> SweepResult:
+    """The sweep in `folder` whose journal adds up to `history`. RequestError where it has no first record."""
+    if history.opened is None:
+        raise RequestError(_never_started(folder, live=live))
+    experiment = history.opened.experiment
+    trials = tuple(_result(trial, experiment) for trial in history.trials)
     return SweepResult(
         folder=folder,
         remote=remote or experiment.remote,
