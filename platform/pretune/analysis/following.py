@@ -155,8 +155,9 @@ class Followed:
         if not isinstance(record, StoredEpoch):
             self._not_understood.see(record)
         number = getattr(record, "number", None)
-        known = number is not None and number < len(self.history.trials)
-        before = self.history.trials[number].last_epoch if known and isinstance(record, Epoch | StoredEpoch) else 0
+        before = 0
+        if isinstance(record, Epoch | StoredEpoch) and record.number < len(self.history.trials):
+            before = self.history.trials[record.number].last_epoch
         try:
             self.history.apply(record)
         except ValueError as error:
