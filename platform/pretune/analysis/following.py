@@ -50,6 +50,8 @@ BEST_DRAWN = 24
 """So many of the best trials have their curves drawn, however many trials there are."""
 LOCK_EVERY_S = 2.0
 """How often it is asked whether a driver lives, which says so by a lock that it holds."""
+WITHOUT_LOCK_S = 120.0
+"""So long whoever wrote a record is believed to live, where no lock says so."""
 SLOT_LINES, TRIAL_LINES, LOG_FILES = 3, 200, 8
 
 
@@ -69,8 +71,8 @@ class Followed:
         self.logs = folder if logs is None else logs
         self._is_live = is_live or (lambda: journal.is_locked(folder))
         self._follower = journal.Follower(folder, remote=remote)
-        self._asked_live = float("-inf")
-        self.live = False
+        self._asked_live = self._heard = float("-inf")
+        self.live = self._without_lock = False
         self._begin()
         self.problem = ""
         """Why the journal cannot be read, or does not agree with itself."""
@@ -97,14 +99,9 @@ class Followed:
 
     def poll(self) -> None:
         """Takes in what the journal says by now; what is wrong with it is in `problem` then."""
-        now = time.monotonic()
-        if now - self._asked_live >= LOCK_EVERY_S:
+        if time.monotonic() - self._asked_live >= LOCK_EVERY_S:
             # Asked before the journal is read: a driver that ends in between has then written its last line.
-            self._asked_live = now
-            with suppress(OSError):
-                was, self.live = self.live, self._is_live()
-                if was != self.live:
-                    self._driver_changed()
+            self._ask_live()
         was_there = self.there
         try:
             first, records = self._follower.read()
@@ -123,9 +120,24 @@ class Followed:
             for record in records:
                 self._apply(record)
             self._select()
+            self._heard = time.monotonic()
+            if not first and not self.live and self.history.closed is None:
+                self._ask_live()
+                self._without_lock = not self.live
+                self._ask_live()
         later = self._not_understood.later()
         understood = later is None or later.refusal() is None
         self.problem = self._contradiction if understood else ""
+
+    def _ask_live(self) -> None:
+        """A driver lives that has its lock; or that writes, where machines share a file system and not its locks."""
+        self._asked_live = time.monotonic()
+        with suppress(OSError):
+            was, locked = self.live, self._is_live()
+            self._without_lock = self._without_lock and not locked
+            self.live = locked or (self._without_lock and self._asked_live - self._heard < WITHOUT_LOCK_S)
+            if was != self.live:
+                self._driver_changed()
 
     @property
     def there(self) -> bool:
@@ -143,8 +155,9 @@ class Followed:
         if not isinstance(record, StoredEpoch):
             self._not_understood.see(record)
         number = getattr(record, "number", None)
-        known = number is not None and number < len(self.history.trials)
-        before = self.history.trials[number].last_epoch if known and isinstance(record, Epoch | StoredEpoch) else 0
+        before = 0
+        if isinstance(record, Epoch | StoredEpoch) and record.number < len(self.history.trials):
+            before = self.history.trials[record.number].last_epoch
         try:
             self.history.apply(record)
         except ValueError as error:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -150,20 +151,16 @@ class _Reader:
         answer: asyncio.Future[Result] = loop.create_future()
 
         def run() -> None:
+            tell: Callable[[], None]
             try:
-                result = what()
+                tell = partial(answer.set_result, what())
             except Exception as error:
-                self._tell(loop, answer, lambda error=error: answer.set_exception(error))
-            else:
-                self._tell(loop, answer, lambda: answer.set_result(result))
+                tell = partial(answer.set_exception, error)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(lambda: None if answer.done() else tell())
 
         self._asked.put(run)
         return await answer
-
-    @staticmethod
-    def _tell(loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], tell: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(lambda: None if answer.done() else tell())
 
     def _run(self) -> None:
         while True:

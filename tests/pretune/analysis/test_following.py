@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pretune.analysis import gpus
+from pretune.analysis import following, gpus
 from pretune.analysis.following import DRAWN, POINTS, STATES, Followed, differences, thinned
 from pretune.analysis.log_tail import READ_BYTES, last_lines
 from pretune.analysis.watched import Folder, OneSweep, listing, remote
@@ -163,6 +163,24 @@ def test_what_runs_under_a_driver_that_is_gone_is_unfinished(tmp_path: Path) -> 
     page.look()
     assert followed.status() == "gone"
     assert followed.summary()["best"] == [0, 0.5, None]
+    followed.close()
+
+
+def test_a_driver_whose_lock_is_not_seen_lives_as_long_as_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path / "s", new=True) as book:
+        book.append(Opened(experiment=experiment(tmp_path)))
+        followed = Followed(tmp_path / "s", is_live=lambda: False)
+        followed.poll()
+        assert followed.status() == "killed"
+        book.append(Asked(number=0, params={}, distributions={}, config=None))
+        followed.poll()
+        assert followed.status() == "running"
+        monkeypatch.setattr(following, "WITHOUT_LOCK_S", 0.0)
+        followed._asked_live = float("-inf")
+        followed.poll()
+        assert followed.status() == "killed"
     followed.close()
 
 

@@ -226,8 +226,17 @@ def test_a_copy_asks_for_few_objects_however_many_segments_there_are(
         copy.update()
         asked: list[str] = []
         really, listed = storage.read, storage.names
-        monkeypatch.setattr(storage, "read", lambda uri, **how: asked.append(uri) or really(uri, **how))
-        monkeypatch.setattr(storage, "names", lambda uri, **how: asked.append("list") or listed(uri, **how))
+
+        def asking(uri: str, **how: float) -> bytes:
+            asked.append(uri)
+            return really(uri, **how)
+
+        def listing(uri: str, **how: float) -> list[str]:
+            asked.append("list")
+            return listed(uri, **how)
+
+        monkeypatch.setattr(storage, "read", asking)
+        monkeypatch.setattr(storage, "names", listing)
         copy.update()
         assert len(asked) == 2, "the lease, and the next segment, which is not there"
         assert "list" not in asked

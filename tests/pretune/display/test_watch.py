@@ -109,8 +109,8 @@ def trial(number: int, values: list[float], state: str | None, *, reason: str = 
     for epoch, value in enumerate(values, start=1):
         yield Epoch(number=number, epoch=epoch, metrics={"probe/linear": value, "probe/linear_stderr": 0.0123})
     if state is not None:
-        value = values[-1] if state == "COMPLETE" else None
-        yield Ended.model_validate({"number": number, "state": state, "value": value, "reason": reason})
+        final = values[-1] if state == "COMPLETE" else None
+        yield Ended.model_validate({"number": number, "state": state, "value": final, "reason": reason})
 
 
 def swept(folder: Path, *records: Iterator[Record]) -> Journal:
