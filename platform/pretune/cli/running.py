@@ -72,7 +72,9 @@ def close(console: Console, result: Any) -> NoReturn:
         if result.closed in ("finished", "exhausted") and result.winner is not None:
             with console.status("comparing with the untrained encoder and raw pixels"):
                 compared = baselines.compare(result)
-        last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
+        written, left_out = kind.write(result)
+        last = [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, written)]
+        last += [Text(line, style="yellow") for line in left_out]
         last.append(tables.next_commands(result))
         screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
     for part in last:

@@ -33,8 +33,8 @@ from pretune.core.journal import (
     collecting_no_garbage,
 )
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.core.search import Proposal, Proposer
-from pretune.core.stopping import Stop, SuccessiveHalving
+from pretune.core.search import Proposal, Proposer, Wait
+from pretune.core.stopping import Stop, SuccessiveHalving, spent
 from trainers.config import TrialConfig
 from trainers.settings import ScheduleConfig
 
@@ -116,7 +116,7 @@ class Conductor:
         """
         if self._overdue is not None:
             self._waiting.remove(self._overdue_number)
-            self._end(self._overdue_number, "PRUNED", reason=self._overdue.reason, rung=self._overdue.rung)
+            self._stop(self._overdue_number, self._overdue)
             self._overdue = None
         for trial in self.history.trials:
             if not trial.ended and trial.config is None:
@@ -152,6 +152,8 @@ class Conductor:
             proposal = self._proposer.ask(self.history.trials)
             if proposal is None:
                 self.exhausted = True
+                return None
+            if proposal is Wait.FOR_TRIALS:
                 return None
             config = None if proposal.config is None else proposal.config.model_dump(mode="json")
             self._write(
@@ -192,7 +194,7 @@ class Conductor:
         stop = self._take_in(row)
         if stop is None:
             return True
-        self._end(row.number, "PRUNED", reason=stop.reason, rung=stop.rung)
+        self._stop(row.number, stop)
         return False
 
     def ended(self, row: Row) -> None:
@@ -218,14 +220,12 @@ class Conductor:
         # A trial that ended by itself keeps its own end, whatever the rungs say of its last report.
         self._take_in(row)
         state, reason = _ENDS[outcome], row.reason
-        value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
-        if state == "COMPLETE" and value is None:
-            state, reason = "FAIL", f"the metric {self.experiment.metric!r} was never reported"
-        elif value is not None and not math.isfinite(value):
-            state, value, reason = "INFEASIBLE", None, f"the metric {self.experiment.metric!r} is {value}"
-        elif state == "INFEASIBLE":
+        if state == "COMPLETE":
+            self._complete(number, reason)
+            return
+        if state == "INFEASIBLE":
             reason = f"{outcome}: {reason}" if reason and not reason.startswith(outcome) else reason or outcome
-        self._end(number, state, value=value, reason=reason)
+        self._end(number, state, reason=reason)
 
     def lost(self, number: int, reason: str) -> None:
         """The slot died under the trial: handed out again from its last checkpoint, until it has failed too often."""
@@ -325,6 +325,24 @@ class Conductor:
             self._write(Attempt(number=trial.number, failures=trial.failures + 1, reason=reason))
         self._told[trial.number] = row.failures
 
+    def _stop(self, number: int, stop: Stop) -> None:
+        """Ends a trial with its last report: on a rung, or as its seconds are used."""
+        if stop.rung is None:
+            self._complete(number, stop.reason)
+        else:
+            self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
+
+    def _complete(self, number: int, reason: str) -> None:
+        """Ends a trial that went through, with its last value of the metric."""
+        metric = self.experiment.metric
+        value = self.history.trials[number].last(metric)
+        if value is None:
+            self._end(number, "FAIL", reason=f"the metric {metric!r} was never reported")
+        elif not math.isfinite(value):
+            self._end(number, "INFEASIBLE", reason=f"the metric {metric!r} is {value}")
+        else:
+            self._end(number, "COMPLETE", value=value, reason=reason)
+
     def _end(
         self, number: int, state: End, *, value: float | None = None, reason: str = "", rung: int | None = None
     ) -> None:
@@ -367,8 +385,10 @@ class Conductor:
 
     def _judge(self, record: Epoch) -> Stop | None:
         trial = self.history.trials[record.number]
-        if self._stopping is None or trial.extended:  # it was asked for by number of epochs: no rung ends it
+        if trial.extended:  # it was asked for by number of epochs: nothing else ends it
             return None
+        if self._stopping is None:
+            return spent(self.experiment, record.epoch, record.metrics)
         if record.number not in self._last_epochs:
             assert trial.config is not None, "what the space refused has no epochs"
             self._last_epochs[record.number] = _last_epoch_before_decay(trial.config)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
+from pretune.core.design import Design
 from pretune.core.place import Place
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
@@ -56,6 +57,10 @@ class Experiment(Config):
     startup_trials: int | None = Field(None, ge=1)
     points: tuple[dict[str, Any], ...] = Field(
         (), description="an ablation's: the changes of `base` for each trial, in order; then nothing is sampled"
+    )
+    design: Design | None = Field(None, description="what an ablation's points are for")
+    trial_seconds: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
+        None, description="of training; a trial is complete with the first value of the metric after them"
     )
     seed: int = Field(0, ge=0)
     stopping: StoppingConfig = StoppingConfig()

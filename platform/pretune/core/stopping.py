@@ -23,9 +23,9 @@ _METRICS: dict[Budget, str | None] = {"epochs": None, "views": "budget/views", "
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a trial ends here. `rung` counts from 0."""
+    """Why a trial ends here. `rung` counts from 0; None where no rung ends it but its own seconds, which are used."""
 
-    rung: int
+    rung: int | None
     reason: str
 
 
@@ -106,6 +106,14 @@ class SuccessiveHalving:
                 f"has only {', '.join(sorted(metrics))}; run a new sweep with --budget epochs"
             )
         return metrics[name]
+
+
+def spent(experiment: Experiment, epoch: int, metrics: Mapping[str, float]) -> Stop | None:
+    """The end of a trial whose seconds of training are used, with the report of `epoch`, if that has the metric."""
+    seconds, used = experiment.trial_seconds, metrics.get("budget/seconds", 0.0)
+    if seconds is None or used < seconds or experiment.metric not in metrics:
+        return None
+    return Stop(None, f"its {seconds:g} seconds of training were used by the end of epoch {epoch} ({used:.1f})")
 
 
 def rung_of(used: float, grace: float, reduction_factor: float) -> int | None:

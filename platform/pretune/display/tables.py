@@ -114,7 +114,9 @@ def status(result: SweepResult) -> str:
     """How its driver left it; `running`, or `killed` where it did not say."""
     if result.closed is None:
         return "running" if result.live else "killed"
-    return "finished, no points left" if result.closed == "exhausted" else result.closed
+    if result.closed == "exhausted":
+        return "finished, all decided" if result.experiment.points else "finished, no points left"
+    return result.closed
 
 
 def comparison(found: Comparison) -> RenderableType:
