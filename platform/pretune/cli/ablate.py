@@ -115,6 +115,10 @@ def ablate_command(
         for line in request.left_out(found, settings or ()):
             note(console, f"--set {line}")
         varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
+        space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
+        place = request.experiment(space, found, base, name=name, options={"storage": storage})
+        request.check_folder_is_new(place)
+        request.check_storage(place)
         _, dataset = request.with_data(base, data)
         judged_by = metric or metrics.DEFAULT
 
@@ -135,7 +139,7 @@ def ablate_command(
         )
         points = design.points(base.seed)
         experiment = request.checked(
-            lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None),
+            space,
             found,
             base,
             name=name,

@@ -32,7 +32,7 @@ def table(result: SweepResult) -> RenderableType:
         for row in rows:
             effects.add(*row)
         parts += [Text("effects, each mean over the levels of the other factors"), effects]
-    parts.append(Text(legend(ablation), style="dim"))
+    parts += [Text(base_settings(ablation)), Text(legend(ablation), style="dim")]
     parts += [Text(line, style="yellow") for line in remarks(ablation)]
     return Group(*parts)
 
@@ -42,7 +42,7 @@ def markdown(ablation: Ablation) -> str:
     lines = [f"# {ablation.name}", "", f"Recipe: {ablation.recipe}", "", *_markdown_table(*level_cells(ablation))]
     if ablation.effects:
         lines += ["", "## Effects", "", *_markdown_table(*effect_cells(ablation))]
-    lines += ["", legend(ablation)]
+    lines += ["", base_settings(ablation), "", legend(ablation)]
     lines += ["", *(f"* {line}" for line in remarks(ablation))] if remarks(ablation) else []
     return "\n".join(lines) + "\n"
 
@@ -57,7 +57,7 @@ def level_cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
         mean = "–" if level.mean is None else f"{level.mean:.{digits}f}"
         if level.mean_interval is not None and level.mean is not None:
             mean += f" ± {level.mean_interval[1] - level.mean:.{digits}f}"
-        compared = ["", "", "", "base"] if position == 0 else _compared(level, digits)
+        compared = ["", "", "", ""] if position == 0 else _compared(level, digits)
         rows.append([level_name(ablation, level), "–" if level.refused else done, mean, *compared])
     return head, rows
 
@@ -80,15 +80,20 @@ def effect_cells(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 
 
 def level_name(ablation: Ablation, level: Level) -> str:
-    """As it was typed, or what differs from the base, `brownian.weight=0`; of the base, its values of all factors."""
+    """As it was typed, or what differs from the base, `brownian.weight=0`."""
     base = ablation.levels[0]
-    names = format.short_names(base.settings)
     if level is base:
-        return f"base: {format.parameters(base.settings, names)}"
+        return "base"
     if level.name:
         return level.name
+    names = format.short_names(base.settings)
     changed = [path for path, value in level.settings.items() if value != base.settings[path]]
     return " ".join(f"{names[path]}={_value(ablation, level, path)}" for path in changed)
+
+
+def base_settings(ablation: Ablation) -> str:
+    """What the base has of all that the levels change."""
+    return f"base: {format.parameters(ablation.levels[0].settings)}"
 
 
 def _value(ablation: Ablation, level: Level, path: str) -> str:

@@ -10,9 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretune.analysis.ablation import Ablation, Interval, collect
+from pretune.analysis.ablation import BUDGETS, Ablation, Interval, collect
 from pretune.core.results import SweepResult
-from pretune.display.ablation import effect_cells, effect_name, legend, level_cells, level_name, markdown, remarks
+from pretune.display.ablation import (
+    base_settings,
+    effect_cells,
+    effect_name,
+    legend,
+    level_cells,
+    level_name,
+    markdown,
+    remarks,
+)
 from trainers import storage
 from trainers.files import write_whole
 
@@ -67,7 +76,7 @@ def latex(ablation: Ablation) -> str:
     parts = [_latex_table(ablation, *level_cells(ablation), label="ablation")]
     if ablation.effects:
         parts.append(_latex_table(ablation, *effect_cells(ablation), label="effects"))
-    said = [*remarks(ablation), legend(ablation)]
+    said = [base_settings(ablation), *remarks(ablation), legend(ablation)]
     notes = [f"% {line}" for text in said for line in text.splitlines()]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *notes, *parts]) + "\n"
 
@@ -88,7 +97,15 @@ def levels_csv(ablation: Ablation) -> str:
         "pairs",
         *_ends("interval"),
     ]
-    head += [*_ends("bootstrap"), "p", "verdict", "not counted", *(f"seed {seed}" for seed in seeds)]
+    head += [
+        *_ends("bootstrap"),
+        "p",
+        "verdict",
+        "views",
+        "seconds",
+        "not counted",
+        *(f"seed {seed}" for seed in seeds),
+    ]
     rows: list[list[object]] = [
         [
             level_name(ablation, level),
@@ -104,6 +121,7 @@ def levels_csv(ablation: Ablation) -> str:
             *_pair(level.bootstrap),
             level.p,
             level.verdict,
+            *(level.budget.get(name) for name in BUDGETS),
             level.refused or "; ".join(f"seed {seed}: {reason}" for seed, reason in level.reasons.items()),
             *(level.values.get(seed) for seed in seeds),
         ]
