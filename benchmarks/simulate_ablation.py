@@ -15,6 +15,7 @@ import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,21 +86,23 @@ def study(
 def rows(count: int, seed: int) -> Iterator[tuple[str, ...]]:
     """What was looked at, what is wanted, what was seen, of how many studies (or of how many intervals)."""
     nothing = [0.0] * LEVELS
-    for what, options in {
+    cases: dict[str, dict[str, Any]] = {
         "A/A, 3 levels, 5 seeds: any helps or hurts": {"seeds": 5},
         "A/A, 3 levels, 3 to 20 seeds with early looks: any helps or hurts": {"seeds": 3, "max_seeds": 20},
         "A/A, the same with heavy tails": {"seeds": 3, "max_seeds": 20, "heavy": True},
         "A/A, 3 levels, 2 to 6 seeds with early looks": {"seeds": 2, "max_seeds": 6},
-    }.items():
+    }
+    for what, options in cases.items():
         rng = np.random.default_rng([seed, len(what)])
         wrong = sum(bool({"helps", "hurts"} & set(study(rng, nothing, **options).verdicts)) for _ in range(count))
         yield what, "at most 5 %", _share(wrong, count), str(count)
-    for what, options in {
+    cases = {
         "95 % interval covers a known effect, 3 seeds": {"seeds": 3},
         "95 % interval covers a known effect, 5 seeds": {"seeds": 5},
         "95 % interval covers a known effect, 10 seeds": {"seeds": 10},
         "95 % interval covers a known effect after early looks, 3 to 20 seeds": {"seeds": 3, "max_seeds": 20},
-    }.items():
+    }
+    for what, options in cases.items():
         rng = np.random.default_rng([seed, len(what), options["seeds"]])
         covered = sum(_covers(study(rng, [EFFECT], **options)) for _ in range(count))
         yield what, "93 to 97 %", _share(covered, count), str(count)
@@ -108,10 +111,11 @@ def rows(count: int, seed: int) -> Iterator[tuple[str, ...]]:
         rng = np.random.default_rng([seed, pairs, 7])
         covered = sum(_covers(study(rng, [EFFECT], seeds=pairs), resampled=True) for _ in range(few))
         yield f"bootstrap interval covers it, {pairs} seeds", "printed", _share(covered, few), str(few)
-    for what, options in {
+    cases = {
         "an effect that is just worth having (0.02), 12 seeds: no evidence": {"seeds": 12},
         "the same after early looks, 3 to 30 seeds": {"seeds": 3, "max_seeds": 30},
-    }.items():
+    }
+    for what, options in cases.items():
         rng = np.random.default_rng([seed, len(what)])
         found = [study(rng, [EFFECT], smallest_effect=EFFECT, **options).verdicts[0] for _ in range(count)]
         yield what, "at most 5 %", _share(found.count("no evidence"), count), str(count)

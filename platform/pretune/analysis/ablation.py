@@ -8,7 +8,7 @@ initial weights, so a level is compared with the base seed by seed: what seeds s
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -210,9 +210,7 @@ def _level(
     )
 
 
-def _settings(
-    base: TrialConfig, changes: Mapping[str, Any], paths: Sequence[str] | Any, *, refused: bool
-) -> dict[str, Any]:
+def _settings(base: TrialConfig, changes: Mapping[str, Any], paths: Iterable[str], *, refused: bool) -> dict[str, Any]:
     """The value of each path that some level changes; of what cannot be built, those that it was to have."""
     config = base if refused else with_changes(base, changes)
     found: dict[str, Any] = {}
@@ -254,7 +252,10 @@ def _effects(outcomes: Outcomes) -> tuple[list[Effect], list[str]]:
     done = [look for look in design.looks if all(outcomes.has_ended(at, look) for at in cells)]
     seen = [after(look) for look in done]
     adjusted = evidence.holm(
-        [evidence.sequential([one[at] and one[at].p for one in seen], design.looks) for at in range(len(now))]
+        [
+            evidence.sequential([None if (then := one[at]) is None else then.p for one in seen], design.looks)
+            for at in range(len(now))
+        ]
     )
     every = contrasts(factors, {tuple(cell.values()): {} for cell in cells.values()})
     return [

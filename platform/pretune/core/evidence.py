@@ -123,7 +123,7 @@ def standings(outcomes: Outcomes, *, metric: str, maximize: bool) -> dict[int, S
     for at in compared:
         done = [look for look in looks if outcomes.has_ended(at, look)]
         seen[at] = [paired(list(outcomes.differences(at, first=look).values())) for look in done]
-    single = [sequential([one and one.p for one in seen[at]], looks) for at in compared]
+    single = [sequential([None if one is None else one.p for one in seen[at]], looks) for at in compared]
     worth = smallest_effect(outcomes, metric)
     found: dict[int, Standing] = {}
     for at, p in zip(compared, holm(single), strict=True):

@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretune.analysis.ablation import BUDGETS, Ablation, Interval, collect
 from pretune.core.results import SweepResult
@@ -218,7 +218,7 @@ def plots(ablation: Ablation) -> dict[str, bytes]:
     import matplotlib
 
     found: dict[str, bytes] = {}
-    settings = {"svg.hashsalt": "pretune", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9.0}
+    settings: dict[Any, Any] = {"svg.hashsalt": "pretune", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9.0}
     with matplotlib.rc_context({"text.usetex": False, "text.parse_math": False, **settings}):
         figure = forest(ablation)
         for name in PLOTS:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pretune.analysis.statistics import bootstrap, contrasts, more_seeds, pairs_for, power
+from pretune.analysis.statistics import Cell, bootstrap, contrasts, more_seeds, pairs_for, power
 from pretune.core.evidence import paired
 
 
@@ -88,7 +88,7 @@ def test_effects_of_a_factorial_are_those_of_least_squares_and_of_a_repeated_mea
 
 def test_an_effect_takes_seeds_that_every_cell_has() -> None:
     factors = {"a": ["0", "1"], "b": ["0", "1"]}
-    values = {
+    values: dict[Cell, dict[int, float]] = {
         ("0", "0"): {0: 1.0, 1: 1.0},
         ("0", "1"): {0: 2.0, 1: 9.0},
         ("1", "0"): {0: 4.0},
