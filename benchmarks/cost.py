@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune.analysis import ablation
-from pretune.request import overrides
+from pretune.request import levels, overrides
 from search_spaces import RECIPES
 from trainers import optim, sentinel
 from trainers.config import TrialConfig
@@ -49,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     changes = overrides.parse(arguments.settings)
     if arguments.vary:
-        ((path, values),) = ablation.parse([arguments.vary]).items()
+        ((path, values),) = levels.parse_factors([arguments.vary]).items()
         print(f"| recipe | {path} | step, ms | over the first |")
         print("|:--|--:|--:|--:|")
         for name in arguments.recipes:

@@ -62,7 +62,7 @@ def evaluate(
         metrics = measure(features, embedding)
         for name, rows, views in zip(("features", "embedding"), (features, embedding), viewed, strict=True):
             metrics[f"health/{name}/rankme"] = rankme(rows)
-            metrics[f"health/{name}/lidar"] = lidar(views.unflatten(0, (-1, LIDAR_VIEWS)))
+            metrics[f"health/{name}/lidar"] = lidar(views.reshape(-1, LIDAR_VIEWS, views.shape[1]))
     return dist.broadcast_object(metrics)
 
 
@@ -204,7 +204,7 @@ def lidar(rows: Tensor) -> float:
     if d > n * v:  # in coordinates of what the rows span
         values, vectors = torch.linalg.eigh(flat @ flat.T)
         flat = vectors * values.clamp_min(0).sqrt()
-    means = flat.unflatten(0, (n, v)).mean(1)
+    means = flat.reshape(n, v, -1).mean(1)
     if float(means.square().sum()) <= torch.finfo(rows.dtype).eps ** 2 * float(rows.double().square().sum()):
         return 0.0
     within = flat - means.repeat_interleave(v, 0)

@@ -147,7 +147,8 @@ def run(
     dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=DATA_FILES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaders = Loaders()
-    found, correct = list(retrained), []
+    found = list(retrained)
+    correct: list[NDArray[np.bool_]] = []
     several = len(request.candidates) > 1
     if dataset.has_labels and _is_probe(result.metric) and (several or request.others):
         refitted, correct = candidates.refit(

@@ -154,7 +154,7 @@ def shared_noise(correct: Sequence[NDArray[np.bool_]]) -> float | None:
     rows = np.array([row for row in correct if 0 < row.sum() < len(row)], dtype=np.float64)
     if len(rows) < 2:
         return None
-    between = np.corrcoef(rows)[np.triu_indices(len(rows), k=1)]
+    between = np.atleast_2d(np.corrcoef(rows))[np.triu_indices(len(rows), k=1)]
     return float(between.mean())
 
 

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pretune.analysis.ablation import SEED, SPACE
+from pretune.analysis.ablation import SPACE
 from pretune.analysis.candidates import Candidate, Judged, judged
 from pretune.core import journal, results
+from pretune.core.design import SEED
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.results import SweepResult

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,8 +27,14 @@ from pretune.cli.options import (
     WorkersPerTrial,
 )
 from pretune.cli.running import foretold, learned, run_sweep
-from pretune.core.choices import MAX_FAILED
+from pretune.core.choices import MAX_FAILED, Budget
+from pretune.core.errors import RequestError
 from pretune.display import screen
+
+if TYPE_CHECKING:
+    from trainers.config import TrialConfig
+
+Until = Literal["decided"]
 
 
 def ablate_command(
@@ -43,8 +50,38 @@ def ablate_command(
         list[str] | None,
         typer.Option("--factor", metavar="a.b=v1,v2", help="a setting and its levels; may be given again"),
     ] = None,
+    levels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--level", metavar="[F/]NAME:a.b=v,c=w", help="several settings at once under one name; may be given again"
+        ),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", metavar="PATH,…", help="without it; `objective` is without each term in turn"),
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="all combinations, instead of one factor at a time")] = False,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each level, with the same seeds")] = 3,
+    until: Annotated[
+        Until | None, typer.Option("--until", help="give comparisons that are undecided more seeds (--max-seeds)")
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option("--max-seeds", min=2, help="of --until decided: at most so many seeds")
+    ] = None,
+    smallest_effect: Annotated[
+        float | None,
+        typer.Option(
+            "--smallest-effect",
+            min=0.0,
+            help="the smallest difference worth having; default: 0.01 of an accuracy, 2 % of the base otherwise",
+        ),
+    ] = None,
+    budget: Annotated[
+        Budget, typer.Option("--budget", help="what all levels get as much of: epochs, views, or --seconds")
+    ] = "epochs",
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.0, help="of --budget seconds: training time of each trial")
+    ] = None,
     data: Data = None,
     subset: Subset = None,
     epochs: Epochs = None,
@@ -64,19 +101,45 @@ def ablate_command(
     console = screen.console()
     with checking():
         from pretune import sweep
-        from pretune.analysis import ablation
+        from pretune.analysis.ablation import SPACE
+        from pretune.core import metrics
         from pretune.core.points import unvaried
+        from pretune.request import levels as asked_levels
         from pretune.request import lookup, overrides, request
 
+        _check_together(until, seeds, max_seeds, budget, seconds, metric)
         found = request.recipe_or_best(recipe, storage)
         base = request.configure(
             found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
         )
         for line in request.left_out(found, settings or ()):
             note(console, f"--set {line}")
-        points = ablation.points(base, ablation.parse(factors or ()), grid=grid, seeds=seeds)
+        varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
+        space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
+        place = request.experiment(space, found, base, name=name, options={"storage": storage})
+        request.check_folder_is_new(place)
+        request.check_storage(place)
+        _, dataset = request.with_data(base, data)
+        judged_by = metric or metrics.DEFAULT
+
+        def check(config: TrialConfig) -> None:
+            config.check_workers(workers_per_trial)
+            request.check_data(config, dataset)
+            metrics.check(judged_by, [config])
+
+        design = asked_levels.design(
+            base,
+            varied,
+            grid=grid,
+            seeds=seeds,
+            max_seeds=max_seeds,
+            smallest_effect=smallest_effect,
+            check=check,
+            views_per_epoch=partial(request.views_per_epoch, dataset=dataset) if budget == "views" else None,
+        )
+        points = design.points(base.seed)
         experiment = request.checked(
-            lookup.FoundSpace(ablation.SPACE, f"ablate-{found.label}", unvaried, None, None),
+            space,
             found,
             base,
             name=name,
@@ -84,6 +147,9 @@ def ablate_command(
             local=address is None,
             trials=len(points),
             points=points,
+            design=design,
+            budget=budget,
+            trial_seconds=seconds,
             slots=slots,
             workers_per_trial=workers_per_trial,
             gpus_per_worker=gpus_per_worker or 0.0,
@@ -94,8 +160,13 @@ def ablate_command(
             metric=metric,
             direction=direction,
         )
-        for line in dict.fromkeys(line for point in points for line in overrides.left_out_by(base, point)):
-            note(console, f"--factor {line}")
+        built = [level for level in design.levels if not level.refused]
+        for line in dict.fromkeys(line for level in built for line in overrides.left_out_by(base, level.changes)):
+            note(console, line)
+        for level in design.levels:
+            if level.refused:
+                told = level.name or ", ".join(f"{path}={value}" for path, value in level.changes.items())
+                note(console, f"{told} cannot be built and is left out: {level.refused}")
 
     local = address is None
     forecast = foretold(console, experiment, unvaried, auto_gpus=gpus_per_worker is None, local=local)
@@ -114,3 +185,36 @@ def ablate_command(
         return result
 
     run_sweep(console, experiment, run)
+
+
+def _check_together(
+    until: Until | None,
+    seeds: int,
+    max_seeds: int | None,
+    budget: Budget,
+    seconds: float | None,
+    metric: str | None,
+) -> None:
+    """RequestError where options do not go together."""
+    if until is not None and max_seeds is None:
+        raise RequestError(
+            f"--until decided needs --max-seeds, the most seeds that a level may get; give it, for example "
+            f"--max-seeds {4 * max(2, seeds)}"
+        )
+    if max_seeds is not None and until is None:
+        raise RequestError(f"--max-seeds {max_seeds} is for --until decided; add that, or use --seeds {max_seeds}")
+    if max_seeds is not None and max_seeds <= seeds:
+        raise RequestError(
+            f"--max-seeds must be above --seeds, with which each level begins, but is {max_seeds} and --seeds {seeds}; "
+            f"raise it, or leave --until out"
+        )
+    if (budget == "seconds") != (seconds is not None) or seconds == 0.0:
+        raise RequestError(
+            "--budget seconds and --seconds N, the training time of each trial, are given together, and N is above 0, "
+            f"but they are --budget {budget}{'' if seconds is None else f' --seconds {seconds:g}'}"
+        )
+    if seconds is not None and (metric or "").startswith("probe/full"):
+        raise RequestError(
+            f"--metric {metric} is told of a trial's last epoch alone, which --seconds may leave out; "
+            "choose another, such as probe/linear"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,8 +35,10 @@ class Kind(Protocol):
     def as_json(self, result: SweepResult) -> dict[str, Any]:
         """The object that `pretune show SWEEP --json` prints."""
 
-    def write(self, result: SweepResult) -> list[Path]:
-        """Writes what the driver has not written, at its end. Returns where what came out lies, if anything did."""
+    def write(self, result: SweepResult) -> tuple[list[Path], list[str]]:
+        """Writes what the driver has not written, at its end. Returns where what came out lies, if anything did, and in
+        words what could not be written.
+        """
 
 
 def of(experiment: Experiment) -> Kind:
@@ -86,11 +89,11 @@ class _Search:
         found = measured.as_json(result) | _told_json(result)
         return found | ({} if audited is None else {"audit": audited.as_json()})
 
-    def write(self, result: SweepResult) -> list[Path]:
+    def write(self, result: SweepResult) -> tuple[list[Path], list[str]]:
         """The driver has written the winner's config already."""
         from pretune.core import results
 
-        return [results.best_config_path(result.folder)]
+        return [results.best_config_path(result.folder)], []
 
 
 class _Ablation:
@@ -102,6 +105,11 @@ class _Ablation:
         return points.unvaried
 
     def why_no_more(self, result: SweepResult) -> str:
+        if result.closed == "exhausted":
+            return (
+                f"ablation {result.name!r} is decided, with {len(result.trials)} trials; look at it with `pretune show "
+                f"{shlex.quote(result.name)}`, or run a new `pretune ablate` with other levels"
+            )
         return (
             f"sweep {result.name!r} is an ablation of {result.asked} trials, each a level and a seed; "
             "leave --trials out, or run a new `pretune ablate` with more --seeds"
@@ -118,13 +126,13 @@ class _Ablation:
     def as_json(self, result: SweepResult) -> dict[str, Any]:
         from pretune.analysis import ablation, measured
 
-        told = {"ablation": ablation.collect(result).model_dump(mode="json")}
+        told = {"ablation": ablation.collect(result, bootstrap=True).model_dump(mode="json")}
         return measured.as_json(result) | told | _told_json(result)
 
-    def write(self, result: SweepResult) -> list[Path]:
-        from pretune.display import ablation
+    def write(self, result: SweepResult) -> tuple[list[Path], list[str]]:
+        from pretune.display import ablation_files
 
-        return ablation.write(result)
+        return ablation_files.write(result)
 
 
 def _told(result: SweepResult) -> list[RenderableType]:

@@ -71,7 +71,8 @@ def resume_command(
         longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
         if result.closed == "exhausted" and not extensions and not accept_changes:
             raise RequestError(
-                f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
+                full
+                or f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
                 f"a new sweep, {longer}look at it with `pretune show {shlex.quote(sweep)}`"
             )
         if target == result.asked and result.closed == "finished" and not extensions:

@@ -119,7 +119,9 @@ def close(console: Console, result: Any) -> NoReturn:
                 compared = baselines.compare(result)
         told = forecast.against_fact(result)
         last: list[RenderableType] = [] if told is None else [display.against(told)]
-        last += [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, kind.write(result))]
+        written, left_out = kind.write(result)
+        last += [Text(f"written to {path}", style="dim") for path in filter(Path.is_file, written)]
+        last += [Text(line, style="yellow") for line in left_out]
         last.append(tables.next_commands(result))
         screen.show(console, *_fitting(console, lambda limit: kind.screen(result, compared, limit=limit), last))
     for part in last:

@@ -26,6 +26,9 @@ def show_command(
     as_json: Json = False,
     whole: Annotated[bool, typer.Option("--all", help="list all trials, not only the 100 best")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="write an ablation's tables and plots anew, beside its journal")
+    ] = False,
 ) -> None:
     """The sweeps there are, or the trials of one; also while it runs."""
     from pretune.analysis import baselines, forecast, measured
@@ -55,6 +58,8 @@ def show_command(
             return
         result = request.read_sweep(sweep, storage)
         kind = kinds.of(result.experiment)
+        if write and not result.experiment.points:
+            raise RequestError(f"--write writes the tables of an ablation, but {sweep!r} is a search; leave it out")
         parts = kind.screen(result, baselines.read(result), limit=None if whole else tables.SHOWN)
         told = forecast.against_fact(result)
         parts += [] if told is None else [display.against(told)]
@@ -63,6 +68,7 @@ def show_command(
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
             except OSError as error:
                 raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
+        written, left_out = kind.write(result) if write else ([], [])
     if as_json:
         print_json(kind.as_json(result) | ({} if told is None else {"forecast": told.as_json()}))
         return
@@ -72,6 +78,10 @@ def show_command(
         console.print(Text(f"typed: {typed}", style="dim"), soft_wrap=True)
     for notice in [] if result.later is None else result.later.notices():
         note(console, notice)
+    for path in written:
+        console.print(Text(f"written to {path}", style="dim"), soft_wrap=True)
+    for line in left_out:
+        note(console, line)
     console.print(tables.next_commands(result), soft_wrap=True)
 
 

@@ -36,8 +36,8 @@ from pretune.core.journal import (
 )
 from pretune.core.landing import Landing
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.core.search import Proposal, Proposer
-from pretune.core.stopping import Stop
+from pretune.core.search import Proposal, Proposer, Wait
+from pretune.core.stopping import Stop, spent
 from trainers.config import TrialConfig
 from trainers.settings import ScheduleConfig
 
@@ -122,7 +122,7 @@ class Conductor:
         """Writes what a killed driver had decided but not written: at most one stop, of the last report it wrote, and
         the ends that follow from other trials'.
         """
-        if self._overdue is not None and self._overdue.rung is None:
+        if self._overdue is not None and self._overdue.rung is None and not self._overdue.completes:
             # There may be more hours by now.
             self._overdue = self._landing.judge(self._overdue_number)
         if self._overdue is not None:
@@ -176,6 +176,8 @@ class Conductor:
             proposal = self._proposer.ask(self.history.trials)
             if proposal is None:
                 self.exhausted = True
+                return None
+            if proposal is Wait.FOR_TRIALS:
                 return None
             config = None if proposal.config is None else proposal.config.model_dump(mode="json")
             self._write(
@@ -239,19 +241,12 @@ class Conductor:
         # A trial that ended by itself keeps its own end, whatever the rungs say of its last report.
         self._take_in(row)
         state, reason = _ENDS[outcome], row.reason
-        value = trial.last(self.experiment.metric) if state == "COMPLETE" else None
-        worth = {one.metric: trial.last(one.metric) for one in self.experiment.objectives}
-        missing = next((name for name, told in worth.items() if told is None), None)
-        no_number = next((name for name, told in worth.items() if told is not None and not math.isfinite(told)), None)
-        if state == "COMPLETE" and missing is not None:
-            state, value, reason = "FAIL", None, f"the metric {missing!r} was never reported"
-        elif state == "COMPLETE" and no_number is not None:
-            state, value, reason = "INFEASIBLE", None, f"the metric {no_number!r} is {worth[no_number]}"
-        elif state == "INFEASIBLE":
+        if state == "COMPLETE":
+            self._complete(number, reason)
+            return
+        if state == "INFEASIBLE":
             reason = f"{outcome}: {reason}" if reason and not reason.startswith(outcome) else reason or outcome
-        if state == "COMPLETE" and (condemned := trial.condemned) is not None:
-            reason = f"audited, would have been stopped at epoch {condemned.epoch}: {condemned.reason}"
-        self._end(number, state, value=value, reason=reason)
+        self._end(number, state, reason=reason)
 
     def lost(self, number: int, reason: str) -> None:
         """The slot died under the trial: handed out again from its last checkpoint, until it has failed too often."""
@@ -340,7 +335,10 @@ class Conductor:
             epoch = self.history.trials[number].last_epoch
             self._write(Condemned(number=number, epoch=epoch, rung=stop.rung, reason=stop.reason))
             return True
-        self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
+        if stop.completes:
+            self._complete(number, stop.reason)
+        else:
+            self._end(number, "PRUNED", reason=stop.reason, rung=stop.rung)
         return False
 
     def _take_in(self, row: Row) -> Stop | None:
@@ -361,6 +359,21 @@ class Conductor:
             reason = row.reason or "a worker was lost; its group was replaced"
             self._write(Attempt(number=trial.number, failures=trial.failures + 1, reason=reason))
         self._told[trial.number] = row.failures
+
+    def _complete(self, number: int, reason: str) -> None:
+        """Ends a trial that went through, with its last value of the metric; each objective must have one."""
+        trial = self.history.trials[number]
+        for objective in self.experiment.objectives:
+            value = trial.last(objective.metric)
+            if value is None:
+                self._end(number, "FAIL", reason=f"the metric {objective.metric!r} was never reported")
+                return
+            if not math.isfinite(value):
+                self._end(number, "INFEASIBLE", reason=f"the metric {objective.metric!r} is {value}")
+                return
+        if (condemned := trial.condemned) is not None:
+            reason = f"audited, would have been stopped at epoch {condemned.epoch}: {condemned.reason}"
+        self._end(number, "COMPLETE", value=trial.last(self.experiment.metric), reason=reason)
 
     def _end(
         self, number: int, state: End, *, value: float | None = None, reason: str = "", rung: int | None = None
@@ -418,9 +431,11 @@ class Conductor:
     def _condemn(self, record: Epoch) -> Stop | None:
         """What the stopping rule says to a report."""
         trial = self.history.trials[record.number]
-        # What was asked for by number of epochs no rung ends, and what is condemned is on no other rung.
-        if self._stopping is None or trial.extended or trial.condemned is not None:
+        if trial.extended or trial.condemned is not None:
+            # What was asked for by number of epochs no rung ends, and what is condemned is on no other rung.
             return None
+        if self._stopping is None:
+            return spent(self.experiment, record.epoch, record.metrics)
         if record.number not in self._last_epochs:
             assert trial.config is not None, "what the space refused has no epochs"
             self._last_epochs[record.number] = _last_epoch_before_decay(trial.config)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingKind
+from pretune.core.design import Design
 from pretune.core.place import Place
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
@@ -110,6 +111,10 @@ class Experiment(Config):
         (), description="an ablation's: the changes of `base` for each trial, in order; then nothing is sampled"
     )
     warm_start: tuple[WarmStart, ...] = Field((), description="what other sweeps have found; all that is used of them")
+    design: Design | None = Field(None, description="what an ablation's points are for")
+    trial_seconds: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
+        None, description="of training; a trial is complete with the first value of the metric after them"
+    )
     seed: int = Field(0, ge=0)
     stopping: StoppingConfig = StoppingConfig()
     max_failures: int = Field(2, ge=0)

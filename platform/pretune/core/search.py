@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -64,6 +65,13 @@ class Proposal:
     duplicate_of: int | None = None
 
 
+class Wait(Enum):
+    """No proposal for now."""
+
+    FOR_TRIALS = "for trials"
+    """What comes next depends on those that have not ended."""
+
+
 class Proposer(Protocol):
     """What proposes the trials of one experiment. All it knows of them comes in as their histories: the same histories
     give the same answers, in whichever process.
@@ -74,8 +82,10 @@ class Proposer(Protocol):
         that cannot be run.
         """
 
-    def ask(self, trials: Sequence[TrialHistory]) -> Proposal | None:
-        """The next proposal after `trials`, or None where there is no other. RequestError where it cannot go on."""
+    def ask(self, trials: Sequence[TrialHistory]) -> Proposal | Wait | None:
+        """The next proposal after `trials`, `Wait` where that is not known before one of them ends, or None where there
+        is no other. RequestError where it cannot go on.
+        """
 
     def refusal(self, params: dict[str, Any]) -> str:
         """Why `params` give no config, told again for a trial whose end a killed driver did not write."""

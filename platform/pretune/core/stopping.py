@@ -33,11 +33,12 @@ _METRICS: dict[Budget, str | None] = {"epochs": None, "views": "budget/views", "
 @dataclass(frozen=True)
 class Stop:
     """Why a trial ends here. `rung` counts from 0; of the median rule it is the level that was judged. None where no
-    rule ends it, but time does.
+    rule ends it, but time does: the sweep's, or its own seconds, with which it `completes`.
     """
 
     rung: int | None
     reason: str
+    completes: bool = False
 
 
 class StoppingRule(Protocol):
@@ -329,6 +330,14 @@ def used_of(budget: Budget, number: int, epoch: int, metrics: Mapping[str, float
             f"has only {', '.join(sorted(metrics))}; run a new sweep with --budget epochs"
         )
     return metrics[name]
+
+
+def spent(experiment: Experiment, epoch: int, metrics: Mapping[str, float]) -> Stop | None:
+    """The end of a trial whose seconds of training are used, with the report of `epoch`, if that has the metric."""
+    seconds, used = experiment.trial_seconds, metrics.get("budget/seconds", 0.0)
+    if seconds is None or used < seconds or experiment.metric not in metrics:
+        return None
+    return Stop(None, f"its {seconds:g} seconds of training were used by the end of epoch {epoch} ({used:.1f})", True)
 
 
 def rung_of(used: float, grace: float, reduction_factor: float) -> int | None:

@@ -304,14 +304,14 @@ def _all(one: Account) -> list[Block]:
 
 def _levels(one: Account) -> list[Block]:
     found = ablation.collect(one.result)
-    head, rows = ablation_table.cells(found)
+    head, rows = ablation_table.level_cells(found)
     figure = figures.levels(
         [row[0] for row in rows], [list(level.values.values()) for level in found.levels], found.metric
     )
     blocks: list[Block] = [
         Text("Each level changes the settings named; the base is the recipe itself. All were run with the same seeds."),
         Table(head, rows, right=tuple(range(1, len(head))), strong=(0,)),
-        Text(ablation_table.LEGEND, tone="note"),
+        Text(ablation_table.legend(found), tone="note"),
     ]
     remarks = ablation_table.remarks(found)
     blocks += [Points(remarks)] if remarks else []

@@ -148,9 +148,9 @@ def status(result: SweepResult) -> str:
     """How its driver left it; `running`, or `killed` where it did not say."""
     if result.closed is None:
         return "running" if result.live else "killed"
-    return {"exhausted": "finished, no points left", "out_of_time": "finished, out of time"}.get(
-        result.closed, result.closed
-    )
+    if result.closed == "exhausted":
+        return "finished, all decided" if result.experiment.points else "finished, no points left"
+    return "finished, out of time" if result.closed == "out_of_time" else result.closed
 
 
 def comparison(found: Comparison) -> RenderableType:

@@ -147,6 +147,12 @@ def check_data(config: TrialConfig, dataset: Dataset) -> None:
         )
 
 
+def views_per_epoch(config: TrialConfig, *, dataset: Dataset) -> int:
+    """How many augmented views an epoch is; the last partial batch is dropped."""
+    images = dataset.pretrain_ids(config.data.subset) if config.data.images == "all" else dataset.unlabeled_ids
+    return len(images) // config.batch_size * config.batch_size * len(config.views)
+
+
 def check_local_slots(slots: int | None, workers: int, cpus_per_worker: float = 1.0) -> None:
     """Refuse what this machine's CPUs can never hold, before Ray looks more closely."""
     cpus = os.cpu_count() or 1
@@ -288,7 +294,7 @@ def checked(
     bound, dataset = with_data(base, data)
     for objective in () if dataset.has_labels else asked.objectives:
         metrics.check_labels(objective.metric, bound, dataset.folder)
-    for point in asked.points:
+    for point in points.distinct(asked.points):
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})
 

@@ -1,140 +1,135 @@
-"""Levels under equal seeds: what is run, and that differences are taken seed by seed."""
+"""An ablation's numbers: differences taken seed by seed, verdicts, what is not counted, and a grid's effects."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pretune.analysis import ablation
-from pretune.core import results
-from pretune.core.errors import RequestError
-from tests.pretune.analysis.ablations import BASE, run
-from trainers.config import TrialConfig
+from tests.pretune.analysis.ablations import asked, run
 
-FACTORS: dict[str, list[Any]] = {"objective.variance.weight": [0, 25, 50], "optimizer.learning_rate": [0.1, 0.2]}
-
-
-def configs_of(result: results.SweepResult) -> list[TrialConfig]:
-    return [TrialConfig.model_validate(trial.config) for trial in result.trials]
-
-
-# --- points -----------------------------------------------------------------------------------------------------------
-
-
-def test_one_factor_at_a_time_leaves_the_others_as_the_recipe_has_them() -> None:
-    points = ablation.points(BASE, FACTORS, grid=False, seeds=2)
-    rate = BASE.optimizer.learning_rate
-    assert rate not in (0.1, 0.2)
-    changes: list[dict[str, Any]] = [
-        {},
-        {"objective.variance.weight": 0},
-        {"objective.variance.weight": 50},
-        {"optimizer.learning_rate": 0.1},
-        {"optimizer.learning_rate": 0.2},
-    ]
-    assert points == tuple({"seed": seed, **change} for seed in (0, 1) for change in changes)
-
-
-def test_a_grid_has_every_combination_once_and_the_recipe_itself(tmp_path: Path) -> None:
-    points = ablation.points(BASE, FACTORS, grid=True, seeds=1)
-    # Each of three weights (25 is the recipe's own) with each of two rates, and the recipe with its own rate.
-    assert len(points) == 7
-    assert points[0] == {"seed": 0}
-    configs = configs_of(run(tmp_path / "a", points, [0.5] * 7))
-    found = {(config.objective["variance"].weight, config.optimizer.learning_rate) for config in configs}
-    wanted = {(weight, rate) for weight in (0.0, 25.0, 50.0) for rate in (0.1, 0.2)}
-    assert found == wanted | {(25.0, BASE.optimizer.learning_rate)}
-
-
-def test_seeds_count_from_the_recipes_own() -> None:
-    base = BASE.model_copy(update={"seed": 5})
-    points = ablation.points(base, {"objective.variance.weight": [0]}, grid=False, seeds=3)
-    assert [point["seed"] for point in points] == [5, 5, 6, 6, 7, 7]
-
-
-@pytest.mark.parametrize(
-    ("texts", "factors"),
-    [
-        (["a.b=0,0.1,1"], {"a.b": [0, 0.1, 1]}),
-        (["kind=rbf,energy"], {"kind": ["rbf", "energy"]}),
-        (["widths=[8,16],[32]"], {"widths": [[8, 16], [32]]}),
-        (["x=null,2", "y=true"], {"x": [None, 2], "y": [True]}),
-    ],
-)
-def test_values_are_json_where_they_can_be(texts: list[str], factors: dict[str, list[Any]]) -> None:
-    assert ablation.parse(texts) == factors
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ([], "an ablation needs a factor"),
-        (["a.b"], "must have the form a.b=v1,v2"),
-        (["a.b="], "must have the form a.b=v1,v2"),
-        (["a..b=1"], "must have the form a.b=v1,v2"),
-        (["a=1,1"], "--factor a has the value 1 twice"),
-        (["a=1", "a=2"], "--factor a is given twice"),
-        (["seed=1,2"], "use --seeds N"),
-    ],
-)
-def test_a_factor_that_says_nothing_is_refused(texts: list[str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        ablation.parse(texts)
-
-
-@pytest.mark.parametrize(
-    ("factors", "message"),
-    [
-        ({"objective.variance.weight": [25, 25.0]}, "nothing would change"),
-        ({"objective.variance.wait": [1]}, "unknown key: 'objective.variance.wait'"),
-        ({"objective.variance.weight": [-1]}, "--factor objective.variance.weight=-1: "),
-        ({"views.7.flip_probability": [1]}, "--factor views.7.flip_probability=1: views.7.flip_probability"),
-    ],
-)
-def test_a_level_that_is_no_config_is_refused_before_anything_runs(factors: ablation.Factors, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        ablation.points(BASE, factors, grid=False, seeds=1)
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
+WEIGHT = "objective.variance.weight"
 
 
 def test_differences_are_taken_between_runs_of_one_seed(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=3)
     base, without = [0.50, 0.70, 0.90], [0.49, 0.68, 0.87]
-    result = run(tmp_path / "a", points, [value for pair in zip(base, without, strict=True) for value in pair])
-    first, second = ablation.collect(result).levels
-    assert (first.settings, second.settings) == (
-        {"objective.variance.weight": 25.0},
-        {"objective.variance.weight": 0.0},
-    )
+    values = [value for pair in zip(base, without, strict=True) for value in pair]
+    found = ablation.collect(run(tmp_path / "a", asked(f"{WEIGHT}=0", seeds=3), values), bootstrap=True)
+    first, second = found.levels
+    assert (first.settings, second.settings) == ({WEIGHT: 25.0}, {WEIGHT: 0.0})
     assert first.values == dict(enumerate(base))
     assert first.mean == pytest.approx(0.7)
     assert first.std == pytest.approx(statistics.stdev(base))
-    assert first.difference is None
+    assert (first.difference, first.verdict) == (None, "")
     # The seeds differ by 0.2; the differences only by 0.01.
     assert second.difference == pytest.approx(-0.02)
     assert second.difference_stderr == pytest.approx(0.01 / math.sqrt(3))
-    assert second.pairs == 3
+    assert second.interval == pytest.approx(
+        (-0.02 - 4.3027 * 0.01 / math.sqrt(3), -0.02 + 4.3027 * 0.01 / math.sqrt(3)), abs=1e-5
+    )
+    assert second.bootstrap is not None
+    assert (second.pairs, second.p) == (3, pytest.approx(0.0742, abs=1e-4))
+    assert second.verdict == "not enough seeds (about 2 more)"
+    assert (found.smallest_effect, found.looks) == (0.01, (3,))
 
 
 def test_a_seed_that_diverged_is_left_out_of_its_pair_and_named(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0, 50]}, grid=False, seeds=2)
-    result = run(tmp_path / "a", points, [0.5, None, 0.6, None, 0.3, 0.7])
+    result = run(tmp_path / "a", asked(f"{WEIGHT}=0,50"), [0.5, None, 0.6, None, 0.3, 0.7])
     base, without, double = ablation.collect(result).levels
     assert (base.values, base.mean, base.std) == ({0: 0.5}, 0.5, None)
     assert (without.values, without.difference, without.pairs) == ({1: 0.3}, None, 0)
     assert double.difference == pytest.approx(0.1)
-    assert double.pairs == 1
-    assert double.difference_stderr is None
+    assert (double.pairs, double.difference_stderr, double.interval) == (1, None, None)
+    assert double.verdict == "not enough seeds (about 2 more)"
     assert without.reasons == {0: "INFEASIBLE: diverged: loss/total"}
 
 
-def test_a_part_of_an_ablation_has_a_table_already(tmp_path: Path) -> None:
-    points = ablation.points(BASE, {"objective.variance.weight": [0]}, grid=False, seeds=3)
-    levels = ablation.collect(run(tmp_path / "a", points, [0.5, 0.4])).levels
-    assert [(level.values, level.seeds) for level in levels] == [({0: 0.5}, 3), ({0: 0.4}, 3)]
+def test_a_part_of_an_ablation_has_a_table_and_no_verdict_before_its_seeds_have_ended(tmp_path: Path) -> None:
+    design = asked(f"{WEIGHT}=0", seeds=5)
+    part = [0.50, 0.60, 0.51, 0.612, 0.49, 0.59, 0.50]
+    found = ablation.collect(run(tmp_path / "a", design, part)).levels
+    assert [(len(level.values), level.seeds) for level in found] == [(4, 5), (3, 5)]
+    assert found[1].verdict == "not enough seeds (about 2 more)"
+    assert found[1].p is None
+    whole = ablation.collect(run(tmp_path / "b", design, [*part, 0.61, 0.5, 0.61])).levels
+    assert whole[1].verdict == "helps"
+
+
+def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
+    levels = ablation.collect(run(tmp_path / "a", asked(f"{WEIGHT}=0", seeds=1), [0.1, 0.9])).levels
+    assert levels[1].verdict == "not enough seeds (about 2 more)"
+    assert (levels[1].difference, levels[1].interval, levels[1].p) == (pytest.approx(0.8), None, None)
+
+
+def test_where_less_is_better_less_helps(tmp_path: Path) -> None:
+    result = run(
+        tmp_path / "a",
+        asked(f"{WEIGHT}=0", seeds=4),
+        lambda level, seed: 2.0 - level + 0.01 * seed * (1 + level),
+        metric="loss/total",
+        maximize=False,
+    )
+    found = ablation.collect(result)
+    assert (found.direction, found.levels[1].verdict) == ("minimize", "helps")
+    assert found.smallest_effect == pytest.approx(0.02 * 2.015)
+
+
+def test_what_cannot_be_built_or_never_ends_well_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    result = run(tmp_path / "a", asked(f"{WEIGHT}=-1,0,50", seeds=2), lambda level, seed: None if level == 2 else 0.5)
+    base, bad, diverged, equal = ablation.collect(result).levels
+    assert "must be at least 0" in bad.refused
+    assert (bad.settings, bad.seeds, bad.verdict) == ({WEIGHT: -1}, 0, "")
+    assert (diverged.verdict, sorted(diverged.reasons)) == ("", [0, 1])
+    assert (equal.verdict, equal.interval) == ("not enough seeds (about 5 more)", None)
+    assert base.seeds == 2
+
+
+def test_without_any_value_of_the_base_nothing_is_compared(tmp_path: Path) -> None:
+    found = ablation.collect(run(tmp_path / "a", asked(f"{WEIGHT}=0"), lambda level, seed: 0.5 if level else None))
+    assert [level.verdict for level in found.levels] == ["", ""]
+    assert found.notes == ("the base has no value with any seed: there is nothing to compare with",)
+    everything = ablation.collect(run(tmp_path / "b", asked(f"{WEIGHT}=0"), lambda level, seed: None))
+    assert [level.mean for level in everything.levels] == [None, None]
+    nothing = ablation.collect(run(tmp_path / "c", asked(f"{WEIGHT}=0"), []))
+    assert [level.values for level in nothing.levels] == [{}, {}]
+
+
+def test_more_seeds_go_to_what_is_undecided_alone(tmp_path: Path) -> None:
+    noise = [0.000, 0.031, -0.012, 0.008, -0.027, 0.019, 0.011, -0.009, 0.023, -0.017, 0.006, -0.02]
+
+    def value(level: int, seed: int) -> float:
+        return 0.5 + 0.01 * seed + (0.3 + noise[seed] / 100 if level == 1 else noise[seed] if level == 2 else 0.0)
+
+    result = run(tmp_path / "a", asked(f"{WEIGHT}=0,50", seeds=3, max_seeds=12), value)
+    base, clear, undecided = ablation.collect(result).levels
+    assert [len(level.values) for level in (base, clear, undecided)] == [12, 3, 12]
+    assert (clear.verdict, undecided.finding) == ("helps", "not enough seeds")
+    assert result.closed == "finished"
+    assert len(result.trials) == 27
+
+
+def test_a_grid_has_main_effects_and_interactions(tmp_path: Path) -> None:
+    design = asked(f"{WEIGHT}=0,25", "optimizer.learning_rate=0.1", grid=True, seeds=4)
+
+    def value(level: int, seed: int) -> float:
+        cell = design.levels[level].cell
+        weight, rate = cell[WEIGHT] == "0", cell["optimizer.learning_rate"] == "0.1"
+        return (
+            0.5 + 0.1 * seed - 0.2 * weight + 0.1 * rate + 0.04 * (weight and rate) + 0.0001 * seed * (level + 1) ** 2
+        )
+
+    found = ablation.collect(run(tmp_path / "a", design, value))
+    assert [(list(effect.levels), effect.seeds) for effect in found.effects] == [
+        ([WEIGHT], 4),
+        (["optimizer.learning_rate"], 4),
+        ([WEIGHT, "optimizer.learning_rate"], 4),
+    ]
+    assert [effect.difference for effect in found.effects] == pytest.approx([-0.18, 0.12, 0.04], abs=0.005)
+    assert all(effect.p is not None and effect.p < 0.01 for effect in found.effects)
+    assert found.effects[0].against == {WEIGHT: "25"}
+    part = ablation.collect(run(tmp_path / "b", design, lambda level, seed: None if level == 3 else 0.5))
+    assert part.effects == ()
+    assert "every cell of the grid" in part.notes[0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.analysis import finalize
+from pretune.analysis import candidates, finalize
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
@@ -317,10 +317,10 @@ def test_a_checkpoint_of_the_best_few_that_is_gone_is_refused_and_fewer_trials_a
 def test_the_best_by_its_mean_over_seeds_is_read_though_the_search_saw_another_first(
     tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finalize.candidates, "refit", lambda *arguments, **options: ([], []))
+    monkeypatch.setattr(candidates, "refit", lambda *arguments, **options: ([], []))
     result = sweep_of(tmp_path, on(data), 3)
     request = finalize.check(result, again=False, top=3, reseeded=True)
-    judged = finalize.candidates.judged
+    judged = candidates.judged
     retrained = [judged(0, 0.5, [0.3, 0.32]), judged(1, 0.49, [], reason="diverged"), judged(2, 0.48, [0.4, 0.41])]
     found = finalize.run(result, request, retrained=retrained)
     (read,) = found.reads
@@ -332,7 +332,7 @@ def test_the_best_by_its_mean_over_seeds_is_read_though_the_search_saw_another_f
 def test_where_nothing_could_be_judged_again_nothing_is_read(tmp_path: Path, data: datasets.Dataset) -> None:
     result = sweep_of(tmp_path, on(data), 2)
     request = finalize.check(result, again=False, top=2, reseeded=True)
-    lost = [finalize.candidates.judged(number, 0.5, [], reason="trial 4 FAIL: lost") for number in (0, 1)]
+    lost = [candidates.judged(number, 0.5, [], reason="trial 4 FAIL: lost") for number in (0, 1)]
     with pytest.raises(ValueError, match="could be judged again"):
         finalize.run(result, request, retrained=lost)
     assert not finalize.path(result).exists()

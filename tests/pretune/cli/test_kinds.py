@@ -77,14 +77,27 @@ def test_the_json_of_an_ablation_has_its_levels_beside_its_trials(storage: Path)
 
 def test_the_files_at_its_end_are_those_of_its_kind(storage: Path) -> None:
     ablation, search = results.read(storage / "ablation"), results.read(storage / "search")
-    written = kinds.of(ablation.experiment).write(ablation)
-    assert [path.name for path in written] == ["ablation.md", "ablation.json"]
+    written, left_out = kinds.of(ablation.experiment).write(ablation)
+    assert [path.name for path in written[:4]] == ["ablation.md", "ablation.tex", "ablation.csv", "ablation.json"]
+    assert [path.name for path in written[4:]] == ([] if left_out else ["ablation.pdf", "ablation.svg"])
     assert all(path.is_file() for path in written)
     results.write_best(search)
-    assert kinds.of(search.experiment).write(search) == [results.best_config_path(storage / "search")]
+    assert kinds.of(search.experiment).write(search) == ([results.best_config_path(storage / "search")], [])
 
 
 def test_each_goes_on_with_what_it_began_with(storage: Path) -> None:
     ablation, search = results.read(storage / "ablation").experiment, results.read(storage / "search").experiment
     assert kinds.of(search).space(search) is SPACES["kernels"]
     assert isinstance(points.proposer(ablation, kinds.of(ablation).space(ablation)), FixedPoints)
+
+
+def test_the_tables_of_an_ablation_are_written_anew_on_demand(storage: Path) -> None:
+    for path in (storage / "ablation").glob("ablation.*"):
+        path.unlink()
+    done = pretune("show", "ablation", "--write", "--storage", str(storage))
+    assert done.exit_code == 0
+    assert f"written to {storage / 'ablation' / 'ablation.tex'}" in done.stdout
+    assert (storage / "ablation" / "ablation.csv").is_file()
+    refused = pretune("show", "search", "--write", "--storage", str(storage))
+    assert refused.exit_code == 2
+    assert "--write writes the tables of an ablation, but 'search' is a search" in refused.stderr

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pretune.analysis import ablation
 from pretune.core.errors import RequestError
-from pretune.request import lookup, overrides, request, usercode
+from pretune.request import levels, lookup, overrides, request, usercode
 from tests.imports import imported
 from tests.packages import installed
 from tests.parts import broken_parts, own_parts
+from tests.pretune.analysis.ablations import asked
 from trainers.config import OwnBackbone, OwnTerm, TrialConfig
 
 BROKEN, MINE = Path(broken_parts.__file__), Path(own_parts.__file__)
@@ -251,14 +251,15 @@ def test_a_head_that_the_model_cannot_have_is_refused_by_name_before_anything_st
 
 
 def test_levels_of_an_ablation_may_be_parts_of_ones_own(here: Path) -> None:
-    factors = ablation.parse(["objective.mine.kind=mine.py:Spread", "model.backbone.kind=resnet_tiny,mine.py:Net"])
-    assert factors["model.backbone.kind"] == ["resnet_tiny", f"{here}/mine.py:Net"]
-    points = ablation.points(configured(), factors, grid=False, seeds=1)
-    assert [list(point.values())[1:] for point in points] == [[], [f"{here}/mine.py:Spread"], [f"{here}/mine.py:Net"]]
+    kinds = "model.backbone.kind=resnet_tiny,mine.py:Net"
+    assert levels.parse_factors([kinds])["model.backbone.kind"] == ["resnet_tiny", f"{here}/mine.py:Net"]
+    design = asked("objective.mine.kind=mine.py:Spread", kinds, base=configured())
+    changed = [list(level.changes.values()) for level in design.levels]
+    assert changed == [[], [f"{here}/mine.py:Spread"], [f"{here}/mine.py:Net"]]
     with pytest.raises(
         RequestError, match=r"--factor objective\.mine\.kind=.*broken.py:Vector: objective\.mine: Vector"
     ):
-        ablation.points(configured(), ablation.parse(["objective.mine.kind=broken.py:Vector"]), grid=False, seeds=1)
+        asked("objective.mine.kind=broken.py:Vector", base=configured())
 
 
 def test_what_a_package_offers_has_a_name_wherever_shipped_ones_have(tmp_path: Path) -> None:

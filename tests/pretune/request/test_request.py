@@ -131,6 +131,13 @@ def test_a_space_says_what_its_trials_are_stopped_by_unless_the_request_does(dig
     assert search(digits).budget == "epochs"
 
 
+def test_an_epoch_has_so_many_views_as_its_whole_batches_have(digits: Path) -> None:
+    base = request.configure(lookup.recipe("sfrik_tiny"), subset=200)
+    _, dataset = request.with_data(base, str(digits))
+    config = base.model_copy(update={"batch_size": 64, "views": base.views[:1] * 3})
+    assert request.views_per_epoch(config, dataset=dataset) == 3 * 64 * 3
+
+
 def test_every_point_of_an_ablation_must_fit_the_data(digits: Path) -> None:
     asked = ablation(digits, {"seed": 0}, {"seed": 0, "batch_size": 64})
     assert asked.points == ({"seed": 0}, {"seed": 0, "batch_size": 64})
