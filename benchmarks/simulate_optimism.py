@@ -57,7 +57,7 @@ def accuracies(spread: str, trials: int, images: int, rng: np.random.Generator) 
         made = best - 12.0 * error * (rng.random(trials) < 0.5)
     else:
         made = best + {"zero": 0.0, "one": 1.0, "large": 4.0}[spread] * error * rng.standard_normal(trials)
-    found: Floats = np.square(np.sin(np.clip(made, 0.2, 1.5)))
+    found: Floats = np.square(np.sin(np.clip(made, 0.2, 1.5))).astype(np.float64)
     return found
 
 

@@ -134,7 +134,8 @@ def spectrum(rows: Tensor) -> Tensor:
     squares = torch.linalg.eigvalsh(centered @ centered.T if m <= d else centered.T @ centered)
     rows_rounding = torch.finfo(rows.dtype).eps ** 2 * wide.square().sum()
     decomposition_rounding = torch.finfo(torch.float64).eps * len(squares) * squares.max()
-    return squares[squares > torch.maximum(rows_rounding, decomposition_rounding)]
+    kept: Tensor = squares[squares > torch.maximum(rows_rounding, decomposition_rounding)]
+    return kept
 
 
 def _ranks(squares: Tensor, m: int, d: int) -> Ranks:

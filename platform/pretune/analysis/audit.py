@@ -97,7 +97,7 @@ def _worth(trial: TrialResult) -> float | None:
 
 
 def _share(count: int, of_how_many: int) -> Share:
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     found = binomtest(count, of_how_many).proportion_ci(CONFIDENCE, method="exact")
     return Share(count, float(found.low), float(found.high))

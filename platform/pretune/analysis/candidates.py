@@ -151,7 +151,8 @@ def refit(
 
 def encoder(one: Candidate, device: torch.device) -> Encode:
     """Its network, in evaluation mode. ValueError where the checkpoint is damaged."""
-    return model(one, device).encode
+    encode: Encode = model(one, device).encode
+    return encode
 
 
 def model(one: Candidate, device: torch.device) -> Any:

@@ -124,7 +124,7 @@ class _Trial:
 
 def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: int = 0) -> Importance:
     """The importance of each parameter that varies, equal for equal `trials` and `seed`."""
-    counts = {
+    counts: dict[str, Any] = {
         "complete": sum(trial.state == "COMPLETE" and trial.result_of is None for trial in trials),
         "stopped": sum(trial.state == "PRUNED" and trial.result_of is None for trial in trials),
         "infeasible": sum(trial.state == "INFEASIBLE" and trial.result_of is None for trial in trials),

@@ -241,7 +241,7 @@ def _log_mass(left: Numbers, right: Numbers) -> Numbers:
     flipped = left > 0.0
     near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
     # Here, as it takes a while to import, and a request that is refused asks for no density.
-    from scipy.special import log_ndtr, ndtr  # type: ignore[import-untyped]
+    from scipy.special import log_ndtr, ndtr
 
     mass: Numbers = ndtr(near) - ndtr(far)
     lost = mass < 1e-290

@@ -116,7 +116,7 @@ def test_an_experiment_without_points_is_searched(tmp_path: Path) -> None:
 
 def undecided(storage: Path, *, seeds: int = 2, max_seeds: int = 9) -> Experiment:
     """A rate that is clearly worse, and one that changes nothing the toys can see: batch size."""
-    levels = ({}, {RATE: 0.001}, {"batch_size": 32}, {RATE: 9.0})
+    levels: tuple[dict[str, Any], ...] = ({}, {RATE: 0.001}, {"batch_size": 32}, {RATE: 9.0})
     design = Design(levels=[DesignLevel(changes=change) for change in levels], seeds=seeds, max_seeds=max_seeds)
     return experiment(storage, design.points(0), design=design, trials=len(design.points(0)))
 

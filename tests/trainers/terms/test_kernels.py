@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
-import scipy.special  # type: ignore[import-untyped]
+import scipy.special
 import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy import integrate

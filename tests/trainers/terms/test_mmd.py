@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.stats import ortho_group  # type: ignore[import-untyped]
+from scipy.stats import ortho_group
 from torch import Tensor
 
 from tests.trainers.terms.outputs import Array, gradient_of, outputs_of, random_rows, value_of
