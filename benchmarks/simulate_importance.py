@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from pretune.analysis import importance
 from pretune.analysis.importance import Importance, Parameter
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.parameters import CategoricalDistribution, FloatDistribution, written
+from pretune.core.parameters import written
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 

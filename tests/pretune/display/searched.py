@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
-from pretune.core.parameters import CategoricalDistribution, FloatDistribution, IntDistribution, written
+from pretune.core.parameters import written
 from search_spaces import RECIPES
 from trainers.changes import with_changes
 
