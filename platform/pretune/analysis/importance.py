@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,19 +124,25 @@ class _Trial:
 
 def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: int = 0) -> Importance:
     """The importance of each parameter that varies, equal for equal `trials` and `seed`."""
-    counts: dict[str, Any] = {
-        "complete": sum(trial.state == "COMPLETE" and trial.result_of is None for trial in trials),
-        "stopped": sum(trial.state == "PRUNED" and trial.result_of is None for trial in trials),
-        "infeasible": sum(trial.state == "INFEASIBLE" and trial.result_of is None for trial in trials),
-        "failed": sum(trial.state == "FAIL" for trial in trials),
-        "reused": sum(trial.result_of is not None for trial in trials),
-    }
     seen = _seen(experiment, trials)
     rng = np.random.default_rng(seed)
     names = _varying(seen)
     problem = _problem(seen, names)
+    own = [trial for trial in trials if trial.result_of is None]
+    nothing = Importance(
+        complete=sum(trial.state == "COMPLETE" for trial in own),
+        stopped=sum(trial.state == "PRUNED" for trial in own),
+        infeasible=sum(trial.state == "INFEASIBLE" for trial in own),
+        failed=sum(trial.state == "FAIL" for trial in own),
+        reused=len(trials) - len(own),
+        looked_at=len(seen),
+        best_share=0.0,
+        parameters=(),
+        advice=(),
+        problem=problem,
+    )
     if problem:
-        return Importance(**counts, looked_at=len(seen), best_share=0.0, parameters=(), advice=(), problem=problem)
+        return nothing
     advised = _at_edges(seen, names)
     looked_at = _drawn(seen, MOST, rng)
     names = [name for name in names if sum(name in trial.params for trial in looked_at) >= 2]
@@ -153,11 +159,11 @@ def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: in
     noise = whole <= np.quantile(shuffled, LEVEL, axis=0)
     intervals = _intervals(shares, of_halves)
     forest = _forest(experiment, looked_at, names, rng)
-    own = {alias: name for trial in looked_at for alias, name in trial.own.items()}
+    own_names = {alias: name for trial in looked_at for alias, name in trial.own.items()}
     parameters = tuple(
         Parameter(
             name=name,
-            parameter=own[name],
+            parameter=own_names[name],
             trials=sum(name in trial.params for trial in looked_at),
             of=len(looked_at),
             ped_anova=Interval(interval.value, 0.0, interval.high) if is_noise else interval,
@@ -172,8 +178,8 @@ def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: in
         f"{parameter.name} can be fixed: it makes at most {parameter.ped_anova.high:.1%} of the difference"
         for parameter in fixed
     ]
-    return Importance(
-        **counts,
+    return replace(
+        nothing,
         looked_at=len(looked_at),
         best_share=_best_share(len(looked_at)),
         parameters=ranked,
@@ -238,11 +244,10 @@ def _drawn(trials: Sequence[_Trial], most: int, rng: np.random.Generator) -> lis
 
 def _scores(trials: Sequence[_Trial]) -> Numbers:
     """Ranks from 0, the worst, to 1; equal trials have equal ones, in the middle of their places."""
-    from scipy.stats import rankdata
-
     places = {key: place for place, key in enumerate(sorted({trial.key for trial in trials}))}
-    ranks = rankdata([places[trial.key] for trial in trials])
-    found: Numbers = (ranks - 1.0) / max(1, len(trials) - 1)
+    _, place, counts = np.unique([places[trial.key] for trial in trials], return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts + 1) / 2.0  # from 0
+    found: Numbers = ranks[place] / max(1, len(trials) - 1)
     return found
 
 

@@ -15,7 +15,7 @@ from pretune.display import report
 from tests.pretune.display.searched import searched
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
@@ -24,6 +24,19 @@ WIDER = """
     && !one.closest('.chart') && one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
     .map(one => one.outerHTML.slice(0, 200))
 """
+
+
+INK = "getComputedStyle(document.querySelector('.chart text')).fill"
+BODY = "getComputedStyle(document.body).color"
+
+
+def until(page: Page, what: str) -> None:
+    """Waits for it by asking: the page lets nobody make a program of text, as playwright's own waiting would."""
+    for _ in range(600):
+        if page.evaluate(what):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{what} never came")
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +75,17 @@ def test_the_page_draws_all_charts_and_fits(browser: Browser, page_file: Path, w
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: problems.append("a name ran as a program"))
     page.goto(page_file.as_uri())
-    page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+    until(page, "document.documentElement.dataset.drawn !== undefined")
     assert problems == []
     charts, drawn = page.locator(".chart").count(), page.locator(".chart .main-svg >> nth=0").count()
     assert charts > 15
     assert page.locator(".chart:has(.main-svg)").count() == charts, drawn
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.evaluate(WIDER) == []
-    ink = page.evaluate("getComputedStyle(document.querySelector('.chart text')).fill")
-    assert ink == page.evaluate("getComputedStyle(document.body).color"), "charts follow light and dark"
+    assert page.evaluate(INK) == page.evaluate(BODY), "charts follow light and dark"
     if scheme == "dark":
         page.emulate_media(color_scheme="light")
-        page.wait_for_function(
-            "getComputedStyle(document.querySelector('.chart text')).fill === getComputedStyle(document.body).color"
-        )
+        until(page, f"{INK} === {BODY}")
     context.close()
 
 
@@ -83,7 +93,7 @@ def test_the_page_prints_in_ink_on_paper_also_from_a_dark_screen(browser: Browse
     context = browser.new_context(color_scheme="dark", offline=True)
     page = context.new_page()
     page.goto(page_file.as_uri())
-    page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+    until(page, "document.documentElement.dataset.drawn !== undefined")
     page.evaluate("addEventListener('beforeprint', () => { window.paper = document.documentElement.className })")
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert page.evaluate("window.paper") == "paper"
