@@ -165,7 +165,7 @@ class Followed:
             self._contradiction = self._contradiction or f"{self._follower.path}: {error}"
             return
         self.newest = max(self.newest, record.time)
-        if isinstance(number, int):
+        if isinstance(number, int) and number < len(self.history.trials):
             self._change(number)
         match record:
             case Epoch() | StoredEpoch():
