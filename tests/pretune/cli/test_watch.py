@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_browser_is_opened_where_it_is_seen_and_the_token_is_in_no_argument(
     monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4 5 6.7.8.9 22")
     assert not watch._has_screen()
     started: list[list[str]] = []
-    monkeypatch.setattr(watch.subprocess, "Popen", lambda command, **how: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started.append(command))
     watch._open(tmp_path, "http://127.0.0.1:1/secret/")
     assert not [word for word in started[0] if "secret" in word]
     page = tmp_path / "watch.html"
