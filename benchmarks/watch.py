@@ -7,7 +7,7 @@ The sweep is that of scale.py: toy epochs, a third of the trials goes on at each
 * by the clock, in Chromium on the same machine: from the request of the page until its first row is drawn, once the
   server has read the journal, and until a filter and another order are.
 
-Run: python benchmarks/watch.py [--trials 100 1000 10000] [--repeats 3]
+Run: python -m benchmarks.watch [--trials 100 1000 10000] [--repeats 3]
 Target at 10,000 trials: the first row within 2 s.
 """
 
@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
-import scale  # type: ignore[import-not-found]  # beside this script
-
+from benchmarks import scale
 from pretune.analysis.following import Followed
 from pretune.core.journal import Asked, Epoch, Journal, Opened, Resumed
 from pretune.display.watch import _text

@@ -90,6 +90,7 @@ class Followed:
         self._starts: dict[int, float] = {}
         self._changes: dict[int, int] = {}
         """By trial, the number of its last change; in the order of changes."""
+        self._rows: dict[int, tuple[int, list[Any]]] = {}
         self._drawn: dict[int, None] = {}
         self._drawn_changed: dict[int, int] = {}
         self._selection_changed = 0
@@ -164,7 +165,7 @@ class Followed:
             self._contradiction = self._contradiction or f"{self._follower.path}: {error}"
             return
         self.newest = max(self.newest, record.time)
-        if isinstance(number, int):
+        if isinstance(number, int) and number < len(self.history.trials):
             self._change(number)
         match record:
             case Epoch() | StoredEpoch():
@@ -233,10 +234,18 @@ class Followed:
         return {
             "reset": known < 0,
             "names": list(self.names),
-            "trials": [self._row(trials[number]) for number in sorted(numbers)],
+            "trials": [self._row_of(number) for number in sorted(numbers)],
             "drawn": list(self._drawn) if self._selection_changed > known else None,
             "curves": {number: self.curve(trials[number], points=POINTS) for number in changed},
         }
+
+    def _row_of(self, number: int) -> list[Any]:
+        """Its row, made once for each change: it takes a look at the disk, and each page is told all rows."""
+        version = self._changes[number]
+        known = self._rows.get(number)
+        if known is None or known[0] != version:
+            known = self._rows[number] = version, self._row(self.history.trials[number])
+        return known[1]
 
     def _row(self, trial: TrialHistory) -> list[Any]:
         return [

@@ -154,7 +154,7 @@ class _Reader:
             tell: Callable[[], None]
             try:
                 tell = partial(answer.set_result, what())
-            except Exception as error:
+            except Exception as error:  # raised where it was asked
                 tell = partial(answer.set_exception, error)
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(lambda: None if answer.done() else tell())
@@ -189,6 +189,7 @@ class _Pages:
         if self._watched.alone:
             for followed in self._watched.sweeps().values():
                 followed.poll()
+                followed.since_mark("")
 
     async def file(self, request: web.Request) -> web.Response:
         name = request.match_info.get("name", "index.html")

@@ -337,6 +337,7 @@ def test_a_stored_sweep_is_drawn_and_a_trial_tells_its_story(browser: Any, tmp_p
         page.wait_for_selector("#trial", state="hidden")
         assert page.evaluate("document.activeElement.className") == "scroller"
         page.fill("#filter", "0")
+        page.wait_for_selector("#table-note:has-text('1 of ')")
         page.click("#row-0")
         page.wait_for_selector("#trial-log:has-text('last line')")
         assert page.inner_text("#trial-log") == "first line\nlast line"
