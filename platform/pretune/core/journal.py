@@ -891,11 +891,10 @@ def _shape(part: Any) -> Hashable:
 
 def _body(line: bytes, previous: int) -> tuple[bytes, int] | None:
     """The record's bytes and their checksum; None where the line is torn or its checksum does not fit."""
-    if not (line.startswith(_PREFIX) and line.endswith(_SUFFIX) and line[_HEAD - len(_MIDDLE) : _HEAD] == _MIDDLE):
-        return None
     body = line[_HEAD : -len(_SUFFIX)]
     checksum = zlib.crc32(body, previous)
-    return (body, checksum) if line[len(_PREFIX) : len(_PREFIX) + 8] == b"%08x" % checksum else None
+    whole = line.endswith(_SUFFIX) and line.startswith(b"%b%08x%b" % (_PREFIX, checksum, _MIDDLE))
+    return (body, checksum) if whole else None
 
 
 def _is_torn(line: bytes, previous: int) -> bool:
