@@ -51,6 +51,7 @@ ACCURACIES = right(THRESHOLDS).mean(1)
 def accuracies(spread: str, trials: int, images: int, rng: np.random.Generator) -> Floats:
     """On the scale of arcsin sqrt, where a standard error is the same for all."""
     best, error = math.asin(math.sqrt(BEST)), 0.5 / math.sqrt(images)
+    made: NDArray[np.floating]
     if spread == "falling":
         made = best - 6.0 * error * rng.exponential(size=trials)
     elif spread == "half bad":
