@@ -13,11 +13,13 @@ import typer
 from pretune.cli.ablate import ablate_command
 from pretune.cli.check import check_command
 from pretune.cli.data import data_command
+from pretune.cli.enqueue import enqueue_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.list import list_command
 from pretune.cli.replay import replay_command
 from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
+from pretune.cli.stop import stop_command
 from pretune.cli.sweep import sweep_command
 from pretune.cli.train import train_command
 
@@ -35,6 +37,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate_command,
     "resume": resume_command,
     "replay": replay_command,
+    "stop": stop_command,
+    "enqueue": enqueue_command,
     "show": show_command,
     "list": list_command,
     "check": check_command,

@@ -62,6 +62,7 @@ Sweep = Annotated[
         autocompletion=completion.sweeps,
     ),
 ]
+Trial = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="its number in `pretune show SWEEP`")]
 Data = Annotated[
     str | None,
     typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),

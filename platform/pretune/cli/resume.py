@@ -55,19 +55,20 @@ def resume_command(
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
-        if target < len(result.trials):
+        least = len(result.trials) + result.enqueued
+        if target < least:
             raise RequestError(
-                f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
+                f"--trials must be at least {least}, what the sweep has so far, but is {trials}; raise it"
             )
         if target > MOST_TRIALS:
             raise RequestError(f"--trials must be at most {MOST_TRIALS}, but is {trials}; lower it")
         longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
-        if result.closed == "exhausted" and not extensions and not accept_changes:
+        if result.closed == "exhausted" and not extensions and not result.enqueued and not accept_changes:
             raise RequestError(
                 f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
                 f"a new sweep, {longer}look at it with `pretune show {shlex.quote(sweep)}`"
             )
-        if target == result.asked and result.closed == "finished" and not extensions:
+        if target == result.asked and result.closed == "finished" and not extensions and not result.enqueued:
             more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune "

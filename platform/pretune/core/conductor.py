@@ -12,6 +12,7 @@ import json
 import math
 import shlex
 from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -24,16 +25,18 @@ from pretune.core.journal import (
     Closed,
     End,
     Ended,
+    Enqueued,
     Epoch,
     Extended,
     Journal,
     Opened,
     Record,
     Started,
+    StopRequested,
     collecting_no_garbage,
 )
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.core.search import Proposal, Proposer
+from pretune.core.search import Proposer
 from pretune.core.stopping import Stop, SuccessiveHalving
 from trainers.config import TrialConfig
 from trainers.settings import ScheduleConfig
@@ -52,6 +55,9 @@ _RESULTS: dict[State, End] = {"COMPLETE": "COMPLETE", "PRUNED": "PRUNED", "INFEA
 REFUSALS_IN_A_ROW = 50
 """So many refused proposals one after another mean that the space has no room left for the sampler."""
 
+
+BY_HAND = "stopped by hand"
+"""How the reason of a trial begins that somebody has ended."""
 
 FAILED_IN_A_ROW = 3
 """So many trials that fail one after another, none of which finished an epoch, mean that no trial will."""
@@ -98,8 +104,8 @@ class Conductor:
                 stop = self._apply(record)
                 if isinstance(record, Epoch):
                     last, self._overdue = record, stop
-                elif isinstance(record, Ended):
-                    self._overdue = None
+                elif isinstance(record, Ended) and last is not None and record.number == last.number:
+                    self._overdue = None  # another one's end may come from outside (`request`)
         # None of it is garbage as long as this process lives: to look through it again and again would cost some
         # decision half a second.
         gc.freeze()
@@ -122,6 +128,8 @@ class Conductor:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
                 self._end(trial.number, "INFEASIBLE", reason=self._proposer.refusal(trial.params))
+            elif not trial.ended and trial.stop_requested is not None:
+                self._end_by_hand(trial)
         self._release()
 
     @property
@@ -132,7 +140,12 @@ class Conductor:
     @property
     def all_handed_out(self) -> bool:
         """Nothing waits for a slot; what runs could still come back."""
-        return not self._waiting and (self.exhausted or len(self.history.trials) >= self.history.target)
+        return not self._waiting and self._all_asked
+
+    @property
+    def _all_asked(self) -> bool:
+        enough = self.exhausted or len(self.history.trials) >= self.history.target
+        return enough and not self.history.enqueued
 
     @property
     def finished(self) -> bool:
@@ -140,44 +153,99 @@ class Conductor:
         return not self._live and self.all_handed_out
 
     def next(self) -> Handout | None:
-        """The next trial for a free slot: unfinished ones first, each with its checkpoint, then a new proposal; None
-        for now.
+        """The next trial for a free slot: unfinished ones first, each with its checkpoint, then those that were handed
+        in, then a new proposal; None for now.
 
         Raises:
             RequestError: the proposer cannot go on (see its `ask`), or the space refuses everything that is proposed.
         """
         if self._waiting:
             return self._hand_out(self.history.trials[self._waiting.popleft()])
-        while not self.exhausted and len(self.history.trials) < self.history.target:
-            proposal = self._proposer.ask(self.history.trials)
-            if proposal is None:
+        while not self._all_asked:
+            asked, refusal = self._enqueued() or self._proposed() or (None, "")
+            if asked is None:
                 self.exhausted = True
                 return None
-            config = None if proposal.config is None else proposal.config.model_dump(mode="json")
-            self._write(
-                Asked(
-                    number=proposal.number,
-                    params=proposal.params,
-                    distributions=proposal.distributions,
-                    config=config,
-                    duplicate_of=self._duplicate_of(proposal, config),
-                )
-            )
-            if proposal.config is not None:
+            self._write(asked)
+            if asked.config is not None:
                 self._refused = 0
-                if self._twin(proposal.number) is not None:
-                    self.held.append(proposal.number)
+                if self._twin(asked.number) is not None:
+                    self.held.append(asked.number)
                     self._release()
                     continue
-                return self._hand_out(self.history.trials[proposal.number])
-            self._end(proposal.number, "INFEASIBLE", reason=proposal.refusal)
+                return self._hand_out(self.history.trials[asked.number])
+            self._end(asked.number, "INFEASIBLE", reason=refusal)
             self._refused += 1
             if self._refused == REFUSALS_IN_A_ROW:
                 raise RequestError(
-                    f"{proposal.refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
+                    f"{refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
                     f"with `pretune resume {shlex.quote(str(self.experiment.folder))}`"
                 )
         return None
+
+    def _enqueued(self) -> tuple[Asked, str] | None:
+        """The first of what was handed in; it was checked then, and nothing refuses it."""
+        found = next(iter(self.history.enqueued.values()), None)
+        if found is None:
+            return None
+        asked = Asked(
+            number=len(self.history.trials),
+            params=found.params,
+            distributions=found.distributions,
+            config=found.config,
+            duplicate_of=self._first_alike(found.config),
+            enqueued=found.request,
+        )
+        return asked, ""
+
+    def _proposed(self) -> tuple[Asked, str] | None:
+        """The proposer's next trial, and why its parameters give no config, where they give none."""
+        proposal = self._proposer.ask(self.history.trials)
+        if proposal is None:
+            return None
+        config = None if proposal.config is None else proposal.config.model_dump(mode="json")
+        alike = None if config is None else self._first_alike(config)
+        asked = Asked(
+            number=proposal.number,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            config=config,
+            duplicate_of=proposal.duplicate_of if alike is None else alike,
+        )
+        return asked, proposal.refusal
+
+    def request(self, record: StopRequested | Enqueued) -> None:
+        """Takes in what somebody wants of the sweep, once. RequestError where it cannot be done."""
+        if record.request in self.history.requests:
+            return
+        if isinstance(record, Enqueued):
+            if self.experiment.points:
+                raise RequestError(
+                    f"sweep {self.experiment.name!r} is an ablation, whose trials are levels and seeds that were named "
+                    "beforehand; run another `pretune ablate`"
+                )
+            self._write(record)
+            return
+        asked = len(self.history.trials)
+        if not 0 <= record.number < asked:
+            known = f"0 to {asked - 1}" if asked else "none so far"
+            raise RequestError(f"TRIAL must be one that was asked for ({known}), but is {record.number}")
+        trial = self.history.trials[record.number]
+        if trial.ended:
+            why = f": {trial.reason}" if trial.reason else ""
+            raise RequestError(f"trial {record.number} must be unfinished, but has ended already ({trial.state}{why})")
+        if trial.stop_requested is not None:
+            raise RequestError(f"trial {record.number} was told to end before; it does so at its next report")
+        self._write(record)
+        if record.number not in self._live:
+            self._end_by_hand(trial)
+
+    def _end_by_hand(self, trial: TrialHistory) -> None:
+        for queue in (self._waiting, self.held):
+            with suppress(ValueError):
+                queue.remove(trial.number)
+        why = f": {trial.stop_requested}" if trial.stop_requested else ""
+        self._end(trial.number, "PRUNED", reason=f"{BY_HAND}{why}")
 
     def started(self, number: int) -> None:
         """A slot took the trial."""
@@ -191,7 +259,11 @@ class Conductor:
             return False
         stop = self._take_in(row)
         if stop is None:
-            return True
+            trial = self.history.trials[row.number]
+            if trial.stop_requested is None:
+                return True
+            self._end_by_hand(trial)
+            return False
         self._end(row.number, "PRUNED", reason=stop.reason, rung=stop.rung)
         return False
 
@@ -206,7 +278,7 @@ class Conductor:
             # Others hold the cluster: no failure, however often.
             self._live.discard(number)
             self._told.pop(number, None)
-            self._waiting.appendleft(number)
+            self._wait_again(trial)
             return
         if outcome == "disk_full":
             # It is no end of the trial: whoever makes room resumes it from its last checkpoint.
@@ -238,7 +310,14 @@ class Conductor:
         if trial.failures > self.experiment.max_failures:
             self._end(number, "FAIL", reason=reason)
         else:
-            self._waiting.appendleft(number)
+            self._wait_again(trial)
+
+    def _wait_again(self, trial: TrialHistory) -> None:
+        """A slot let go of the trial, which is not over: unless somebody wants it to be."""
+        if trial.stop_requested is None:
+            self._waiting.appendleft(trial.number)
+        else:
+            self._end_by_hand(trial)
 
     def close(self, reason: Literal["finished", "exhausted", "interrupted", "failed"], detail: str = "") -> None:
         """Writes how this driver leaves."""
@@ -266,10 +345,9 @@ class Conductor:
             attempt=trial.attempts,
         )
 
-    def _duplicate_of(self, proposal: Proposal, config: dict[str, Any] | None) -> int | None:
-        """The first trial of an equal config, else of equal parameters."""
-        alike = [] if config is None else self._alike.get(_key(config), [])
-        return alike[0] if alike else proposal.duplicate_of
+    def _first_alike(self, config: dict[str, Any]) -> int | None:
+        """The first trial of an equal config."""
+        return next(iter(self._alike.get(_key(config), ())), None)
 
     def _twin(self, number: int) -> int | None:
         """The trial of an equal config whose result this one gets; None where it is to run itself: it has begun, there

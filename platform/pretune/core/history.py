@@ -11,12 +11,14 @@ from pretune.core.journal import (
     Attempt,
     Closed,
     Ended,
+    Enqueued,
     Epoch,
     Extended,
     Opened,
     Record,
     Resumed,
     Started,
+    StopRequested,
     StoredEpoch,
 )
 from trainers.report import Checkpoint
@@ -30,7 +32,8 @@ class TrialHistory:
     order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
     retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
     the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
-    whose result and epochs this one has; it was not run again.
+    whose result and epochs this one has; it was not run again. `stop_requested` is why somebody wants it to end (None:
+    nobody does); `enqueued`: somebody handed it in.
     """
 
     number: int
@@ -51,6 +54,8 @@ class TrialHistory:
     reason: str = ""
     rung: int | None = None
     result_of: int | None = None
+    stop_requested: str | None = None
+    enqueued: bool = False
 
     @property
     def ended(self) -> bool:
@@ -88,7 +93,9 @@ class Trials(list[TrialHistory]):
 
 
 class History:
-    """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None)."""
+    """All trials by number; `target` is how many are asked for, `closed` how the last driver left (or None). `enqueued`
+    are the configurations that were handed in and wait, by request; `requests` are all that were ever taken in.
+    """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.opened: Opened | None = None
@@ -96,6 +103,8 @@ class History:
         self.target = 0
         self.sessions = 0
         self.closed: Closed | None = None
+        self.enqueued: dict[str, Enqueued] = {}
+        self.requests: set[str] = set()
         self._count = 0
         for record in records:
             self.apply(record)
@@ -118,17 +127,35 @@ class History:
                     raise ValueError(
                         f"record {position + 1} asks for trial {record.number}, but {len(self.trials)} comes next"
                     )
+                if record.enqueued is not None and self.enqueued.pop(record.enqueued, None) is None:
+                    raise ValueError(f"record {position + 1}: nobody has handed in trial {record.number} before it")
                 self.trials.append(
                     TrialHistory(
-                        record.number, record.params, record.distributions, record.config, record.duplicate_of, position
+                        record.number,
+                        record.params,
+                        record.distributions,
+                        record.config,
+                        record.duplicate_of,
+                        position,
+                        enqueued=record.enqueued is not None,
                     )
                 )
                 self.trials.changes.append(record.number)
+            case Enqueued():
+                self.requests.add(record.request)
+                self.enqueued[record.request] = record
+                self.target += 1
+            case StopRequested():
+                self.requests.add(record.request)
+                self._trial(record, record.kind, position).stop_requested = record.reason
             case Started() | Attempt() | Ended() | Extended():
                 self._change(self._trial(record, record.kind, position), record, position)
 
     def _trial(
-        self, record: Started | Epoch | StoredEpoch | Attempt | Ended | Extended, kind: str, position: int
+        self,
+        record: Started | Epoch | StoredEpoch | Attempt | Ended | Extended | StopRequested,
+        kind: str,
+        position: int,
     ) -> TrialHistory:
         """The trial that `record` changes."""
         if record.number >= len(self.trials):
@@ -175,6 +202,7 @@ class History:
                 trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
+                trial.stop_requested = None
 
     def _earlier(self, number: int, than: int, position: int) -> TrialHistory:
         if not 0 <= number < than:

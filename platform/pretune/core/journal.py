@@ -7,9 +7,9 @@ cuts it off. A last line that is there as a whole and does not fit its checksum 
 changed what may have been acted upon.
 
 Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
-`attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); and of drivers `resumed`
-and `closed`. Each class below says what its fields mean. With a storage URI the same lines are uploaded as segments
-(journal_remote.py).
+`attempt` (a failure that is retried or given up), `ended`, `extended` (it is to train longer); of people `stop` and
+`enqueued` (requests.py); and of drivers `resumed` and `closed`. Each class below says what its fields mean. With a
+storage URI the same lines are uploaded as segments (journal_remote.py).
 
 Paths in a line are relative to the sweep; a record in memory has them where the sweep lies now, and `opened` its
 present name and place (place.py).
@@ -109,6 +109,8 @@ class Asked(_Record):
     distributions: dict[str, str]
     config: dict[str, Any] | None
     duplicate_of: int | None = None
+    enqueued: str | None = None
+    """The request of the `Enqueued` whose configuration this is; None where the proposer proposed it."""
 
 
 class Started(_Record):
@@ -164,6 +166,29 @@ class Extended(_Record):
     checkpoint: Checkpoint
 
 
+class StopRequested(_Record):
+    """Somebody wants trial `number` to end: at its next report where it runs, else at once; an `Ended` follows. By
+    `request` whoever asked finds this line.
+    """
+
+    kind: Literal["stop"] = "stop"
+    request: str
+    number: int
+    reason: str = ""
+
+
+class Enqueued(_Record):
+    """Somebody hands in a configuration to be tried next, one trial more than were asked for. `params` and
+    `distributions` are as for `Asked`, and empty where the configuration is no point of the space.
+    """
+
+    kind: Literal["enqueued"] = "enqueued"
+    request: str
+    config: dict[str, Any]
+    params: dict[str, Any] = {}
+    distributions: dict[str, str] = {}
+
+
 class Resumed(_Record):
     """A driver took the sweep up again. `trials` is the number of trials asked for from now on; `format` is as for
     `Opened`.
@@ -193,13 +218,16 @@ class Unknown(_Record):
 
 
 Known = Annotated[
-    Opened | Asked | Started | Epoch | Attempt | Ended | Extended | Resumed | Closed,
+    Opened | Asked | Started | Epoch | Attempt | Ended | Extended | StopRequested | Enqueued | Resumed | Closed,
     Field(discriminator="kind"),
 ]
 Record = Known | Unknown
 _KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
 _METRICS = TypeAdapter(dict[str, float])
-_KINDS = {"opened", "asked", "started", "epoch", "attempt", "ended", "extended", "resumed", "closed"}
+_KINDS = {
+    *("opened", "asked", "started", "epoch", "attempt", "ended", "extended"),
+    *("stop", "enqueued", "resumed", "closed"),
+}
 
 
 @dataclass(frozen=True)
@@ -238,7 +266,7 @@ class Later:
         return f"{'; '.join(self.notices())}. To go on with it, use pretune {self.version} or a later one"
 
 
-_SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.")
+_SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.", "enqueued.config.")
 
 
 def later(records: Iterable[Record]) -> Later | None:
@@ -661,9 +689,9 @@ class _Reader:
             self.place = _place_of(record, self.place)
             record = record.model_copy(update={"experiment": record.experiment.at(self.place)})
             self._base = record.experiment.base.model_dump(mode="json")
-        if isinstance(record, Asked | Extended) and record.config is not None:
+        if isinstance(record, Asked | Extended | Enqueued) and record.config is not None:
             record.unknown.update(self._share(record.config))
-        if isinstance(record, Asked):
+        if isinstance(record, Asked | Enqueued):
             # A distribution's text is that of all trials.
             for name, text in record.distributions.items():
                 record.distributions[name] = self._texts.setdefault(text, text)

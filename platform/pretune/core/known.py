@@ -72,6 +72,8 @@ class Known:
         if self._tree is None:
             self._tree = Tree()
             for trial, over in zip(self._trials, self._over, strict=True):
+                if not self._is_seen(trial):
+                    continue
                 kind = self._kind(trial)
                 self._tree.add(kind.told(trial), kind.drawn)
                 if over:
@@ -112,8 +114,12 @@ class Known:
 
     def _add(self, trial: TrialHistory) -> None:
         """A trial was asked."""
-        kind = self._kind(trial)
         self._over.append(False)
+        if not self._is_seen(trial):
+            if self._experiment.sampler == "tpe":
+                self.observations.skip()
+            return
+        kind = self._kind(trial)
         self._first.setdefault(key(trial.params), trial.number)
         if trial.config is not None and not self.configured:
             self.configured.append(study.distributions(trial))
@@ -131,6 +137,8 @@ class Known:
 
     def _change(self, trial: TrialHistory) -> None:
         """A trial that is known has ended, or is to train longer."""
+        if not self._is_seen(trial):
+            return
         if self._experiment.sampler == "tpe":
             self.observations.change(trial)
         if self._over[trial.number]:
@@ -141,6 +149,12 @@ class Known:
             self._tree.end(kind.told(trial), kind.drawn)
         if self._experiment.sampler == "cmaes":
             self.generations.ended(trial)
+
+    def _is_seen(self, trial: TrialHistory) -> bool:
+        """Whether the sampler learns from the trial. Of those that somebody handed in it does from the points of its
+        space, unless it is CMA-ES, whose generations are those that it drew itself.
+        """
+        return not trial.enqueued or (bool(trial.params) and self._experiment.sampler != "cmaes")
 
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
         return study.frozen(self._experiment, trial, self.names)

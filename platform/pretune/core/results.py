@@ -45,6 +45,10 @@ class TrialResult:
     """Made longer after its end, with `pretune resume --epochs`."""
     result_of: int | None = None
     """The trial of an equal config whose result this is; it was not run again."""
+    enqueued: bool = False
+    """Handed in by `pretune enqueue`."""
+    stop_requested: str | None = None
+    """Why somebody wants it to end (`pretune stop`), empty where they did not say; None where nobody does."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class SweepResult:
     live: bool
     closed: str | None
     detail: str
+    enqueued: int = 0
+    """Configurations that were handed in and wait; they are among those asked for."""
     later: Later | None = None
     """What of its journal is left out here, because a later version wrote it."""
 
@@ -109,6 +115,7 @@ class SweepResult:
                     "params": trial.params,
                     "reason": trial.reason,
                     **({} if trial.result_of is None else {"result_of": trial.result_of}),
+                    **({"enqueued": True} if trial.enqueued else {}),
                 }
                 for trial in self.trials
             ],
@@ -185,6 +192,7 @@ def read(folder: Path, *, remote: str | None = None) -> SweepResult:
         live=live,
         closed=None if history.closed is None else history.closed.reason,
         detail="" if history.closed is None else history.closed.detail,
+        enqueued=len(history.enqueued),
         later=later,
     )
 
@@ -288,6 +296,8 @@ def _result(trial: TrialHistory, metric: str) -> TrialResult:
         duplicate_of=trial.duplicate_of,
         extended=trial.extended,
         result_of=trial.result_of,
+        enqueued=trial.enqueued,
+        stop_requested=trial.stop_requested,
     )
 
 

@@ -77,6 +77,11 @@ class Observations:
         self._counts[number] = True
         self._split = None
 
+    def skip(self) -> None:
+        """The next trial, of which nothing is to be learned."""
+        self.add({}, {})
+        self._counts[len(self._drawn) - 1] = False
+
     def change(self, trial: TrialHistory) -> None:
         """A trial that was added has ended, or runs again."""
         number, before = trial.number, self._ranks[trial.number]
