@@ -12,10 +12,16 @@ import typer
 
 from pretune.cli.ablate import ablate_command
 from pretune.cli.check import check_command
+from pretune.cli.clean import clean_command
+from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
 from pretune.cli.enqueue import enqueue_command
 from pretune.cli.finalize import finalize_command
+from pretune.cli.leaderboard import leaderboard_command
 from pretune.cli.list import list_command
+from pretune.cli.logs import logs_command
+from pretune.cli.note import note_command
+from pretune.cli.remove import remove_command
 from pretune.cli.replay import replay_command
 from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
@@ -40,6 +46,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "stop": stop_command,
     "enqueue": enqueue_command,
     "show": show_command,
+    "compare": compare_command,
+    "leaderboard": leaderboard_command,
+    "logs": logs_command,
+    "note": note_command,
+    "remove": remove_command,
+    "clean": clean_command,
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,

@@ -347,7 +347,7 @@ class Conductor:
 
     def _first_alike(self, config: dict[str, Any]) -> int | None:
         """The first trial of an equal config."""
-        return next(iter(self._alike.get(_key(config), ())), None)
+        return next(iter(self._alike.get(config_key(config), ())), None)
 
     def _twin(self, number: int) -> int | None:
         """The trial of an equal config whose result this one gets; None where it is to run itself: it has begun, there
@@ -436,7 +436,7 @@ class Conductor:
         if isinstance(record, Epoch):
             return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
-            self._keys[record.number] = _key(record.config)
+            self._keys[record.number] = config_key(record.config)
             self._alike.setdefault(self._keys[record.number], []).append(record.number)
         elif isinstance(record, Extended) and record.number in self._keys:
             # Its epochs are those of another schedule than its config says.
@@ -461,7 +461,7 @@ def folder_name(trial: TrialHistory) -> str:
     return f"{trial.number:04d}{longer}"
 
 
-def _key(config: dict[str, Any]) -> bytes:
+def config_key(config: dict[str, Any]) -> bytes:
     """Equal for equal configs: seed, data and the hashes of one's own parts are in them."""
     return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).digest()
 

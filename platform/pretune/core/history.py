@@ -33,7 +33,8 @@ class TrialHistory:
     retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
     the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
     whose result and epochs this one has; it was not run again. `stop_requested` is why somebody wants it to end (None:
-    nobody does); `enqueued`: somebody handed it in.
+    nobody does); `enqueued`: somebody handed it in. `asked_s`, `started_s` (the first time) and `ended_s` (the
+    last) are Unix seconds, for who looks at it.
     """
 
     number: int
@@ -56,6 +57,9 @@ class TrialHistory:
     result_of: int | None = None
     stop_requested: str | None = None
     enqueued: bool = False
+    asked_s: float = 0.0
+    started_s: float | None = None
+    ended_s: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -138,6 +142,7 @@ class History:
                         record.duplicate_of,
                         position,
                         enqueued=record.enqueued is not None,
+                        asked_s=record.time,
                     )
                 )
                 self.trials.changes.append(record.number)
@@ -185,12 +190,13 @@ class History:
         match record:
             case Started():
                 trial.attempts += 1
+                trial.started_s = record.time if trial.started_s is None else trial.started_s
                 trial.state = "RUNNING"
             case Attempt():
                 trial.failures = record.failures
             case Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
-                trial.rung = record.rung
+                trial.rung, trial.ended_s = record.rung, record.time
                 if record.result_of is not None:
                     trial.result_of = record.result_of
                     trial.epochs = dict(self._earlier(record.result_of, trial.number, position).epochs)
@@ -202,7 +208,7 @@ class History:
                 trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
-                trial.stop_requested = None
+                trial.stop_requested = trial.ended_s = None
 
     def _earlier(self, number: int, than: int, position: int) -> TrialHistory:
         if not 0 <= number < than:

@@ -535,9 +535,19 @@ def whole_lines(path: Path) -> bytes:
 def replace(folder: Path, content: bytes) -> None:
     """Puts `content` in the place of the journal in `folder`. RequestError: a process runs it."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = _lock(folder / LOCK)
-    try:
+    with locked(folder):
         write_whole(folder / FILE, content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While no driver may take the sweep in `folder`. RequestError: one runs it."""
+    try:
+        handle = _lock(folder / LOCK)
+    except OSError as error:
+        raise RequestError(refused_by_files(error)) from error
+    try:
+        yield
     finally:
         os.close(handle)
 

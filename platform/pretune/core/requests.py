@@ -147,7 +147,7 @@ def hand_in(result: SweepResult, request: Request, *, wait_s: float = WAIT_S) ->
                 f"resume` brings it to today's; ask again while it runs, or afterwards"
             )
         # Nothing is proposed here.
-        conductor = Conductor(opened, points.FixedPoints(sessions[0].experiment))
+        conductor = Conductor(opened, points.FixedPoints(result.experiment))
         conductor.request(request)
         if isinstance(request, StopRequested) and conductor.finished:
             conductor.close("finished")

@@ -22,7 +22,7 @@ from optuna.distributions import (
     CategoricalDistribution,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from pretune.core import study as studies
@@ -256,9 +256,9 @@ class Search:
         return Grid(self._known.tree, seed=_seed(self.experiment.seed, number))
 
 
-def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
+def called(space: Space, trial: BaseTrial, base: TrialConfig) -> TrialConfig:
     """What `space` returns, given a copy of `base` of its own: whatever it does to it, other trials begin alike."""
-    # A told trial has all that a space may ask of a trial, but is not Optuna's class of a running one.
+    # Each kind has all that a space may ask of a trial, but is not Optuna's class of a running one.
     return space(cast(optuna.Trial, trial), base.model_copy(deep=True))
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna.trial import TrialState
 
 from pretune.core import optuna_private
+from pretune.core.conductor import Conductor, Listener, config_key
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.journal import Asked, Ended, Epoch, Extended, Record
+from pretune.core.journal import Asked, Ended, Epoch, Extended, Record, Started
 from pretune.core.parameters import Names, flat
 from pretune.core.study import STATES, distributions, values
 from trainers.files import opened_whole
-
-if TYPE_CHECKING:
-    from pretune.core.conductor import Conductor, Listener
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +70,28 @@ class StudyLog:
     def _lines(self, record: Record) -> Iterator[dict[str, Any]]:
         if isinstance(record, Extended):
             self._stale = True
-        if not isinstance(record, Asked | Epoch | Ended):
+        if not isinstance(record, Asked | Started | Epoch | Ended):
             return
         experiment, trial = self._conductor.experiment, self._conductor.history.trials[record.number]
         if isinstance(record, Asked):
             yield _created(experiment, trial, self._called)
+        elif isinstance(record, Started):
+            if trial.attempts == 1:
+                yield optuna_private.log_start(trial.number, record.time)
         elif isinstance(record, Epoch):
             if experiment.metric in record.metrics:
                 yield optuna_private.log_value(trial.number, record.epoch, record.metrics[experiment.metric])
         else:
+            if trial.started_s is None:
+                yield optuna_private.log_start(trial.number, record.time)
             if record.result_of is not None:
                 for epoch, value in values(experiment, trial).items():
                     yield optuna_private.log_value(trial.number, epoch, value)
             if record.state == "INFEASIBLE":
                 yield optuna_private.log_constraint(trial.number)
-            yield optuna_private.log_end(trial.number, STATES[record.state], _worth(trial))
+            for name, said in _outcome(trial).items():
+                yield optuna_private.log_about(trial.number, name, said)
+            yield optuna_private.log_end(trial.number, STATES[record.state], _worth(experiment, trial), record.time)
 
 
 def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
@@ -99,18 +107,43 @@ def _created(experiment: Experiment, trial: TrialHistory, called: Names) -> dict
     """The trial as it is now, as one line of Optuna's journal."""
     drawn = distributions(trial)
     alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
+    started_s = trial.started_s
+    if trial.ended and started_s is None:  # it was not run
+        started_s = trial.ended_s
     return optuna_private.log_trial(
-        state=STATES[trial.state],
-        value=_worth(trial),
+        state=TrialState.WAITING if started_s is None else STATES[trial.state],
+        value=_worth(experiment, trial),
         params={alias[name]: drawn[name].to_internal_repr(flat(value)) for name, value in trial.params.items()},
         distributions={alias[name]: optuna_private.as_json(one) for name, one in drawn.items()},
         values=values(experiment, trial),
         infeasible=trial.state == "INFEASIBLE",
+        started_s=started_s,
+        ended_s=trial.ended_s if trial.ended else None,
+        about={**_asked(trial), **_outcome(trial)},
     )
 
 
-def _worth(trial: TrialHistory) -> float | None:
-    return trial.value if trial.state == "COMPLETE" else None
+def _worth(experiment: Experiment, trial: TrialHistory) -> float | None:
+    """What Optuna itself has as a trial's value: of one that was stopped its last one, or no history has it."""
+    if trial.state != "PRUNED":
+        return trial.value
+    last = trial.last(experiment.metric)
+    return last if last is not None and math.isfinite(last) else None
+
+
+def _asked(trial: TrialHistory) -> dict[str, Any]:
+    if trial.config is None:
+        return {}
+    return {"seed": trial.config.get("seed"), "config_hash": config_key(trial.config).hex()}
+
+
+def _outcome(trial: TrialHistory) -> dict[str, Any]:
+    """Of a trial that has ended: why, and the seconds of its epochs."""
+    if not trial.ended:
+        return {}
+    own = [] if trial.result_of is not None else trial.epochs.values()
+    seconds = sum(metrics.get("time/epoch_s", 0.0) for metrics in own)
+    return {"reason": trial.reason, "seconds": seconds}
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> bytes:

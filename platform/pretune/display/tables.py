@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis.baselines import Comparison
+from pretune.analysis.selection import Column
 from pretune.core import results
+from pretune.core.notes import Note
+from pretune.core.notes import tags as note_tags
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import format, screen
 from pretune.display.screen import Rows
@@ -32,8 +36,11 @@ STYLES = {
 }
 
 
-def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
-    """The trials, best first: state, epochs, probe with its standard error, settings, and why it ended early.
+def trials(
+    result: SweepResult, *, limit: int | None = None, only: Sequence[TrialResult] | None = None
+) -> RenderableType:
+    """The trials, best first, or `only` some in their order: state, epochs, probe with its standard error, settings,
+    and why it ended early.
 
     Settings share one column, each trial showing those it sampled: a conditional space would need a column for each.
     """
@@ -42,7 +49,7 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
     numbers = ["trial", "epochs", *seconds, result.metric]
     heads = ["trial", "state", *numbers[1:], "settings, and why it ended early"]
     table = Rows(heads, right=numbers, wraps=True)
-    ranked = result.ranked()
+    ranked = result.ranked() if only is None else only
     names = format.short_names(name for trial in ranked for name in trial.params)
     for trial in ranked[:limit]:
         style = "bold green" if trial.id == result.best else STYLES[trial.state]
@@ -55,7 +62,20 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
     if not left_out:
         return table
     whole = " --all" if len(ranked) > SHOWN else ""
-    return Group(table, Text(f"… {left_out:,} more: pretune show {_name(result)}{whole}", style="dim"))
+    more = "" if only is not None else f": pretune show {_name(result)}{whole}"
+    return Group(table, Text(f"… {left_out:,} more{more}", style="dim"))
+
+
+def columns(found: Sequence[TrialResult], wanted: Sequence[Column], *, limit: int | None = None) -> RenderableType:
+    """The columns that were asked for, of trials in their order."""
+    numbers = [
+        one.name for one in wanted if all(isinstance(one.of(trial), int | float | None) for trial in found[:limit])
+    ]
+    table = Rows([one.name for one in wanted], right=numbers, wraps=True)
+    for trial in found[:limit]:
+        table.add(*(format.number(one.of(trial)) for one in wanted), style=STYLES[trial.state])
+    left_out = len(found) - len(found[:limit])
+    return Group(table, Text(f"… {left_out:,} more: --all", style="dim")) if left_out else table
 
 
 def families(result: SweepResult) -> RenderableType | None:
@@ -171,9 +191,11 @@ def curves_folder(sweep: Path) -> Path:
     return sweep / "tensorboard"
 
 
-def sweeps(found: Sequence[SweepResult]) -> RenderableType:
-    """All sweeps of a storage folder, newest first."""
-    table = Rows(["sweep", "space", "recipe", "trials", "best", "state"], right=["trials", "best"])
+def sweeps(found: Sequence[SweepResult], tags: Mapping[str, Sequence[str]]) -> RenderableType:
+    """All sweeps of a storage folder, newest first; `tags` by name, a column where there are any."""
+    tagged = any(tags.values())
+    heads = ["sweep", "space", "recipe", "trials", "best", "state", *(["tags"] if tagged else [])]
+    table = Rows(heads, right=["trials", "best"])
     for result in found:
         best = result.best_trial
         ended = sum(trial.state not in ("WAITING", "RUNNING") for trial in result.trials)
@@ -184,8 +206,20 @@ def sweeps(found: Sequence[SweepResult]) -> RenderableType:
             f"{ended} of {result.asked}",
             "–" if best is None else _score(result, best),
             status(result),
+            *([", ".join(tags.get(result.name, ()))] if tagged else []),
         )
     return table
+
+
+def notes(found: Sequence[Note]) -> Text | None:
+    """What people said of a sweep, each with its day; None where nobody did."""
+    lines = []
+    if tagged := note_tags(found):
+        lines.append(f"tags: {', '.join(tagged)}")
+    for note in found:
+        if note.text:
+            lines.append(f"note of {time.strftime('%Y-%m-%d %H:%M', time.localtime(note.time))}: {note.text}")
+    return Text("\n".join(lines)) if lines else None
 
 
 def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, width: int = 100) -> None:

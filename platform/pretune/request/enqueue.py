@@ -56,9 +56,13 @@ def check(experiment: Experiment, space: Space, assignments: Sequence[str]) -> C
     rule, value and remedy.
     """
     try:
-        typed = overrides.parse(assignments)
-    except RequestError as error:
-        raise RequestError(str(error).removeprefix("--set ")) from error
+        return _checked(experiment, space, assignments)
+    except RequestError as error:  # a path is named by itself here
+        raise RequestError(str(error).replace("--set ", "")) from error
+
+
+def _checked(experiment: Experiment, space: Space, assignments: Sequence[str]) -> Checked:
+    typed = overrides.parse(assignments)
     for path in DATA:
         if path in typed:
             raise RequestError(f"{path} must stay the sweep's, as its trials would not compare; run another sweep")
@@ -101,10 +105,10 @@ class _Given(FixedTrial):
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        return float(self._number(name, FloatDistribution(low, high, log=log, step=step)))
+        return float(self._numeric(name, FloatDistribution(low, high, log=log, step=step)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return int(self._number(name, IntDistribution(low, high, log=log, step=step)))
+        return int(self._numeric(name, IntDistribution(low, high, log=log, step=step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         choices = tuple(choices)
@@ -119,7 +123,7 @@ class _Given(FixedTrial):
         self._keep(name, choices[position], told[position], CategoricalDistribution(flats), told)
         return choices[position]
 
-    def _number(self, name: str, distribution: FloatDistribution | IntDistribution) -> Any:
+    def _numeric(self, name: str, distribution: FloatDistribution | IntDistribution) -> Any:
         if name in self._chosen:
             return self._chosen[name]
         step = "" if distribution.step in (None, 1) else f" in steps of {distribution.step:g}"
@@ -196,11 +200,7 @@ def _is_path(base: TrialConfig, name: str) -> bool:
 
 def _changed(experiment: Experiment, typed: Mapping[str, Any]) -> TrialConfig:
     """The base with these changes, whatever the space is."""
-    try:
-        config = overrides.apply(experiment.base, typed)
-    except RequestError as error:
-        raise RequestError(str(error).removeprefix("--set ")) from error
-    config = request.with_own_parts(config)
+    config = request.with_own_parts(overrides.apply(experiment.base, typed))
     try:
         return completed(config, experiment)
     except ValueError as error:
