@@ -16,6 +16,7 @@ from pretune.cli.options import (
     Direction,
     Epochs,
     GpusPerWorker,
+    LogTo,
     MaxFailed,
     Metric,
     Name,
@@ -25,7 +26,7 @@ from pretune.cli.options import (
     Subset,
     WorkersPerTrial,
 )
-from pretune.cli.running import run_sweep
+from pretune.cli.running import logging_to, run_sweep
 from pretune.core.choices import MAX_FAILED
 from pretune.display import screen
 
@@ -58,6 +59,7 @@ def ablate_command(
     settings: Settings = None,
     metric: Metric = None,
     direction: Direction = None,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> None:
     """Change one factor at a time, or all on a grid, and compare under equal seeds."""
@@ -94,6 +96,7 @@ def ablate_command(
             metric=metric,
             direction=direction,
         )
+        trackers = logging_to(log_to)
         for line in dict.fromkeys(line for point in points for line in overrides.left_out_by(base, point)):
             note(console, f"--factor {line}")
 
@@ -102,4 +105,4 @@ def ablate_command(
             experiment, space=unvaried, listener=listener, address=address, auto_gpus=gpus_per_worker is None
         )
 
-    run_sweep(console, experiment, run)
+    run_sweep(console, experiment, run, log_to=trackers)

@@ -103,6 +103,12 @@ Direction = Annotated[
     choices.Direction | None,
     typer.Option("--direction", help="which way of --metric is better; default: minimize for losses, else maximize"),
 ]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-to", metavar="TRACKER", help="mlflow[:URI], wandb[:PROJECT] or csv[:FILE], too; may be given again"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")

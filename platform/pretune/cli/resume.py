@@ -9,8 +9,8 @@ import typer
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, note
-from pretune.cli.options import STORAGE, Address, Storage, Sweep
-from pretune.cli.running import run_sweep
+from pretune.cli.options import STORAGE, Address, LogTo, Storage, Sweep
+from pretune.cli.running import logging_to, run_sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
 
@@ -26,6 +26,7 @@ def resume_command(
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
     storage: Storage = STORAGE,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> None:
     """Go on with a sweep after any interruption, or add trials to it."""
@@ -78,6 +79,7 @@ def resume_command(
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
             sweeps.check_unchanged(began[-1], space, experiment.base)
+        trackers = logging_to(log_to)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -103,4 +105,4 @@ def resume_command(
                 console,
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
-    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier)
+    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier, log_to=trackers)

@@ -25,12 +25,20 @@ from pretune.execution.interruption import Interrupted
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
     from pretune.core.journal import Record
+    from pretune.display.trackers import Tracker
 
 MOST_LISTED = 30
 """Trials that a sweep's end lists one by one at most."""
 
 
-def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
+def run_sweep(
+    console: Console,
+    experiment: Experiment,
+    run: Any,
+    *,
+    earlier: Sequence[Record] = (),
+    log_to: Sequence[Tracker] = (),
+) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
     from pretune.core import journal
     from pretune.core.errors import LeaseLostError, SweepFailedError, refused_by_files
@@ -38,7 +46,7 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
     from trainers import storage
 
     try:
-        with watching(experiment, console, earlier=earlier) as listener, in_time(partial(note, console)):
+        with watching(experiment, console, earlier=earlier, log_to=log_to) as listener, in_time(partial(note, console)):
             result = run(listener)
     except KeyboardInterrupt as error:
         interrupted("interrupted before a trial began; the same command starts again", error)
@@ -60,6 +68,15 @@ def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Se
         )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
     close(console, result)
+
+
+def logging_to(texts: Sequence[str] | None) -> list[Tracker]:
+    """What `--log-to` names; the trackers' packages are imported where there is one. RequestError as of `checked`."""
+    if not texts:
+        return []
+    from pretune.display import trackers
+
+    return trackers.checked(texts)
 
 
 def close(console: Console, result: Any) -> NoReturn:

@@ -16,6 +16,7 @@ from pretune.cli.options import (
     Direction,
     Epochs,
     GpusPerWorker,
+    LogTo,
     MaxFailed,
     Metric,
     Name,
@@ -26,7 +27,7 @@ from pretune.cli.options import (
     Subset,
     WorkersPerTrial,
 )
-from pretune.cli.running import run_sweep
+from pretune.cli.running import logging_to, run_sweep
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName
 from pretune.display import screen
 
@@ -63,6 +64,7 @@ def sweep_command(
     grace: Annotated[float | None, typer.Option("--grace", min=0.0, help="first rung, in units of --budget")] = None,
     metric: Metric = None,
     direction: Direction = None,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> None:
     """Try settings of a recipe and show what works best."""
@@ -101,6 +103,7 @@ def sweep_command(
             metric=metric,
             direction=direction,
         )
+        trackers = logging_to(log_to)
         for line in request.left_out(found_recipe, settings or ()):
             note(console, f"--set {line}")
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ()):
@@ -115,4 +118,4 @@ def sweep_command(
             auto_gpus=gpus_per_worker is None,
         )
 
-    run_sweep(console, experiment, run)
+    run_sweep(console, experiment, run, log_to=trackers)
