@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pretune.analysis.notebook import Sweep
@@ -68,6 +68,7 @@ def run(
     grace: float | None = None,
     metric: str | None = None,
     direction: Direction | None = None,
+    log_to: Sequence[str] = (),
     address: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
@@ -100,6 +101,7 @@ def run(
         grace: the first rung, in units of `budget`.
         metric: what is searched for, "probe/linear" if None.
         direction: "maximize" or "minimize"; what the metric suggests if None: losses are minimized.
+        log_to: trackers: "mlflow[:URI]", "wandb[:PROJECT]", "csv[:FILE]".
         address: a running Ray cluster, such as "auto"; a local one if None.
         quiet: show nothing while it runs.
 
@@ -117,6 +119,7 @@ def run(
     from pretune.analysis.notebook import Sweep
     from pretune.core import results
     from pretune.core.errors import RequestError, checking_a_request
+    from pretune.display import trackers
     from pretune.request import lookup, request
 
     with checking_a_request():
@@ -149,6 +152,7 @@ def run(
             metric=metric,
             direction=direction,
         )
+        logged = trackers.checked(log_to)
         left_out = request.left_out(found_recipe, assignments)
         varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
     for line in left_out:
@@ -158,7 +162,7 @@ def run(
 
     from pretune.display.watching import watching
 
-    with watching(experiment, None if quiet else Console()) as listener:
+    with watching(experiment, None if quiet else Console(), log_to=logged) as listener:
         result = sweeps.run(
             experiment,
             space=found_space.function,

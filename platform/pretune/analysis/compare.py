@@ -164,6 +164,14 @@ def _why_not(first: Side, second: Side) -> str:
             return f"{side.name} {kind}, so that values are not compared; name trials: SWEEP/TRIAL"
         if side.value is None:
             return f"{side.name} ({side.trial.state}) has no value"
+    assert first.trial is not None
+    assert second.trial is not None
+    whole = first.trial.state == second.trial.state == "COMPLETE"
+    if not whole and first.trial.epochs != second.trial.epochs:
+        return (
+            f"{first.name} was judged after {first.trial.epochs} epochs and {second.name} after {second.trial.epochs}, "
+            "so that their values do not compare"
+        )
     one, other = first.result.experiment, second.result.experiment
     if (one.metric, one.maximize) != (other.metric, other.maximize):
         return f"their metrics differ ({one.metric}, {other.metric}), so that their values do not compare"

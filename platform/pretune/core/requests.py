@@ -64,11 +64,12 @@ class Inbox:
         self._complained = False
 
     def look(self) -> None:
-        """Takes in what was asked since the last look, in the order in which it was asked; at most every `LOOK_S`.
+        """Takes in what was asked since the last look, in the order in which it was asked; at most every `LOOK_S`, and
+        not once the sweep is finished: then its asker finds the journal free in a moment.
 
         OSError, where the journal cannot be written.
         """
-        if self._clock() < self._next:
+        if self._clock() < self._next or self._conductor.finished:
             return
         self._next = self._clock() + LOOK_S
         for path in self._found():

@@ -56,7 +56,8 @@ def board(found: Board, *, top: int) -> list[RenderableType]:
             style="bold green" if place == 1 else "",
         )
     way = "" if found.maximize else ", lower is better"
-    head = Text.assemble((found.data, "bold"), f" ({found.manifest[:12]}), {found.metric}{way}")
+    images = f" ({found.manifest[:12]})" if found.manifest else ""
+    head = Text.assemble((found.data, "bold"), f"{images}, {found.metric}{way}")
     left_out = len(found.entries) - top
     return [head, table, *([Text(f"… {left_out:,} more: --top", style="dim")] if left_out > 0 else [])]
 

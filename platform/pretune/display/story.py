@@ -75,8 +75,6 @@ def _parts(console: Console, told: Mapping[str, Any]) -> Iterator[RenderableType
         yield Text(f"log: {path}", style="dim")
     for line in told["log_tail"]:
         yield Text(f"  {line}", style="dim")
-    if told["commands"]:
-        yield Text()
 
 
 def _curve(console: Console, told: Mapping[str, Any]) -> Text:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis.baselines import Comparison
+from pretune.analysis.differences import differences
 from pretune.analysis.selection import Column
 from pretune.core import results
 from pretune.core.notes import Note
@@ -56,7 +57,7 @@ def trials(
         state = "unfinished" if trial.state == "RUNNING" and status(result) != "running" else trial.state
         trained = [format.duration(trial.last_metrics.get("budget/seconds", 0.0))] if seconds else []
         cells = [str(trial.id), state, str(trial.epochs), *trained, _score(result, trial)]
-        settings = format.parameters(trial.params, names=names)
+        settings = _settings(result, trial, names)
         table.add(*cells, settings, remark=_short_reason(trial.reason, result.metric), style=style)
     left_out = len(ranked) - len(ranked[:limit])
     if not left_out:
@@ -76,6 +77,16 @@ def columns(found: Sequence[TrialResult], wanted: Sequence[Column], *, limit: in
         table.add(*(format.number(one.of(trial)) for one in wanted), style=STYLES[trial.state])
     left_out = len(found) - len(found[:limit])
     return Group(table, Text(f"… {left_out:,} more: --all", style="dim")) if left_out else table
+
+
+def _settings(result: SweepResult, trial: TrialResult, names: Mapping[str, str]) -> str:
+    """What was sampled; of a config that was handed in beside the space what it changes."""
+    if not trial.enqueued:
+        return format.parameters(trial.params, names=names)
+    if trial.params or trial.config is None:
+        return f"{format.parameters(trial.params, names=names)} (handed in)"
+    changes = differences(result.experiment.base.model_dump(mode="json"), trial.config)
+    return f"{format.parameters({one.path: one.second for one in changes})} (handed in)"
 
 
 def families(result: SweepResult) -> RenderableType | None:

@@ -19,6 +19,7 @@ from tensorboard.plugins.text import summary as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Record, Started
+from pretune.display import format
 
 SHOWN_METRICS = ("probe/linear", "probe/knn", "loss/total", "health/embedding/effective_rank", "time/images_per_s")
 """Columns of the hyper-parameter view; all metrics are curves."""
@@ -179,12 +180,7 @@ class SweepCurves:
     def _run(self, number: int) -> str:
         """An older version's name where it has begun the trial's curves."""
         older = f"trial-{number:04d}"
-        return older if (self._curves.folder / older).is_dir() else run_name(number)
-
-
-def run_name(number: int) -> str:
-    """How TensorBoard names trial `number`; the number first, as its tables cut the end of a name."""
-    return f"{number:04d}-trial"
+        return older if (self._curves.folder / older).is_dir() else format.run_name(number)
 
 
 def _kind(value: Any) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Opened, Record, Started
-from pretune.display.tensorboard import run_name
+from pretune.display import format
 from trainers.files import why_not_writable
 
 CLOSE_S = 20.0
@@ -240,7 +240,7 @@ class MLflow:
             self._runs[trial] = run
             self._client.update_run(run, status="RUNNING")
             return
-        made = self._client.create_run(self._experiment, run_name=run_name(trial), tags=self._tags(trial))
+        made = self._client.create_run(self._experiment, run_name=format.run_name(trial), tags=self._tags(trial))
         run = self._runs[trial] = made.info.run_id
         told = [Param(name, _text(value)) for name, value in params.items()]
         for begin in range(0, len(told), 100):  # so many at once are taken
@@ -306,7 +306,7 @@ class Wandb:
         self._runs[trial] = self._wandb.init(
             project=self._project,
             group=self._sweep.name,
-            name=run_name(trial),
+            name=format.run_name(trial),
             id=f"{key}-{trial:04d}",
             resume="allow",
             reinit="create_new",  # trials run at once

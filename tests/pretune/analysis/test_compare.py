@@ -69,6 +69,7 @@ def test_what_does_not_compare_is_said_and_its_differences_are_shown_all_the_sam
     synthetic_sweep(here / "sweeps" / "known")
     text = pretune("compare", "mine", "known/2").stdout
     assert "known/2 (INFEASIBLE) has no value" in text
+    assert "known/0 was judged after 3 epochs and known/1 after 1" in pretune("compare", "known/0", "known/1").stdout
     made(here / "sweeps" / "bare", [0.8], stderr=None)
     assert "has no standard error" in pretune("compare", "mine", "bare").stdout
     assert pretune("compare", "mine", "nothing").exit_code == 2
