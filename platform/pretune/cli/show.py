@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.text import Text
 
 from pretune.cli import completion, kinds
@@ -112,6 +113,7 @@ def show_command(
         if as_csv:
             print(selection.as_csv(rows, wanted), end="")
             return
+        parts: list[RenderableType]
         if columns is not None:
             parts = [tables.summary(result), tables.columns(rows, wanted, limit=limit)]
         elif chosen:

@@ -345,6 +345,11 @@ class Conductor:
             attempt=trial.attempts,
         )
 
+    def config_hash(self, trial: TrialHistory) -> str:
+        """Equal for equal configs."""
+        known = self._keys.get(trial.number)
+        return (config_key(trial.config or {}) if known is None else known).hex()
+
     def _first_alike(self, config: dict[str, Any]) -> int | None:
         """The first trial of an equal config."""
         return next(iter(self._alike.get(config_key(config), ())), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class StudyLog:
 
     def __init__(self, conductor: Conductor, listener: Listener | None, path: Path) -> None:
         self._conductor, self._listener, self._path = conductor, listener, path
-        self._called = Names()
+        self._called, self._hash_of = Names(), conductor.config_hash
         self._stale = False
         self._write()
 
@@ -57,7 +57,7 @@ class StudyLog:
 
     def _write(self) -> None:
         try:
-            write(self._conductor.experiment, self._conductor.history.trials, self._path, self._called)
+            write(self._conductor.experiment, self._conductor.history.trials, self._path, self._called, self._hash_of)
         except OSError as error:
             self._give_up(error)
         else:
@@ -74,7 +74,7 @@ class StudyLog:
             return
         experiment, trial = self._conductor.experiment, self._conductor.history.trials[record.number]
         if isinstance(record, Asked):
-            yield _created(experiment, trial, self._called)
+            yield _created(experiment, trial, self._called, self._hash_of)
         elif isinstance(record, Started):
             if trial.attempts == 1:
                 yield optuna_private.log_start(trial.number, record.time)
@@ -94,16 +94,29 @@ class StudyLog:
             yield optuna_private.log_end(trial.number, STATES[record.state], _worth(experiment, trial), record.time)
 
 
-def write(experiment: Experiment, trials: Sequence[TrialHistory], path: Path, called: Names | None = None) -> None:
-    """Writes what Optuna was told of `trials` to `path` anew, as a journal of its own. `called` meets their names."""
+HashOf = Callable[[TrialHistory], str]
+"""The hash of a trial's config."""
+
+
+def write(
+    experiment: Experiment,
+    trials: Sequence[TrialHistory],
+    path: Path,
+    called: Names | None = None,
+    hash_of: HashOf | None = None,
+) -> None:
+    """Writes what Optuna was told of `trials` to `path` anew, as a journal of its own. `called` meets their names;
+    `hash_of` may know what it would take long to compute again.
+    """
     called = Names() if called is None else called
+    hash_of = hash_of or (lambda trial: config_key(trial.config or {}).hex())
     with opened_whole(path) as file:
         file.write(_text([optuna_private.log_study(experiment.name, maximize=experiment.maximize)]))
         for trial in trials:
-            file.write(_text([_created(experiment, trial, called)]))
+            file.write(_text([_created(experiment, trial, called, hash_of)]))
 
 
-def _created(experiment: Experiment, trial: TrialHistory, called: Names) -> dict[str, Any]:
+def _created(experiment: Experiment, trial: TrialHistory, called: Names, hash_of: HashOf) -> dict[str, Any]:
     """The trial as it is now, as one line of Optuna's journal."""
     drawn = distributions(trial)
     alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
@@ -119,7 +132,7 @@ def _created(experiment: Experiment, trial: TrialHistory, called: Names) -> dict
         infeasible=trial.state == "INFEASIBLE",
         started_s=started_s,
         ended_s=trial.ended_s if trial.ended else None,
-        about={**_asked(trial), **_outcome(trial)},
+        about={**_asked(trial, hash_of), **_outcome(trial)},
     )
 
 
@@ -131,10 +144,10 @@ def _worth(experiment: Experiment, trial: TrialHistory) -> float | None:
     return last if last is not None and math.isfinite(last) else None
 
 
-def _asked(trial: TrialHistory) -> dict[str, Any]:
+def _asked(trial: TrialHistory, hash_of: HashOf) -> dict[str, Any]:
     if trial.config is None:
         return {}
-    return {"seed": trial.config.get("seed"), "config_hash": config_key(trial.config).hex()}
+    return {"seed": trial.config.get("seed"), "config_hash": hash_of(trial)}
 
 
 def _outcome(trial: TrialHistory) -> dict[str, Any]:

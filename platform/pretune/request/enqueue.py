@@ -150,7 +150,10 @@ class _Given(FixedTrial):
         if name in self._typed:
             self.missing = None
             raise _OutsideError(f"{name} is {value}, which is not within the space's {self.used[name]}")
-        raise _OutsideError(f"{name} is not named, and the sweep's base has {value}")
+        assert self.missing is not None
+        raise _OutsideError(
+            f"{name} is not named, and what the sweep's base has there is not within the space's {self.missing[1]}"
+        )
 
     def _keep(
         self, name: str, value: Any, label: Any, distribution: BaseDistribution, told: Sequence[Any] = ()
