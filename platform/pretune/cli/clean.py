@@ -36,7 +36,8 @@ def clean_command(
                 )
                 return
             what = f"{doomed.files:,} files of checkpoints, {format.size(doomed.bytes)}"
-            kept = f"the last ones of its {keep} best trials and of unfinished ones stay"
+            best = "its best trial" if keep == 1 else f"its {keep} best trials"
+            kept = f"the last ones of {best} and of unfinished ones stay"
             ask(f"remove {what}, of {result.folder}? ({kept}; finished trials cannot train longer then)", yes)
             with running(f"some are gone; go on with: pretune clean {shlex.quote(sweep)}"):
                 removal.remove_files(doomed)

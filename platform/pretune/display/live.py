@@ -229,7 +229,8 @@ class Progress:
                 why = f" ({record.reason})" if record.reason else ""
                 return f"trial {record.number} is to end at its next report, somebody wants it to{why}", True
             case Enqueued():
-                return f"a configuration was handed in to be tried next: {format.parameters(record.params)}", True
+                what = format.parameters(record.params) or "one beside the space"
+                return f"a configuration was handed in to be tried next: {what}", True
             case Attempt():
                 return f"trial {record.number} failed ({record.failures}): {record.reason}", True
             case Ended():
