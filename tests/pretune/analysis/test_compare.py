@@ -19,7 +19,8 @@ from tests.pretune.cli.command import pretune, synthetic_sweep
 
 def made(folder: Path, values: list[float], *, stderr: float | None = 0.01, base: dict[str, Any] | None = None) -> Path:
     """A sweep with a trial for each value."""
-    synthetic_sweep(folder.parent / "template")
+    if not (folder.parent / "template").exists():
+        synthetic_sweep(folder.parent / "template")
     opened = read(folder.parent / "template")[0]
     assert isinstance(opened, Opened)
     changed = opened.experiment.base.model_copy(update={"seed": 0, **(base or {})})

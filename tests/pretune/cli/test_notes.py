@@ -33,7 +33,7 @@ def test_notes_and_tags_are_shown_with_the_sweep_and_in_the_list(here: Path) -> 
     listed = pretune("show").stdout
     assert "tags" in listed
     assert [one["name"] for one in json.loads(pretune("show", "--tag", "paper", "--json").stdout)] == ["known"]
-    assert "no sweep in sweeps has nothing" in pretune("show", "--tag", "nothing").stdout
+    assert "sweeps has nothing" in pretune("show", "--tag", "nothing").stdout
     assert "notes" not in json.loads(pretune("show", "other", "--json").stdout)
 
 
