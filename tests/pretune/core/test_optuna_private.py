@@ -124,7 +124,7 @@ def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
     lines = [
         optuna_private.log_study("s", maximize=False),
         optuna_private.log_trial(
-            state=TrialState.RUNNING,
+            state=TrialState.WAITING,
             value=None,
             params={"rate": 0.5},
             distributions={"rate": optuna_private.as_json(SPACE["rate"])},
