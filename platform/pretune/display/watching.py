@@ -54,7 +54,8 @@ def watching(
     for record in earlier:
         listeners.on_event(record)
     with ExitStack() as stack:
-        for one in (*logged, curves):
+        stack.enter_context(closing(curves))
+        for one in logged:
             stack.enter_context(closing(one))
         with nullcontext() if view is None else view:
             yield listeners

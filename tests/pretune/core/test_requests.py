@@ -315,7 +315,7 @@ def test_the_driver_takes_requests_from_the_folder_in_their_order_and_answers_wh
     assert conductor.next() is not None
     place = tmp_path / "s" / requests.FOLDER
     place.mkdir()
-    wanted = [stop(0, "first"), enqueued(0.5), stop(44)]
+    wanted: list[StopRequested | Enqueued] = [stop(0, "first"), enqueued(0.5), stop(44)]
     for one in wanted:
         (place / f"{one.request}.json").write_text(one.model_dump_json())
     (place / "0-broken.json").write_text("{")

@@ -24,7 +24,8 @@ def made(here: Path) -> Experiment:
 
 def mine(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:
     rate = trial.suggest_float("rate", 0.01, 1.0, log=True)
-    widths = trial.suggest_categorical("widths", [(32, 32), (64,)])
+    choices: list[Any] = [(32, 32), (64,)]
+    widths = trial.suggest_categorical("widths", choices)
     if trial.suggest_int("depth", 2, 8, step=2) == 8:
         raise ValueError("too deep")
     projector = base.model.projector.model_copy(update={"widths": widths})
