@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
-from benchmarks import scale
+import scale  # type: ignore[import-not-found]  # beside this script
+
 from pretune.analysis.following import Followed
 from pretune.core.journal import Asked, Epoch, Journal, Opened, Resumed
 from pretune.display.watch import _text
