@@ -265,14 +265,15 @@ def _curve(number: int, epochs: Mapping[int, Mapping[str, float]], metric: str) 
 
 
 def _rungs(experiment: Experiment) -> tuple[float, ...]:
-    if experiment.points or not experiment.stopping.enabled or experiment.budget != "epochs":
+    rule = experiment.stopping
+    if experiment.points or not rule.enabled or rule.kind != "asha" or experiment.budget != "epochs":
         return ()
-    level = experiment.stopping.grace or float(math.ceil(experiment.base.epochs / 5))
+    level = rule.grace or float(math.ceil(experiment.base.epochs / 5))
     last = experiment.base.schedule.last_epoch_before_decay(experiment.base.epochs)
     found = []
     while level <= last:
         found.append(level)
-        level *= experiment.stopping.reduction_factor
+        level *= rule.reduction_factor
     return tuple(found)
 
 
