@@ -29,7 +29,7 @@ UNIT = FloatDistribution(0.0, 1.0)
 KERNEL = CategoricalDistribution(["rbf", "energy"])
 BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=9, batch_size=64)
 NOISE = 0.3
-LARGE = 2_000
+LARGE = 1_000
 """Trials of the study whose importances are taken for the truth."""
 
 Point = dict[str, Any]

@@ -507,7 +507,7 @@ def _side_by_side(accounts: Sequence[Account]) -> list[Block]:
             ]
         )
     head = ["sweep", "space", "recipe", "trials", "metric", "best", "trial", "time", "state"]
-    blocks: list[Block] = [Table(head, rows, right=(3, 6))]
+    blocks: list[Block] = [Table(head, rows, right=(3, 5, 6))]
     metrics = {(one.result.metric, one.result.experiment.maximize) for one in accounts}
     manifests = {one.result.experiment.base.data.manifest for one in accounts}
     if len(manifests) > 1:
