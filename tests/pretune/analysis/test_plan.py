@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def planned(experiment: Experiment, *, measure: Measure, space: Any = sized, slo
         patch.setattr(plan, "measure", measured)
         found = []
         for one in plan.measured(
-            experiment, configs, slots=slots, gpus_per_worker=0.0, clock=itertools.count().__next__, tell=str
+            experiment, configs, slots=slots, gpus_per_worker=0.0, clock=itertools.count().__next__, tell=print
         ):
             plan.check_fits(experiment, one, slots=slots)
             found.append(one)
@@ -152,7 +153,7 @@ def test_no_shape_is_begun_when_the_time_is_over(here: Path) -> None:
                 slots=1,
                 gpus_per_worker=0.0,
                 clock=ticks.__next__,
-                tell=str,
+                tell=print,
             )
         )
     assert [one.found is not None for one in found] == [True, False, False]
@@ -182,7 +183,7 @@ def test_too_many_slots_are_refused_with_how_many_fit(here: Path, monkeypatch: p
 
 
 def test_slots_on_this_machine_are_those_that_its_processors_hold(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(measurements, "gpus", list)
     assert plan.slots_here(asked(here), auto_gpus=True) == (6, 0.0)  # as many as trials
     assert plan.slots_here(asked(here, trials=99), auto_gpus=True) == (8, 0.0)
