@@ -19,7 +19,7 @@ from pretune.analysis.account import MEMORY, Account, Setting
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
-from pretune.display import figures, format, tables
+from pretune.display import figures, forecast, format, tables
 from pretune.display.document import (
     MARK,
     Block,
@@ -167,10 +167,11 @@ def _sections(one: Account) -> list[Section]:
         found.append(Section("What matters", _importance(one)))
     found.append(Section("What went wrong", _wrong(result)))
     found.append(Section("What it cost", _cost(one)))
-    if one.forecast:
-        head = ["", "forecast", "fact"]
+    if one.forecast is not None:
+        head = ["", "forecast", "fact" if one.forecast.over else "so far", "off"]
         blocks: list[Block] = [Text("What was expected before the start, and what came.")]
-        found.append(Section("Forecast and fact", [*blocks, Table(head, one.forecast, right=(1, 2))]))
+        blocks.append(Table(head, forecast.rows(one.forecast), right=(1, 2, 3)))
+        found.append(Section("Forecast and fact", blocks))
     if result.winner is not None and result.winner.config is not None:
         found.append(Section("The winner's config", _winner(one, result.winner)))
     found.append(Section("To do it again", _again(one)))
