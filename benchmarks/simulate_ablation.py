@@ -1,6 +1,6 @@
 """Are the verdicts of `pretune ablate` true? Studies whose truth is known, judged by the code that judges real ones.
 
-    python benchmarks/simulate_ablation.py [--count 2000] [--seed 0]
+    python benchmarks/simulations.py ablation
 
 Noise is that of real curves: `DIFFERENCES` are those between two levels of `sfrik_tiny` on digits, 3 epochs, under 20
 equal seeds, whose settings differ by nothing that counts (`objective.mmd.weight` 1 and 1.001; 2026-11-28, 2 cores). A
@@ -11,7 +11,6 @@ the probe's. Heavy tails: the part of its own is Student's t with 3 degrees of f
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -144,18 +143,3 @@ def _covers(one: Study, *, resampled: bool = False) -> bool:
 
 def _share(count: int, of: int) -> str:
     return f"{count / of:.1%}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print("| what | wanted | seen | of |")
-    print("|:--|:--|--:|--:|")
-    for row in rows(arguments.count, arguments.seed):
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,12 +5,11 @@ final value and, on the rungs, that value with noise. The program's own rule con
 condemned live on, and `analysis.audit` judges them. Its intervals are exact ones, for few trials wide: they may cover
 more than they claim, never less.
 
-    python benchmarks/simulate_audit.py --count 2000
+    python benchmarks/simulations.py audit
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterator
 
@@ -79,16 +78,3 @@ def rows(count: int, seed: int) -> Iterator[tuple[str, ...]]:
             covered = sum(one[position] for one in found)
             text = f"{what}: {trials} trials, {share:.0%} audited, noise {noise:g}: the interval covers the truth"
             yield text, "95 % or more", f"{100 * covered / max(1, len(found)):.1f} %", f"{len(found)}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000, help="studies of each setting")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    for row in rows(arguments.count, arguments.seed):
-        print("  ".join(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Whether importances are true: on functions whose answer is known, how often they rank parameters right, cover the
 importance that very many trials have, and call a parameter superfluous that is not.
 
-    python benchmarks/simulate_importance.py [--studies 200]
+    python benchmarks/simulations.py importance
 
 Functions, of parameters drawn at random, with noise: `sum` has three parameters that matter one more than the other and
 one that does not; `branches` one that exists under one choice of a kernel only; `stopped` is `sum` where a third of the
@@ -10,7 +10,6 @@ trials are judged at a third of the epochs and the worse half of those is stoppe
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ UNIT = FloatDistribution(0.0, 1.0)
 KERNEL = CategoricalDistribution(["rbf", "energy"])
 BASE = TrialConfig(objective={"alignment": Alignment()}, epochs=9, batch_size=64)
 NOISE = 0.3
-LARGE = 2_000
+LARGE = 1_000
 """Trials of the study whose importances are taken for the truth."""
 
 Point = dict[str, Any]
@@ -131,16 +130,3 @@ def _names(found: Importance) -> list[str]:
 
 def _parameter(found: Importance, name: str) -> Parameter:
     return next(parameter for parameter in found.parameters if parameter.name == name)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--studies", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    for row in rows(given.studies, given.seed):
-        print("\t".join(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()

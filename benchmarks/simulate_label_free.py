@@ -1,6 +1,6 @@
 """Does the interval of a rank correlation hold? Pairs are drawn of which the true one is known.
 
-    python benchmarks/simulate_label_free.py [--count 2000]
+    python benchmarks/simulations.py label_free
 
 Of normal pairs with correlation r, Spearman's is 6 / π arcsin(r / 2). Printed is how often the interval that `pretune
 show` prints covers it, which is to be 93 to 97 %, and to compare how often the percentile bootstrap's does.
@@ -8,7 +8,6 @@ show` prints covers it, which is to be 93 to 97 %, and to compare how often the 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 
@@ -53,17 +52,3 @@ def percentiles(x: NDArray[np.float64], y: NDArray[np.float64], rng: np.random.G
     lengths = np.sqrt(np.square(ranks[0]).sum(1) * np.square(ranks[1]).sum(1))
     low, high = np.quantile((ranks[0] * ranks[1]).sum(1) / np.where(lengths > 0.0, lengths, 1.0), [0.025, 0.975])
     return float(low), float(high)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=2_000, help="draws of each setting")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    for row in rows(asked.count, asked.seed):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (40, 12, 8, 6), strict=True)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

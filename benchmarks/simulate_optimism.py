@@ -1,6 +1,6 @@
 """Do the optimism gap's intervals hold? Searches are simulated of which the truth is known.
 
-    python benchmarks/simulate_optimism.py [--count 1000]
+    python benchmarks/simulations.py optimism
 
 Each has N trials, scored on the same images of `select`; the best one is scored on as many images of `report`. Images
 are hard or easy for all trials alike (a probit model: half of the variance behind an answer is the image's), so the
@@ -15,7 +15,6 @@ takes the winner's score on `select` for a fresh one.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 
@@ -123,17 +122,3 @@ def setting(
 
 def _share(found: list[bool]) -> str:
     return f"{np.mean(found):.1%}"
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=1_000, help="searches of each setting")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    for row in rows(asked.count, asked.seed):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (66, 12, 8, 6), strict=True)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ command again where nothing had begun.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 from pretune.core import journal
-from pretune.core.journal import Closed, Ended, Record
+from pretune.core.journal import Asked, Closed, Ended, Record
 from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT
 from trainers import scratch
@@ -27,7 +28,9 @@ KINDS = (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.
 CODES = {signal.SIGTERM: 143, signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGHUP: 130}
 WITHIN_S = 15.0
 LATEST_S = 40.0
-"""After so long on a machine with two cores trials run, and some have ended."""
+"""After so long on a machine with two cores trials run, as a rule."""
+TRIAL_S = 180.0
+"""How long at most is waited for a trial to end, however busy the machine is."""
 
 
 def run(folder: Path, seed: int, count: int) -> Counts:
@@ -40,9 +43,13 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         if _over(folder):
             break
         process = _start(folder, options)
-        # As often in the seconds in which it checks and starts Ray as in those in which trials run.
+        # As often in the seconds in which it checks and starts Ray as in those in which trials run, or have ended.
+        wait_s = rng.choice([rng.uniform(0.0, 12.0), rng.uniform(0.0, LATEST_S), math.inf])
         try:
-            process.wait(rng.choice([rng.uniform(0.0, 12.0), rng.uniform(0.0, LATEST_S)]))
+            if wait_s == math.inf:
+                _until_another_ended(folder, process, len(ended))
+                wait_s = rng.uniform(0.0, 8.0)
+            process.wait(wait_s)
         except subprocess.TimeoutExpired:
             _signal(process, rng.choice(KINDS), counts)
         else:
@@ -51,10 +58,14 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         now = {record.number: record for record in _records(folder) if isinstance(record, Ended)}
         counts.must_be_zero("finished trials lost", sum(now.get(number) != end for number, end in ended.items()))
         ended = now
+    counts.add("trials that had ended under the signals", len(ended))
     if not _over(folder):
-        counts.must_be_zero("last runs that failed", _start(folder, options).wait(1800) != 0 or not _over(folder))
-    counts.add("trials", len(ended))
+        asked = sum(isinstance(record, Asked) for record in _records(folder))
+        last = _start(folder, [*options, "--trials", "3"], trials=asked + 2)
+        counts.must_be_zero("last runs that failed", last.wait(1800) != 0 or not _over(folder))
     ends = [record.number for record in _records(folder) if isinstance(record, Ended)]
+    counts.add("trials", len(set(ends)))
+    counts.must_be_zero("finished trials lost", sum(number not in ends for number in ended))
     counts.must_be_zero("finished trials repeated", len(ends) - len(set(ends)))
     left = [path for path in Path("/tmp").glob(f"{scratch.PREFIX}*") if _says(path / "logs", folder)]
     counts.must_be_zero("temporary folders left", len(left))
@@ -78,8 +89,19 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals, counts: Co
         print(f"{number.name} ended with {code}", flush=True)
 
 
-def _start(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    arguments = ["resume", NAME] if _begun(folder) else options
+def _until_another_ended(folder: Path, process: subprocess.Popen[bytes], before: int) -> None:
+    """Waits until one more trial has ended than `before`, or the process."""
+    deadline = time.monotonic() + TRIAL_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if sum(isinstance(record, Ended) for record in _records(folder)) > before:
+            return
+        time.sleep(0.5)
+
+
+def _start(folder: Path, options: list[str], *, trials: int | None = None) -> subprocess.Popen[bytes]:
+    """The command as a user goes on: `resume` where it has begun, for so many `trials` in all."""
+    more = [] if trials is None else ["--trials", str(trials)]
+    arguments = ["resume", NAME, *more] if _begun(folder) else options
     with (folder / "out.txt").open("ab") as out:
         return subprocess.Popen(
             _command(arguments), cwd=folder, stdout=out, stderr=out, start_new_session=True, env=_ENV

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretune.analysis import finalize, importance, measured
+from pretune.analysis.forecast import AgainstFact, against_fact
 from pretune.analysis.importance import Importance
 from pretune.core import journal
 from pretune.core.experiment import Experiment
@@ -123,11 +124,11 @@ class Account:
     """Where the winner's config differs from the base: (path, (base, winner))."""
     final: Mapping[str, float]
     """What `pretune finalize` first read of the report split; empty before."""
-    forecast: tuple[tuple[str, str, str], ...] = ()
-    """What was expected, and what came: name, forecast, fact."""
+    forecast: AgainstFact | None
+    """What it was said to take, and what it took; None where nothing was said."""
 
 
-def of(result: SweepResult, *, forecast: Sequence[tuple[str, str, str]] = (), seed: int = 0) -> Account:
+def of(result: SweepResult, *, seed: int = 0) -> Account:
     """Reads the journal of `result` once more, epochs and times too. RequestError where it is damaged."""
     history, opened = History(), None
     running: set[int] = set()
@@ -178,7 +179,7 @@ def of(result: SweepResult, *, forecast: Sequence[tuple[str, str, str]] = (), se
         if winner is None or winner.config is None
         else differences([experiment.base.model_dump(mode="json"), as_today(winner.config)]),
         final=_final(result),
-        forecast=tuple(forecast),
+        forecast=against_fact(result),
     )
 
 
@@ -255,14 +256,15 @@ def _curve(number: int, epochs: Mapping[int, Mapping[str, float]], metric: str) 
 
 
 def _rungs(experiment: Experiment) -> tuple[float, ...]:
-    if experiment.points or not experiment.stopping.enabled or experiment.budget != "epochs":
+    rule = experiment.stopping
+    if experiment.points or not rule.enabled or rule.kind != "asha" or experiment.budget != "epochs":
         return ()
-    level = experiment.stopping.grace or float(math.ceil(experiment.base.epochs / 5))
+    level = rule.grace or float(math.ceil(experiment.base.epochs / 5))
     last = experiment.base.schedule.last_epoch_before_decay(experiment.base.epochs)
     found = []
     while level <= last:
         found.append(level)
-        level *= experiment.stopping.reduction_factor
+        level *= rule.reduction_factor
     return tuple(found)
 
 

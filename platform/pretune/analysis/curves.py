@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pretune.core import journal
+from pretune.core import journal, stopping
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, local_root
 from pretune.core.journal import Epoch, Opened, StoredEpoch
-from pretune.core.stopping import SuccessiveHalving
 
 Curve = Mapping[int, float]
 """The metric of one trial by epoch, from 1."""
@@ -144,11 +143,12 @@ def _play(
     cold: float,
     rng: np.random.Generator,
 ) -> tuple[float, float, float]:
-    rule = SuccessiveHalving.of(experiment) if curves else None
+    rule = stopping.of(experiment) if curves else None
     order = rng.integers(len(lengths), size=trials) if trials != len(lengths) else np.arange(trials)
     shown = rng.integers(max(1, len(curves)), size=trials)
     shown_by = {number: _carried(curves[index]) for number, index in enumerate(shown)} if curves else {}
     events: list[tuple[float, int, int]] = []
+    audited: set[int] = set()
     begun = epochs = complete = 0
     ended = 0.0
 
@@ -167,10 +167,16 @@ def _play(
             metrics = {"budget/views": epoch * length.views, "budget/seconds": epoch * length.epoch}
             if curves:
                 metrics[experiment.metric] = shown_by[number](epoch - epoch % length.probe_every)
-            stop = rule is not None and rule.observe(number, epoch, metrics, last_epoch=length.last_epoch)
+            judged = None if rule is None or number in audited else rule
+            stop = judged is not None and bool(judged.observe(number, epoch, metrics, last_epoch=length.last_epoch))
+            if stop and stopping.is_audited(experiment, number):
+                audited.add(number)
+                stop = False
             if stop or epoch == length.epochs:
                 epochs += epoch
                 complete += not stop
+                if rule is not None and not stop and number not in audited:
+                    rule.completed(number)
                 ended = max(ended, at)
                 begin(at)
                 continue

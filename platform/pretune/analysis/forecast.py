@@ -61,7 +61,7 @@ def against_fact(result: SweepResult) -> AgainstFact | None:
         Line("disk", "bytes", said.disk_bytes, _size(result.folder) if result.remote is None else None),
     ]
     told = tuple(line for line in lines if line.forecast is not None)
-    return AgainstFact(told, over=result.closed in ("finished", "exhausted"))
+    return AgainstFact(told, over=result.closed in ("finished", "exhausted", "out_of_time"))
 
 
 def _most(result: SweepResult, name: str) -> float | None:

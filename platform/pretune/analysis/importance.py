@@ -40,7 +40,7 @@ from pretune.core.parameters import Flat, Names, flat
 
 FEWEST = 10
 """Below so many trials nothing is said."""
-MOST = 2_000
+MOST = 1_000
 """So many trials PED-ANOVA looks at, drawn at random; intervals are those of so many trials."""
 MOST_OF_FOREST = 150
 """The same for fANOVA, whose forest takes longer."""

@@ -57,6 +57,7 @@ class Known:
     def keep(self, shape: Shape, found: Measurement) -> None:
         """A cache that cannot be written to costs the next plan its time, and nothing else."""
         with suppress(OSError):
+            folder().mkdir(parents=True, exist_ok=True)
             write_whole(self._path(shape), found.model_dump_json(indent=2) + "\n")
 
     def _path(self, shape: Shape) -> Path:

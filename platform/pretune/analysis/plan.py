@@ -100,7 +100,10 @@ def configs_of(experiment: Experiment, space: Space) -> list[TrialConfig]:
 def glanced(experiment: Experiment, space: Space) -> list[TrialConfig]:
     """The same in a moment: those that were looked at already when the request was checked."""
     found = points.proposer(experiment, space).check()
-    return found if experiment.points else found[:GLANCES]
+    if not experiment.points:
+        return found[:GLANCES]
+    by_changes = dict(zip(map(points.key, points.distinct(experiment.points)), found, strict=True))
+    return [by_changes[points.key(point)] for point in experiment.points]
 
 
 def remembered(
@@ -228,7 +231,7 @@ def plan(
         expected_epochs=played.epochs if told else None,
         curves=basis,
         slots=slots,
-        seconds=played.time if costs and cold_s is not None else None,
+        seconds=None if not costs or cold_s is None else min(played.time, 3600.0 * (experiment.max_hours or math.inf)),
         host_bytes=max((one.host_bytes for one in like.values() if one is not None), default=None),
         gpu_bytes=max((one.gpu_bytes for one in like.values() if one is not None and one.gpu_bytes), default=None),
         disk_bytes=checkpoint * kept + beside + played.epochs * (line + CURVE_BYTES) if checkpoint else None,

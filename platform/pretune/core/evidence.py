@@ -129,22 +129,25 @@ def standings(outcomes: Outcomes, *, metric: str, maximize: bool) -> dict[int, S
     for at, p in zip(compared, holm(single), strict=True):
         last = seen[at][-1] if seen[at] else None
         look = looks[len(seen[at]) - 1] if seen[at] else 0
-        found[at] = Standing(look, last, p, finding(last, p, worth=worth, maximize=maximize))
+        found[at] = Standing(look, last, p, finding(last, p, looks=len(looks), worth=worth, maximize=maximize))
     return found
 
 
-def finding(judged: Paired | None, p: float | None, *, worth: float | None, maximize: bool) -> Finding:
-    """`no evidence` is said only where the interval leaves no room for a difference worth having."""
+def finding(judged: Paired | None, p: float | None, *, looks: int, worth: float | None, maximize: bool) -> Finding:
+    """`no evidence` is said only where an interval leaves no room for a difference worth having: that of 95 %, or with
+    several looks a wider one, so that all of them together miss such a difference in at most `ALPHA` of all cases.
+    """
     if judged is None or p is None:
         return "not enough seeds"
     if p <= ALPHA and judged.mean != 0.0:
         return "helps" if (judged.mean > 0.0) == maximize else "hurts"
     if worth is None:
         return "not enough seeds"
-    if judged.interval is None:
+    if not judged.std:
         enough = 2.0 ** (1 - judged.count) <= ALPHA and abs(judged.mean) < worth
     else:
-        enough = -worth < judged.interval[0] and judged.interval[1] < worth
+        room = quantile(judged.count, min(ALPHA, 2.0 * ALPHA / looks)) * judged.std / math.sqrt(judged.count)
+        enough = abs(judged.mean) + room < worth
     return "no evidence" if enough else "not enough seeds"
 
 

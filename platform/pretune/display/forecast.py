@@ -33,15 +33,22 @@ def short(said: Forecast, experiment: Experiment) -> Text:
 def against(found: AgainstFact) -> RenderableType:
     """A line for each cost."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for line in found.lines:
-        table.add_row(line.name, f"forecast {_value(line, line.forecast)}", *_fact(line, over=found.over))
+    for name, said, fact, off in rows(found):
+        table.add_row(name, f"forecast {said}", f"{'took' if found.over else 'so far'} {fact}", off)
     return table
 
 
-def _fact(line: Line, *, over: bool) -> tuple[str, str]:
-    off = line.error
-    told = f"{'took' if over else 'so far'} {_value(line, line.fact)}"
-    return told, "" if off is None or not over else f"{100 * off:+.0f} %"
+def rows(found: AgainstFact) -> list[tuple[str, str, str, str]]:
+    """Of each cost its name, forecast and fact, and how far the forecast was off, once that can be said."""
+    return [
+        (
+            line.name,
+            _value(line, line.forecast),
+            _value(line, line.fact),
+            f"{100 * line.error:+.0f} %" if found.over and line.error is not None else "",
+        )
+        for line in found.lines
+    ]
 
 
 def _value(line: Line, value: float | None) -> str:

@@ -20,7 +20,7 @@ from pretune.analysis.differences import request_of
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
-from pretune.display import figures, format, tables
+from pretune.display import figures, forecast, format, tables
 from pretune.display.document import (
     MARK,
     Block,
@@ -168,10 +168,11 @@ def _sections(one: Account) -> list[Section]:
         found.append(Section("What matters", _importance(one)))
     found.append(Section("What went wrong", _wrong(result)))
     found.append(Section("What it cost", _cost(one)))
-    if one.forecast:
-        head = ["", "forecast", "fact"]
+    if one.forecast is not None:
+        head = ["", "forecast", "fact" if one.forecast.over else "so far", "off"]
         blocks: list[Block] = [Text("What was expected before the start, and what came.")]
-        found.append(Section("Forecast and fact", [*blocks, Table(head, one.forecast, right=(1, 2))]))
+        blocks.append(Table(head, forecast.rows(one.forecast), right=(1, 2, 3)))
+        found.append(Section("Forecast and fact", blocks))
     if result.winner is not None and result.winner.config is not None:
         found.append(Section("The winner's config", _winner(one, result.winner)))
     found.append(Section("To do it again", _again(one)))
@@ -508,7 +509,7 @@ def _side_by_side(accounts: Sequence[Account]) -> list[Block]:
             ]
         )
     head = ["sweep", "space", "recipe", "trials", "metric", "best", "trial", "time", "state"]
-    blocks: list[Block] = [Table(head, rows, right=(3, 6))]
+    blocks: list[Block] = [Table(head, rows, right=(3, 5, 6))]
     metrics = {(one.result.metric, one.result.experiment.maximize) for one in accounts}
     manifests = {one.result.experiment.base.data.manifest for one in accounts}
     if len(manifests) > 1:

@@ -16,6 +16,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune
+from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.data import datasets, report_reads
 from trainers.data.report_reads import ReportRead
@@ -46,7 +47,10 @@ def finished_sweep(
     with Journal(folder, new=True) as journal:
         journal.append(Opened(experiment=experiment))
         for number, checkpoint in enumerate(checkpoints):
-            ran = config.model_copy(update={"seed": seeds[number] if seeds else config.seed})
+            rate = config.optimizer.learning_rate / (number + 1)
+            ran = with_changes(
+                config, {"seed": seeds[number] if seeds else config.seed, "optimizer.learning_rate": rate}
+            )
             value = 0.5 - number / 100
             journal.append(Asked(number=number, params={}, distributions={}, config=ran.model_dump(mode="json")))
             journal.append(Started(number=number, attempt=0, epoch=0))

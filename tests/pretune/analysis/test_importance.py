@@ -134,9 +134,12 @@ def test_without_parameters_or_differences_the_reason_is_told(simulate: ModuleTy
     assert "equally good" in importance.evaluate(simulate.experiment(), equal).problem
 
 
-def test_a_small_simulation_holds(simulate: ModuleType) -> None:
-    rows = list(simulate.rows(2, 0, sizes=(60,)))
+def test_a_small_simulation_holds(simulate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "LARGE", 120)
+    monkeypatch.setattr(importance, "HALVES", 8)
+    monkeypatch.setattr(importance, "HALVES_OF_FOREST", 2)
+    rows = list(simulate.rows(1, 0, sizes=(60,)))
     seen = {what: (int(count), int(of)) for what, _, count, of in rows}
-    assert seen["sum, 60 trials: the largest first"] == (2, 2)
-    assert seen["minimized: the same numbers"] == (2, 2)
+    assert seen["sum, 60 trials: the largest first"] == (1, 1)
+    assert seen["minimized: the same numbers"] == (1, 1)
     assert seen["sum, 60 trials: large could be fixed"][0] == 0

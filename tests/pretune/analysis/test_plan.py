@@ -71,6 +71,13 @@ def planned(experiment: Experiment, *, measure: Measure, space: Any = sized, slo
     return plan.plan(experiment, configs, found, slots=slots)
 
 
+def test_each_seed_of_an_ablation_counts(here: Path) -> None:
+    points = tuple({"seed": seed, **change} for seed in range(3) for change in ({}, {"epochs": 2}))
+    experiment = asked(here, points=points, trials=6, stopping={"enabled": False})
+    found = planned(experiment, measure=lambda config: FOUND, space=unvaried).forecast
+    assert (found.trials, found.epochs) == (6, 3 * (4 + 2))
+
+
 def test_an_ablation_takes_the_sum_of_its_trials(here: Path) -> None:
     points = tuple({"seed": seed, "epochs": epochs} for seed, epochs in enumerate((2, 3, 4)))
     experiment = asked(here, points=points, trials=3, stopping={"enabled": False})

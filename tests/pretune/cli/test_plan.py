@@ -92,7 +92,7 @@ def test_a_plan_takes_the_arguments_of_a_sweep() -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("kernels --epochs 0", "0"),
+        ("kernels --epochs 0", "--epochs"),
         ("kernels --data nowhere", "data 'nowhere' must be a folder"),
         ("masking --recipe sfrik_tiny", "all of 64 random draws were refused"),
         ("nothing", "nothing"),

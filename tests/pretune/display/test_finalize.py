@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from rich.console import Group
 
 from pretune.analysis import optimism
 from pretune.analysis.candidates import Judged
@@ -77,7 +78,7 @@ def test_the_gap_is_said_with_its_interval_and_what_was_expected() -> None:
         report_images=300,
         baselines={"raw pixels": 0.82},
     )
-    text = " ".join(shown(*gap(found)).split())
+    text = " ".join(shown(Group(*gap(found))).split())
     assert "select 0.830, report 0.800: the search's score is +0.030 too high [-0.0" in text
     assert "choosing the best of 3 trials on 200 images was expected to add 0.0" in text
     assert "if none of their noise is the same, so at most" in text

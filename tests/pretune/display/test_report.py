@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pretune.analysis import account, importance
 from pretune.core import results
+from pretune.core.forecast import Forecast
 from pretune.core.journal import Asked, Ended, Journal, Opened, Started
 from pretune.display import document, report
 from tests.pretune.cli.command import synthetic_sweep
@@ -156,9 +158,10 @@ def test_several_are_compared_with_what_they_differ_in(tmp_path: Path) -> None:
 def test_forecast_and_fact_stand_there_only_where_there_was_one(tmp_path: Path) -> None:
     result = results.read(synthetic_sweep(tmp_path / "known"))
     assert "Forecast and fact" not in titles(report.document([account.of(result)]))
-    found = report.document([account.of(result, forecast=[("hours", "1 h 00 min", "1 h 10 min")])])
+    said = Forecast(trials=4, epochs=16, slots=1, seconds=3600.0)
+    found = report.document([account.of(replace(result, forecast=said))])
     assert "Forecast and fact" in titles(found)
-    assert "1 h 10 min" in document.as_markdown(found)
+    assert "1 h 00 min" in document.as_markdown(found)
 
 
 def test_of_a_thousand_trials_the_page_has_less_than_six_megabytes(tmp_path: Path) -> None:
