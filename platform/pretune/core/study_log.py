@@ -125,7 +125,7 @@ def _created(experiment: Experiment, trial: TrialHistory, called: Names, hash_of
     if trial.ended and started_s is None:  # it was not run
         started_s = trial.ended_s
     return optuna_private.log_trial(
-        state=TrialState.WAITING if started_s is None else STATES[trial.state],
+        state=STATES[trial.state] if trial.ended or started_s is not None else TrialState.WAITING,
         worth=_worth(experiment, trial),
         params={alias[name]: drawn[name].to_internal_repr(flat(value)) for name, value in trial.params.items()},
         distributions={alias[name]: optuna_private.as_json(one) for name, one in drawn.items()},
