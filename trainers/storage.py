@@ -174,6 +174,33 @@ def names(uri: str, *, bound_s: float = BOUND_S) -> list[str]:
     return _trying(f"list {uri}", act, bound_s)
 
 
+def sizes(uri: str, *, bound_s: float = BOUND_S) -> dict[str, int]:
+    """The bytes of each file below `uri`, at any depth, by its path from there; none where there is no such folder."""
+
+    def act() -> dict[str, int]:
+        from pyarrow import fs
+
+        system, path = locate(uri)
+        root = path.rstrip("/") + "/"
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return {info.path.removeprefix(root): info.size or 0 for info in found if info.is_file}
+
+    return _trying(f"list {uri}", act, bound_s)
+
+
+def remove_below(uri: str, *, bound_s: float = BOUND_S) -> None:
+    """Removes the folder at `uri` with all that is in it, if it is there."""
+
+    def act() -> None:
+        from pyarrow import fs
+
+        system, path = locate(uri)
+        if system.get_file_info(path).type == fs.FileType.Directory:
+            system.delete_dir(path)
+
+    _trying(f"remove {uri}", act, bound_s)
+
+
 def remove(place: str, *, bound_s: float = BOUND_S) -> None:
     """Removes the file at `place`, a URI or a path, if it is there."""
     if not is_uri(place):

@@ -71,6 +71,7 @@ def run(
     audit: float | None = None,
     metric: str | Sequence[str] | None = None,
     direction: Direction | Sequence[Direction] | None = None,
+    log_to: Sequence[str] = (),
     address: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
@@ -107,6 +108,7 @@ def run(
         audit: this share of the trials that would be stopped, 0 to 1, live on, to tell how often that is wrong.
         metric: what is searched for, "probe/linear" if None; of two or three the trials that no other one beats.
         direction: "maximize" or "minimize", for each metric; what it suggests if None: losses are minimized.
+        log_to: trackers: "mlflow[:URI]", "wandb[:PROJECT]", "csv[:FILE]".
         address: a running Ray cluster, such as "auto"; a local one if None.
         quiet: show nothing while it runs.
 
@@ -124,6 +126,7 @@ def run(
     from pretune.analysis.notebook import Sweep
     from pretune.core import results
     from pretune.core.errors import RequestError, checking_a_request
+    from pretune.display import trackers
     from pretune.request import lookup, request
 
     with checking_a_request():
@@ -160,6 +163,7 @@ def run(
         )
         warm = [warm_start] if isinstance(warm_start, str) else list(warm_start)
         experiment, taken = request.warmed(experiment, found_space.function, warm)
+        logged = trackers.checked(log_to)
         left_out = request.left_out(found_recipe, assignments)
         varied = request.varied_by_the_space(found_space.function, experiment.base, assignments)
     for line in taken:
@@ -171,7 +175,7 @@ def run(
 
     from pretune.display.watching import watching
 
-    with watching(experiment, None if quiet else Console()) as listener:
+    with watching(experiment, None if quiet else Console(), log_to=logged) as listener:
         result = sweeps.run(
             experiment,
             space=found_space.function,

@@ -22,6 +22,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History
 from pretune.core.journal import Extended, Opened, Resumed
+from pretune.core.requests import Inbox
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
 from pretune.core.search import Space
@@ -131,12 +132,12 @@ def resume(
         history = History(journal.records)
         if history.opened is None:
             raise RequestError(f"the sweep in {folder} was never started; run its `pretune sweep` command again")
-        experiment, asked = history.opened.experiment, len(history.trials)
+        experiment, asked = history.opened.experiment, len(history.trials) + len(history.enqueued)
         target = trials or history.target
         if target < asked:
             raise RequestError(f"--trials must be at least {asked}, the number of trials asked so far, but is {trials}")
         extensions = [] if epochs is None else longer(history, epochs)
-        if target == asked and not extensions and all(trial.ended for trial in history.trials):
+        if target == len(history.trials) and not extensions and all(trial.ended for trial in history.trials):
             return results.read(folder, remote=remote)
         proposer = points.proposer(experiment, space)
         proposer.check()
@@ -224,10 +225,12 @@ def _conduct(
     log = StudyLog(conductor, Trimming(conductor, conductor.listener), folder / study_log.FILE)
     conductor.listener = log
     try:
+        inbox = Inbox(folder, conductor)
         with interruption.shielded():
             conductor.settle()
+            inbox.look()
         trainable = served_by(conductor.experiment, folder)
-        execute(conductor, trainable, slots=slots, folder=folder / "tune", interruption=interruption)
+        execute(conductor, trainable, slots=slots, folder=folder / "tune", inbox=inbox, interruption=interruption)
         interruption.hold()
     except KeyboardInterrupt:
         interruption.hold()
@@ -244,11 +247,8 @@ def _conduct(
     else:
         if not conductor.finished:
             conductor.close("interrupted")
-        elif conductor.out_of_time:
-            left = f"no trial would finish in what is left of {conductor.history.max_hours:g} h"
-            conductor.close("out_of_time", left)
         else:
-            conductor.close("exhausted" if conductor.exhausted else "finished")
+            conductor.close_finished()
     log.close()
     result = results.read(folder, remote=remote)
     results.write_best(result)

@@ -19,7 +19,7 @@ from pretune.analysis.importance import Importance
 from pretune.core import journal
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Attempt, Ended, Opened, Resumed, Started, StoredEpoch
+from pretune.core.journal import Attempt, Ended, Opened, Resumed, Started
 from pretune.core.results import SweepResult
 from trainers.config import TrialConfig
 
@@ -131,18 +131,14 @@ class Account:
 def of(result: SweepResult, *, seed: int = 0) -> Account:
     """Reads the journal of `result` once more, epochs and times too. RequestError where it is damaged."""
     history, opened = History(), None
-    sessions: list[list[float]] = []
     running: set[int] = set()
     ended: dict[int, None] = {}
     slots = 0
     with journal.reading(result.folder, remote=result.remote) as records:
         for record in records:
             if isinstance(record, Opened | Resumed):
-                sessions.append([record.time, record.time])
                 running.clear()
                 opened = record if isinstance(record, Opened) else opened
-            elif not isinstance(record, StoredEpoch):
-                sessions[-1][1] = max(sessions[-1][1], record.time)
             if isinstance(record, Started):
                 running.add(record.number)
                 slots = max(slots, len(running))
@@ -170,7 +166,7 @@ def of(result: SweepResult, *, seed: int = 0) -> Account:
         curves={number: curve for number, curve in curves.items() if curve.epochs},
         ended=tuple(number for number in ended if number < len(result.trials)),  # others came since it was read
         rungs=_rungs(experiment),
-        cost=_cost(history.trials, epochs, sum(last - first for first, last in sessions), slots),
+        cost=_cost(history.trials, epochs, history.seconds, slots),
         importance=importance.evaluate(experiment, [] if experiment.points else history.trials, seed=seed),
         axes={} if experiment.points else _axes(history.trials),
         command=measured.command(result.folder),
@@ -208,12 +204,6 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
     paths = dict.fromkeys(path for one in flat for path in one)
     found = [Setting(path, tuple(one.get(path) for one in flat)) for path in paths]
     return tuple(setting for setting in found if any(value != setting.values[0] for value in setting.values[1:]))
-
-
-def asked(experiment: Experiment) -> dict[str, Any]:
-    """What was asked beside the base config: what two sweeps may differ in as well."""
-    stored = experiment.model_dump(mode="json", exclude={"base", "name", "storage", "points"})
-    return {name: value for name, value in stored.items() if value not in (None, "")}
 
 
 def interval(value: float, stderr: float | None) -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pretune.analysis.differences import differences
 from pretune.analysis.log_tail import last_lines
 from pretune.core import journal, results, within
 from pretune.core.conductor import folder_name
@@ -258,7 +259,7 @@ class Followed:
             self._starts.get(trial.number),
             trial.result_of,
             trial.failures,
-            trial.reason,
+            _remark(trial),
             *(_plain(trial.params[name]) if name in trial.params else None for name in self.names),
         ]
 
@@ -324,7 +325,7 @@ class Followed:
         closed = self.history.closed
         if closed is None:
             return "running" if self.live else "killed"
-        return "finished, no points left" if closed.reason == "exhausted" else closed.reason
+        return results.how_it_ended(closed.reason, self.history.opened.experiment)
 
     def result(self) -> SweepResult:
         """The sweep as `core.results` gives it. RequestError where it has no record yet."""
@@ -358,6 +359,7 @@ class Followed:
             "ablation": bool(experiment.points),
             "asked": self.history.target,
             "counts": {state: states.count(state) for state in STATES},
+            "enqueued": len(self.history.enqueued),
             "reused": sum(trial.result_of is not None for trial in trials),
             "best": None if best is None else [best.number, finite(best.value), self._stderr(best)],
             "began": self.history.opened.time if self.history.opened is not None else None,
@@ -452,6 +454,7 @@ class Followed:
             return None
         trial = self.history.trials[number]
         base = self.experiment.base.model_dump(mode="json")
+        changes = [] if trial.config is None else differences(base, trial.config)
         folder = self.logs / "trials" / folder_name(trial)
         told = {
             "row": self._row(trial),
@@ -459,7 +462,7 @@ class Followed:
             "rung": trial.rung,
             "extended": trial.extended,
             "duplicate_of": trial.duplicate_of,
-            "changes": [] if trial.config is None else list(differences(base, trial.config)),
+            "changes": [[one.path, _plain(one.first), _plain(one.second)] for one in changes],
             "refused": trial.config is None,
             "log": last_lines(folder / TRIAL_LOG, TRIAL_LINES),
             "log_path": str(folder / TRIAL_LOG),
@@ -490,16 +493,14 @@ def _read(metrics: Mapping[str, float]) -> Mapping[str, float]:
     return metrics.read_metrics() if isinstance(metrics, StoredEpoch) else metrics
 
 
-def differences(base: Any, other: Any, path: str = "") -> Iterator[list[Any]]:
-    """Each dotted path at which two configs differ, with both values; None where one has no such key."""
-    if isinstance(base, Mapping) and isinstance(other, Mapping):
-        for key in dict.fromkeys([*base, *other]):
-            yield from differences(base.get(key), other.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(base, list) and isinstance(other, list) and len(base) == len(other):
-        for position, (one, another) in enumerate(zip(base, other, strict=True)):
-            yield from differences(one, another, f"{path}.{position}")
-    elif base != other:
-        yield [path, _plain(base), _plain(other)]
+def _remark(trial: TrialHistory) -> str:
+    """Why it has ended, or is to; and that somebody handed it in."""
+    said = trial.reason
+    if not trial.ended and trial.stop_requested is not None:
+        said = f"is to end at its next report{': ' if trial.stop_requested else ''}{trial.stop_requested}"
+    elif not trial.ended and trial.condemned is not None:
+        said = f"would be stopped, but lives on for the audit: {trial.condemned.reason}"
+    return "; ".join(filter(None, ["handed in" if trial.enqueued else "", said]))
 
 
 def finite(value: float | None) -> Any:

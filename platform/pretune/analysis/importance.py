@@ -191,11 +191,15 @@ def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: in
 
 
 def _seen(experiment: Experiment, trials: Sequence[TrialHistory]) -> list[_Trial]:
-    """Completed and stopped trials that were run themselves and have a value."""
+    """Completed and stopped trials that were run themselves and have a value; of those that somebody has handed in, the
+    points of the space.
+    """
     called, sign = Names(), 1.0 if experiment.maximize else -1.0
     found = []
     for trial in trials:
         if trial.state not in ("COMPLETE", "PRUNED") or trial.result_of is not None:
+            continue
+        if trial.enqueued and not trial.params:
             continue
         value = trial.value if trial.state == "COMPLETE" else trial.last(experiment.metric)
         if value is None or not math.isfinite(value):

@@ -37,7 +37,7 @@ def as_json(result: SweepResult) -> dict[str, Any]:
             with suppress(ValueError):
                 history.apply(record)
         for trial in told["trials"]:
-            trial |= _measured(history.trials[trial["id"]], result.metric)
+            trial |= measured(history.trials[trial["id"]], result.metric)
     return {**told, "commands": commands}
 
 
@@ -53,7 +53,8 @@ def command(folder: Path) -> str | None:
     return shlex.join(["pretune" if ours else typed[0], *typed[1:]])
 
 
-def _measured(trial: TrialHistory, metric: str) -> dict[str, Any]:
+def measured(trial: TrialHistory, metric: str) -> dict[str, Any]:
+    """What `as_json` adds to one trial; its epochs must be readable."""
     epochs = {epoch: dict(trial.epochs[epoch]) for epoch in sorted(trial.epochs)}  # each is read from the disk once
     curve = [
         {"epoch": epoch, "value": metrics[metric], "stderr": metrics.get(f"{metric}_stderr")}

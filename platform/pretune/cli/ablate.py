@@ -17,6 +17,7 @@ from pretune.cli.options import (
     Direction,
     Epochs,
     GpusPerWorker,
+    LogTo,
     MaxFailed,
     Metric,
     Name,
@@ -26,7 +27,7 @@ from pretune.cli.options import (
     Subset,
     WorkersPerTrial,
 )
-from pretune.cli.running import foretold, learned, run_sweep
+from pretune.cli.running import foretold, learned, logging_to, run_sweep
 from pretune.core.choices import MAX_FAILED, Budget
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -95,6 +96,7 @@ def ablate_command(
     settings: Settings = None,
     metric: Metric = None,
     direction: Direction = None,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> None:
     """Change one factor at a time, or all on a grid, and compare under equal seeds."""
@@ -160,6 +162,7 @@ def ablate_command(
             metric=metric,
             direction=direction,
         )
+        trackers = logging_to(log_to)
         built = [level for level in design.levels if not level.refused]
         for line in dict.fromkeys(line for level in built for line in overrides.left_out_by(base, level.changes)):
             note(console, line)
@@ -184,7 +187,7 @@ def ablate_command(
             learned(result, forecast)
         return result
 
-    run_sweep(console, experiment, run)
+    run_sweep(console, experiment, run, log_to=trackers)
 
 
 def _check_together(

@@ -12,14 +12,22 @@ import typer
 
 from pretune.cli.ablate import ablate_command
 from pretune.cli.check import check_command
+from pretune.cli.clean import clean_command
+from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
+from pretune.cli.enqueue import enqueue_command
 from pretune.cli.finalize import finalize_command
+from pretune.cli.leaderboard import leaderboard_command
 from pretune.cli.list import list_command
+from pretune.cli.logs import logs_command
+from pretune.cli.note import note_command
 from pretune.cli.plan import plan_command
+from pretune.cli.remove import remove_command
 from pretune.cli.replay import replay_command
 from pretune.cli.report import report_command
 from pretune.cli.resume import resume_command
 from pretune.cli.show import show_command
+from pretune.cli.stop import stop_command
 from pretune.cli.sweep import sweep_command
 from pretune.cli.train import train_command
 from pretune.cli.watch import watch_command
@@ -39,8 +47,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate_command,
     "resume": resume_command,
     "replay": replay_command,
+    "stop": stop_command,
+    "enqueue": enqueue_command,
     "show": show_command,
     "watch": watch_command,
+    "compare": compare_command,
+    "leaderboard": leaderboard_command,
+    "logs": logs_command,
+    "note": note_command,
+    "remove": remove_command,
+    "clean": clean_command,
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,

@@ -62,6 +62,7 @@ Sweep = Annotated[
         autocompletion=completion.sweeps,
     ),
 ]
+Trial = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="its number in `pretune show SWEEP`")]
 Data = Annotated[
     str | None,
     typer.Option("--data", help="a folder or URI with what `pretune data` wrote, or 'digits'; default: the recipe's"),
@@ -119,6 +120,12 @@ Directions = Annotated[
 Direction = Annotated[
     choices.Direction | None,
     typer.Option("--direction", help="which way of --metric is better; default: minimize for losses, else maximize"),
+]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-to", metavar="TRACKER", help="mlflow[:URI], wandb[:PROJECT] or csv[:FILE], too; may be given again"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
-from typing import Annotated
 
-import typer
 from rich.text import Text
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, fail, interrupted, running
-from pretune.cli.options import STORAGE, Storage, Sweep
+from pretune.cli.options import STORAGE, Storage, Sweep, Trial
 from pretune.core.errors import RequestError
 from pretune.display import screen
 from trainers import scratch
@@ -19,7 +17,7 @@ from trainers import scratch
 
 def replay_command(
     sweep: Sweep,
-    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="its number in `pretune show SWEEP`")],
+    trial: Trial,
     storage: Storage = STORAGE,
 ) -> None:
     """Run one trial of a sweep again, without Ray, and compare its numbers with the journal's bit for bit."""

@@ -11,8 +11,8 @@ import typer
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, note
-from pretune.cli.options import STORAGE, Address, MaxHours, Storage, Sweep
-from pretune.cli.running import run_sweep
+from pretune.cli.options import STORAGE, Address, LogTo, MaxHours, Storage, Sweep
+from pretune.cli.running import logging_to, run_sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
 
@@ -32,6 +32,7 @@ def resume_command(
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
     storage: Storage = STORAGE,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> None:
     """Go on with a sweep after any interruption, or add trials to it."""
@@ -62,20 +63,21 @@ def resume_command(
         check_hours(result.name, earlier, max_hours, extending=bool(extensions))
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
-        if target < len(result.trials):
+        least = len(result.trials) + result.enqueued
+        if target < least:
             raise RequestError(
-                f"--trials must be at least {len(result.trials)}, what the sweep has so far, but is {trials}; raise it"
+                f"--trials must be at least {least}, what the sweep has so far, but is {trials}; raise it"
             )
         if target > MOST_TRIALS:
             raise RequestError(f"--trials must be at most {MOST_TRIALS}, but is {trials}; lower it")
         longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
-        if result.closed == "exhausted" and not extensions and not accept_changes:
+        if result.closed == "exhausted" and not extensions and not result.enqueued and not accept_changes:
             raise RequestError(
                 full
                 or f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
                 f"a new sweep, {longer}look at it with `pretune show {shlex.quote(sweep)}`"
             )
-        if target == result.asked and result.closed == "finished" and not extensions:
+        if target == result.asked and result.closed == "finished" and not extensions and not result.enqueued:
             more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune "
@@ -85,6 +87,7 @@ def resume_command(
         if not accept_changes:
             began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
             sweeps.check_unchanged(began[-1], space, experiment.base)
+        trackers = logging_to(log_to)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -111,7 +114,7 @@ def resume_command(
                 console,
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
-    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier)
+    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier, log_to=trackers)
 
 
 def check_hours(name: str, earlier: Sequence[Record], given: float | None, *, extending: bool) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pretune.core.journal import Record
     from pretune.core.results import SweepResult
     from pretune.core.search import Space
+    from pretune.display.trackers import Tracker
 
 MOST_LISTED = 30
 """Trials that a sweep's end lists one by one at most."""
@@ -64,13 +65,25 @@ def learned(result: SweepResult, forecast: Forecast) -> None:
         measurements.learn(result, slots=forecast.slots)
 
 
-def run_sweep(console: Console, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()) -> None:
+def run_sweep(
+    console: Console,
+    experiment: Experiment,
+    run: Any,
+    *,
+    earlier: Sequence[Record] = (),
+    log_to: Sequence[Tracker] = (),
+) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
-    close(console, watched(console, experiment, run, earlier=earlier))
+    close(console, watched(console, experiment, run, earlier=earlier, log_to=log_to))
 
 
 def watched(
-    console: Console | None, experiment: Experiment, run: Any, *, earlier: Sequence[Record] = ()
+    console: Console | None,
+    experiment: Experiment,
+    run: Any,
+    *,
+    earlier: Sequence[Record] = (),
+    log_to: Sequence[Tracker] = (),
 ) -> SweepResult:
     """Run and watch, on nothing where there is no console; ends the process with 1 where the sweep failed."""
     from pretune.core import journal
@@ -80,7 +93,7 @@ def watched(
 
     try:
         with (
-            watching(experiment, console, earlier=earlier) as listener,
+            watching(experiment, console, earlier=earlier, log_to=log_to) as listener,
             in_time(partial(note, console or Console(stderr=True))),
         ):
             result: SweepResult = run(listener)
@@ -104,6 +117,15 @@ def watched(
         )
         fail(f"the sweep failed: {reason}; logs are in {experiment.folder / 'logs'}, {onward}")
     return result
+
+
+def logging_to(texts: Sequence[str] | None) -> list[Tracker]:
+    """What `--log-to` names; the trackers' packages are imported where there is one. RequestError as of `checked`."""
+    if not texts:
+        return []
+    from pretune.display import trackers
+
+    return trackers.checked(texts)
 
 
 def close(console: Console, result: Any) -> NoReturn:

@@ -1,17 +1,21 @@
-"""`pretune show`: sweeps, or the trials of one."""
+"""`pretune show`: sweeps, the trials of one, or one trial's whole story."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.text import Text
 
 from pretune.cli import completion, kinds
 from pretune.cli.exits import checking, note, print_json
 from pretune.cli.options import STORAGE, Json, Storage
+from pretune.core import notes
 from pretune.core.errors import RequestError
+from pretune.core.notes import Note
 from pretune.display import screen
 
 
@@ -22,57 +26,130 @@ def show_command(
             metavar="[SWEEP]", help="a sweep's name or folder; default: list all", autocompletion=completion.sweeps
         ),
     ] = None,
+    trial: Annotated[
+        int | None, typer.Argument(metavar="[TRIAL]", min=0, help="a trial's number: its whole story")
+    ] = None,
     storage: Storage = STORAGE,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print CSV, numbers to their last digit")] = False,
+    states: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="only trials in this state; may be given again")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="COLUMN", help="smallest first; -COLUMN greatest first")
+    ] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="of all sweeps those with this tag; may be given again")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="a,b", help="trial, state, epochs, value, stderr, reason, parameters, metrics"
+        ),
+    ] = None,
     whole: Annotated[bool, typer.Option("--all", help="list all trials, not only the 100 best")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
     write: Annotated[
         bool, typer.Option("--write", help="write an ablation's tables and plots anew, beside its journal")
     ] = False,
 ) -> None:
-    """The sweeps there are, or the trials of one; also while it runs."""
-    from pretune.analysis import baselines, forecast, measured
+    """The sweeps there are, the trials of one, or one trial's whole story; also while it runs."""
+    from pretune.analysis import baselines, forecast, measured, selection, story
     from pretune.core import results
-    from pretune.display import forecast as display
+    from pretune.display import forecast as forecast_screen
+    from pretune.display import story as story_screen
     from pretune.display import tables
     from pretune.request import request
     from trainers.storage import is_uri
 
     console = screen.console()
+    chosen = bool(states or sort or columns)
     with checking():
+        if as_json and as_csv:
+            raise RequestError("--json and --csv are two answers; keep one")
+        if tags and sweep is not None:
+            raise RequestError("--tag chooses among sweeps; leave SWEEP out")
+        if trial is not None and (as_csv or chosen or write or svg is not None):
+            raise RequestError(
+                "--state, --sort, --columns, --csv, --svg and --write are of a sweep's trials; leave TRIAL out"
+            )
         if sweep is None:
+            if write:
+                raise RequestError("--write writes the tables of one ablation; name it: pretune show SWEEP --write")
             if svg is not None:
                 raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
+            if as_csv or chosen:
+                raise RequestError("--state, --sort, --columns and --csv are of the trials of one sweep; name it")
             if is_uri(storage):
                 raise RequestError(f"show lists the sweeps of a folder, not of {storage}; name one: pretune show URI")
             found, unreadable = results.sweeps(Path(storage))
+            noted = {one.name: notes.read(one.folder) for one in found}
+            if tags:
+                found = [one for one in found if set(tags) <= set(notes.tags(noted[one.name]))]
+                unreadable = []
             if as_json:
-                print_json([*map(_sweep_json, found), *map(_unreadable_json, unreadable)])
+                print_json(
+                    [*(_sweep_json(one) | _noted(noted[one.name]) for one in found), *map(_unreadable_json, unreadable)]
+                )
                 return
             if found:
-                screen.show(console, tables.sweeps(found))
+                screen.show(console, tables.sweeps(found, {name: notes.tags(said) for name, said in noted.items()}))
+            elif tags:
+                console.print(f"no sweep in {storage} has {', '.join(tags)}", markup=False, soft_wrap=True)
             elif not unreadable:
                 console.print(f"no sweeps in {storage}; start one: pretune sweep kernels", markup=False, soft_wrap=True)
             for one in unreadable:
                 note(console, f"sweep {one.name} cannot be shown: {one.problem}")
             return
         result = request.read_sweep(sweep, storage)
+        if result.remote is not None and (is_uri(sweep) or is_uri(storage)):
+            notes.fetch(result.remote, result.folder)
+        said = notes.read(result.folder)
+        if trial is not None:
+            told = story.of(result, trial, name=sweep)
+            if as_json:
+                print_json(told)
+                return
+            screen.show(console, *story_screen.screen(console, told))
+            for command in told["commands"]:
+                console.print(Text(command, style="cyan"), soft_wrap=True)
+            return
         kind = kinds.of(result.experiment)
         if write and not result.experiment.points:
             raise RequestError(f"--write writes the tables of an ablation, but {sweep!r} is a search; leave it out")
-        parts = kind.screen(result, baselines.read(result), limit=None if whole else tables.SHOWN)
-        told = forecast.against_fact(result)
-        parts += [] if told is None else [display.against(told)]
+        foretold = forecast.against_fact(result)
+        rows = selection.trials(result, states=states or (), sort=sort) if chosen or as_csv else []
+        wanted = selection.columns(result, columns) if columns is not None or as_csv else []
+        limit = None if whole else tables.SHOWN
+        parts: list[RenderableType]
+        if columns is not None:
+            parts = [tables.summary(result), tables.columns(rows, wanted, limit=limit)]
+        elif chosen:
+            parts = [tables.summary(result), tables.trials(result, limit=limit, only=rows)]
+        else:
+            parts = kind.screen(result, baselines.read(result), limit=limit)
+            parts += [] if foretold is None else [forecast_screen.against(foretold)]
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
             except OSError as error:
                 raise RequestError(f"--svg {svg} cannot be written ({error.strerror}); choose another file") from error
         written, left_out = kind.write(result) if write else ([], [])
+    if as_csv:
+        print(selection.as_csv(rows, wanted), end="")
+        return
     if as_json:
-        print_json(kind.as_json(result) | ({} if told is None else {"forecast": told.as_json()}))
+        told = kind.as_json(result) | _noted(said) | ({} if foretold is None else {"forecast": foretold.as_json()})
+        if columns is not None:
+            told["trials"] = [{one.name: one.of(each) for one in wanted} for each in rows]
+        elif chosen:
+            by_id = {each["id"]: each for each in told["trials"]}
+            told["trials"] = [by_id[each.id] for each in rows]
+        print_json(told)
         return
     screen.show(console, *parts)
+    if (remarks := tables.notes(said)) is not None:
+        screen.show(console, remarks)
     typed = measured.command(result.folder)
     if typed is not None:
         console.print(Text(f"typed: {typed}", style="dim"), soft_wrap=True)
@@ -102,6 +179,11 @@ def _sweep_json(result: Any) -> dict[str, Any]:
         "value": None if best is None else best.value,
         "state": tables.status(result),
     }
+
+
+def _noted(said: Sequence[Note]) -> dict[str, Any]:
+    """Only where there is something."""
+    return {"tags": notes.tags(said), "notes": [note.model_dump(mode="json") for note in said]} if said else {}
 
 
 def _unreadable_json(found: Any) -> dict[str, Any]:

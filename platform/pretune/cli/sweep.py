@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from pretune.cli.options import (
     Directions,
     Epochs,
     GpusPerWorker,
+    LogTo,
     MaxFailed,
     MaxHours,
     Metrics,
@@ -29,13 +31,14 @@ from pretune.cli.options import (
     WorkersPerTrial,
     share,
 )
-from pretune.cli.running import foretold, learned, run_sweep
+from pretune.cli.running import foretold, learned, logging_to, run_sweep
 from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
     from pretune.core.search import Space as SpaceFunction
+    from pretune.display.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class SweepRequest:
     space: SpaceFunction
     auto_gpus: bool
     address: str | None
+    log_to: Sequence[Tracker]
     notes: tuple[str, ...]
 
 
@@ -116,6 +120,7 @@ def sweep_request(
     ] = None,
     metric: Metrics = None,
     direction: Directions = None,
+    log_to: LogTo = None,
     address: Address = None,
 ) -> SweepRequest:
     """What was typed, checked completely. RequestError where it cannot be run."""
@@ -162,7 +167,9 @@ def sweep_request(
         f"the space sets {path} itself; --set {path} only changes what it starts from"
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ())
     ]
-    return SweepRequest(experiment, found_space.function, gpus_per_worker is None, address, tuple(notes))
+    return SweepRequest(
+        experiment, found_space.function, gpus_per_worker is None, address, logging_to(log_to), tuple(notes)
+    )
 
 
 @taking(sweep_request)
@@ -185,4 +192,4 @@ def sweep_command(console: Console, asked: SweepRequest) -> None:
             learned(result, forecast)
         return result
 
-    run_sweep(console, asked.experiment, run)
+    run_sweep(console, asked.experiment, run, log_to=asked.log_to)

@@ -7,15 +7,16 @@ driver that is killed between any two records leaves a journal from which the ne
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 import shlex
 from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from pretune.core import stopping
+from pretune.core.alike import Alike
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
@@ -26,17 +27,19 @@ from pretune.core.journal import (
     Condemned,
     End,
     Ended,
+    Enqueued,
     Epoch,
     Extended,
     Journal,
     Opened,
     Record,
     Started,
+    StopRequested,
     collecting_no_garbage,
 )
 from pretune.core.landing import Landing
 from pretune.core.rows import Handout, Row, RowOutcome
-from pretune.core.search import Proposal, Proposer, Wait
+from pretune.core.search import Proposer, Wait
 from pretune.core.stopping import Stop, spent
 from trainers.config import TrialConfig
 from trainers.settings import ScheduleConfig
@@ -56,8 +59,8 @@ REFUSALS_IN_A_ROW = 50
 """So many refused proposals one after another mean that the space has no room left for the sampler."""
 
 
-SHARED_PARTS = 64
-"""Parts of configs that are remembered at most; a config has some fifteen."""
+BY_HAND = "stopped by hand"
+"""How the reason of a trial begins that somebody has ended."""
 
 FAILED_IN_A_ROW = 3
 """So many trials that fail one after another, none of which finished an epoch, mean that no trial will."""
@@ -92,10 +95,7 @@ class Conductor:
         self._live: set[int] = set()
         self._told: dict[int, int] = {}
         self._last_epochs: dict[int, int] = {}
-        self._alike: dict[bytes, list[int]] = {}
-        """Trials by config, in their order, but for those that have been made longer."""
-        self._keys: dict[int, bytes] = {}
-        self._key = _Keys()
+        self.alike = Alike()
         self._refused = 0
         self._failed = 0
         self._failed_in_all = 0
@@ -106,8 +106,8 @@ class Conductor:
                 stop = self._apply(record)
                 if isinstance(record, Epoch):
                     last, self._overdue = record, stop
-                elif isinstance(record, Ended | Condemned):
-                    self._overdue = None
+                elif isinstance(record, Ended | Condemned) and last is not None and record.number == last.number:
+                    self._overdue = None  # another one's end may come from outside (`request`)
         # None of it is garbage as long as this process lives: to look through it again and again would cost some
         # decision half a second.
         gc.freeze()
@@ -133,6 +133,8 @@ class Conductor:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
                 self._end(trial.number, "INFEASIBLE", reason=self._proposer.refusal(trial.params))
+            elif not trial.ended and trial.stop_requested is not None:
+                self._end_by_hand(trial)
         self._release()
 
     @property
@@ -154,7 +156,8 @@ class Conductor:
 
     @property
     def _all_asked(self) -> bool:
-        return self.exhausted or len(self.history.trials) >= self.history.target
+        enough = self.exhausted or len(self.history.trials) >= self.history.target
+        return enough and not self.history.enqueued
 
     @property
     def finished(self) -> bool:
@@ -162,8 +165,8 @@ class Conductor:
         return not self._live and self.all_handed_out
 
     def next(self) -> Handout | None:
-        """The next trial for a free slot: unfinished ones first, each with its checkpoint, then a new proposal; None
-        for now.
+        """The next trial for a free slot: unfinished ones first, each with its checkpoint, then those that were handed
+        in, then a new proposal; None for now.
 
         Raises:
             RequestError: the proposer cannot go on (see its `ask`), or the space refuses everything that is proposed.
@@ -173,37 +176,93 @@ class Conductor:
                 self._waiting.remove(number)
                 return self._hand_out(self.history.trials[number])
         while not self._all_asked and self._landing.may_begin():
-            proposal = self._proposer.ask(self.history.trials)
-            if proposal is None:
+            found = self._enqueued() or self._proposed()
+            if found is None:
                 self.exhausted = True
                 return None
-            if proposal is Wait.FOR_TRIALS:
+            if found is Wait.FOR_TRIALS:
                 return None
-            config = None if proposal.config is None else proposal.config.model_dump(mode="json")
-            self._write(
-                Asked(
-                    number=proposal.number,
-                    params=proposal.params,
-                    distributions=proposal.distributions,
-                    config=config,
-                    duplicate_of=self._duplicate_of(proposal, config),
-                )
-            )
-            if proposal.config is not None:
+            asked, refusal = found
+            self._write(asked)
+            if asked.config is not None:
                 self._refused = 0
-                if self._twin(proposal.number) is not None:
-                    self.held.append(proposal.number)
+                if self._twin(asked.number) is not None:
+                    self.held.append(asked.number)
                     self._release()
                     continue
-                return self._hand_out(self.history.trials[proposal.number])
-            self._end(proposal.number, "INFEASIBLE", reason=proposal.refusal)
+                return self._hand_out(self.history.trials[asked.number])
+            self._end(asked.number, "INFEASIBLE", reason=refusal)
             self._refused += 1
             if self._refused == REFUSALS_IN_A_ROW:
                 raise RequestError(
-                    f"{proposal.refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
+                    f"{refusal}; that is refusal number {self._refused} in a row: widen the space, then go on "
                     f"with `pretune resume {shlex.quote(str(self.experiment.folder))}`"
                 )
         return None
+
+    def _enqueued(self) -> tuple[Asked, str] | None:
+        """The first of what was handed in; it was checked then, and nothing refuses it."""
+        found = next(iter(self.history.enqueued.values()), None)
+        if found is None:
+            return None
+        asked = Asked(
+            number=len(self.history.trials),
+            params=found.params,
+            distributions=found.distributions,
+            config=found.config,
+            duplicate_of=self.alike.first(found.config),
+            enqueued=found.request,
+        )
+        return asked, ""
+
+    def _proposed(self) -> tuple[Asked, str] | Wait | None:
+        """The proposer's next trial, and why its parameters give no config, where they give none."""
+        proposal = self._proposer.ask(self.history.trials)
+        if proposal is None or proposal is Wait.FOR_TRIALS:
+            return proposal
+        config = None if proposal.config is None else proposal.config.model_dump(mode="json")
+        alike = None if config is None else self.alike.first(config)
+        asked = Asked(
+            number=proposal.number,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            config=config,
+            duplicate_of=proposal.duplicate_of if alike is None else alike,
+        )
+        return asked, proposal.refusal
+
+    def request(self, record: StopRequested | Enqueued) -> None:
+        """Takes in what somebody wants of the sweep, once. RequestError where it cannot be done."""
+        if record.request in self.history.requests:
+            return
+        if isinstance(record, Enqueued):
+            if self.experiment.points:
+                raise RequestError(
+                    f"sweep {self.experiment.name!r} is an ablation, whose trials are levels and seeds that were named "
+                    "beforehand; run another `pretune ablate`"
+                )
+            self._write(record)
+            return
+        asked = len(self.history.trials)
+        if not 0 <= record.number < asked:
+            known = f"0 to {asked - 1}" if asked else "none so far"
+            raise RequestError(f"TRIAL must be one that was asked for ({known}), but is {record.number}")
+        trial = self.history.trials[record.number]
+        if trial.ended:
+            why = f": {trial.reason}" if trial.reason else ""
+            raise RequestError(f"trial {record.number} must be unfinished, but has ended already ({trial.state}{why})")
+        if trial.stop_requested is not None:
+            raise RequestError(f"trial {record.number} was told to end before; it does so at its next report")
+        self._write(record)
+        if record.number not in self._live:
+            self._end_by_hand(trial)
+
+    def _end_by_hand(self, trial: TrialHistory) -> None:
+        for queue in (self._waiting, self.held):
+            with suppress(ValueError):
+                queue.remove(trial.number)
+        why = f": {trial.stop_requested}" if trial.stop_requested else ""
+        self._end(trial.number, "PRUNED", reason=f"{BY_HAND}{why}")
 
     def started(self, number: int) -> None:
         """A slot took the trial."""
@@ -216,7 +275,13 @@ class Conductor:
         if self.history.trials[row.number].ended:
             return False
         stop = self._take_in(row)
-        return stop is None or self._stop(row.number, stop)
+        if stop is not None and not self._stop(row.number, stop):
+            return False
+        trial = self.history.trials[row.number]
+        if trial.stop_requested is None:
+            return True
+        self._end_by_hand(trial)
+        return False
 
     def ended(self, row: Row) -> None:
         """The trial ended by itself, with its last row. Does nothing for one that `reported` has ended."""
@@ -229,7 +294,7 @@ class Conductor:
             # Others hold the cluster: no failure, however often.
             self._live.discard(number)
             self._told.pop(number, None)
-            self._waiting.appendleft(number)
+            self._wait_again(trial)
             return
         if outcome == "disk_full":
             # It is no end of the trial: whoever makes room resumes it from its last checkpoint.
@@ -259,13 +324,27 @@ class Conductor:
         if trial.failures > self.experiment.max_failures:
             self._end(number, "FAIL", reason=reason)
         else:
-            self._waiting.appendleft(number)
+            self._wait_again(trial)
+
+    def _wait_again(self, trial: TrialHistory) -> None:
+        """A slot let go of the trial, which is not over: unless somebody wants it to be."""
+        if trial.stop_requested is None:
+            self._waiting.appendleft(trial.number)
+        else:
+            self._end_by_hand(trial)
 
     def close(
         self, reason: Literal["finished", "exhausted", "out_of_time", "interrupted", "failed"], detail: str = ""
     ) -> None:
         """Writes how this driver leaves."""
         self._write(Closed(reason=reason, detail=detail))
+
+    def close_finished(self) -> None:
+        """The same where nothing is left to do, with the reason."""
+        if self.out_of_time:
+            self.close("out_of_time", f"no trial would finish in what is left of {self.history.max_hours:g} h")
+        else:
+            self.close("exhausted" if self.exhausted else "finished")
 
     def extend(self, record: Extended) -> None:
         """A finished trial trains longer: handed out again after those that are unfinished."""
@@ -289,11 +368,6 @@ class Conductor:
             attempt=trial.attempts,
         )
 
-    def _duplicate_of(self, proposal: Proposal, config: dict[str, Any] | None) -> int | None:
-        """The first trial of an equal config, else of equal parameters."""
-        alike = [] if config is None else self._alike.get(self._key.of(config), [])
-        return alike[0] if alike else proposal.duplicate_of
-
     def _twin(self, number: int) -> int | None:
         """The trial of an equal config whose result this one gets; None where it is to run itself: it has begun, there
         is no such trial, or that one failed or was stopped by no rule, which says nothing of its config.
@@ -301,10 +375,8 @@ class Conductor:
         trial = self.history.trials[number]
         if trial.config is None or trial.attempts or trial.epochs:
             return None
-        for other in self._alike.get(self._keys.get(number, b""), ()):
-            if other < number and _says_something(self.history.trials[other]):
-                return other
-        return None
+        earlier = self.alike.before(number)
+        return next((other for other in earlier if _says_something(self.history.trials[other])), None)
 
     def _release(self) -> None:
         """Ends each held trial whose twin has ended, with that one's result; one whose twin failed runs itself."""
@@ -409,16 +481,14 @@ class Conductor:
         if isinstance(record, Epoch):
             return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
-            self._keys[record.number] = self._key.of(record.config)
-            self._alike.setdefault(self._keys[record.number], []).append(record.number)
+            self.alike.add(record.number, record.config)
         elif isinstance(record, Ended):
             trial = self.history.trials[record.number]
             # Of what was not run, or would have been stopped, a rule that judges by the others has seen nothing more.
             if self._stopping is not None and trial.state == "COMPLETE" and trial.condemned is None:
                 self._stopping.completed(record.number)
-        elif isinstance(record, Extended) and record.number in self._keys:
-            # Its epochs are those of another schedule than its config says.
-            self._alike[self._keys.pop(record.number)].remove(record.number)
+        elif isinstance(record, Extended):
+            self.alike.remove(record.number)
         return None
 
     def _judge(self, record: Epoch) -> Stop | None:
@@ -453,36 +523,6 @@ def folder_name(trial: TrialHistory) -> str:
     """The name of a trial's folder below `trials`; another one once it trains longer, so that its first end is kept."""
     longer = f"-epochs-{(trial.config or {})['epochs']}" if trial.extended else ""
     return f"{trial.number:04d}{longer}"
-
-
-_in_order = json.JSONEncoder(sort_keys=True).encode
-"""JSON whose keys are in order, so that equal values have equal texts."""
-
-
-class _Keys:
-    """Keys that are equal for equal configs: seed, data and the hashes of one's own parts are in them.
-
-    A journal gives its trials one object for what they have in common, most of each config: it is looked at once.
-    """
-
-    def __init__(self) -> None:
-        self._texts: dict[int, tuple[Any, str]] = {}
-        """Of parts that were met before, by identity; an object that is held here keeps its identity."""
-
-    def of(self, config: dict[str, Any]) -> bytes:
-        text = ", ".join(f"{name}: {self._text(config[name])}" for name in sorted(config))
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-    def _text(self, part: Any) -> str:
-        known = self._texts.get(id(part))
-        if known is not None:
-            return known[1]
-        if not isinstance(part, dict | list):
-            return json.dumps(part)
-        text = _in_order(part)
-        if len(self._texts) < SHARED_PARTS:
-            self._texts[id(part)] = part, text
-        return text
 
 
 def _last_epoch_before_decay(config: dict[str, Any]) -> int:

@@ -12,12 +12,14 @@ from pretune.core.journal import (
     Closed,
     Condemned,
     Ended,
+    Enqueued,
     Epoch,
     Extended,
     Opened,
     Record,
     Resumed,
     Started,
+    StopRequested,
     StoredEpoch,
 )
 from trainers.report import Checkpoint
@@ -32,7 +34,8 @@ class TrialHistory:
     retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
     the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
     whose result and epochs this one has; it was not run again. `condemned`: the stopping rule would have ended it, but
-    it was let live.
+    it was let live. `stop_requested` is why somebody wants it to end (None: nobody does); `enqueued`: somebody handed
+    it in. `asked_s`, `started_s` (the first time) and `ended_s` (the last) are Unix seconds, for who looks at it.
     """
 
     number: int
@@ -54,6 +57,11 @@ class TrialHistory:
     rung: int | None = None
     result_of: int | None = None
     condemned: Condemned | None = None
+    stop_requested: str | None = None
+    enqueued: bool = False
+    asked_s: float = 0.0
+    started_s: float | None = None
+    ended_s: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -92,7 +100,8 @@ class Trials(list[TrialHistory]):
 
 class History:
     """All trials by number; `target` is how many are asked for, `max_hours` in how many hours (None: no limit),
-    `closed` how the last driver left (or None).
+    `closed` how the last driver left (or None). `enqueued` are the configurations that were handed in and wait, by
+    request; `requests` are all that were ever taken in.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
@@ -102,8 +111,11 @@ class History:
         self.max_hours: float | None = None
         self.sessions = 0
         self.closed: Closed | None = None
+        self.enqueued: dict[str, Enqueued] = {}
+        self.requests: set[str] = set()
         self._count = 0
         self._earlier_s = self._began = self._latest = 0.0
+        self._driven = False
         for record in records:
             self.apply(record)
 
@@ -114,8 +126,11 @@ class History:
             self._report(self._trial(record, "epoch", position), record, position)
             return
         if isinstance(record, Opened | Resumed):
-            self._earlier_s, self._began = self.seconds, record.time
-        self._latest = record.time
+            self._earlier_s, self._began, self._driven = self.seconds, record.time, True
+        elif isinstance(record, Enqueued | StopRequested) and record.no_driver:
+            self._driven = False
+        if self._driven:
+            self._latest = record.time
         match record:
             case Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
@@ -130,12 +145,28 @@ class History:
                     raise ValueError(
                         f"record {position + 1} asks for trial {record.number}, but {len(self.trials)} comes next"
                     )
+                if record.enqueued is not None and self.enqueued.pop(record.enqueued, None) is None:
+                    raise ValueError(f"record {position + 1}: nobody has handed in trial {record.number} before it")
                 self.trials.append(
                     TrialHistory(
-                        record.number, record.params, record.distributions, record.config, record.duplicate_of, position
+                        record.number,
+                        record.params,
+                        record.distributions,
+                        record.config,
+                        record.duplicate_of,
+                        position,
+                        enqueued=record.enqueued is not None,
+                        asked_s=record.time,
                     )
                 )
                 self.trials.changes.append(record.number)
+            case Enqueued():
+                self.requests.add(record.request)
+                self.enqueued[record.request] = record
+                self.target += 1
+            case StopRequested():
+                self.requests.add(record.request)
+                self._trial(record, record.kind, position).stop_requested = record.reason
             case Started() | Attempt() | Condemned() | Ended() | Extended():
                 self._change(self._trial(record, record.kind, position), record, position)
 
@@ -145,7 +176,10 @@ class History:
         return self._earlier_s + max(0.0, self._latest - self._began)
 
     def _trial(
-        self, record: Started | Epoch | StoredEpoch | Attempt | Condemned | Ended | Extended, kind: str, position: int
+        self,
+        record: Started | Epoch | StoredEpoch | Attempt | Condemned | Ended | Extended | StopRequested,
+        kind: str,
+        position: int,
     ) -> TrialHistory:
         """The trial that `record` changes."""
         if record.number >= len(self.trials):
@@ -177,6 +211,7 @@ class History:
         match record:
             case Started():
                 trial.attempts += 1
+                trial.started_s = record.time if trial.started_s is None else trial.started_s
                 trial.state = "RUNNING"
             case Attempt():
                 trial.failures = record.failures
@@ -184,7 +219,7 @@ class History:
                 trial.condemned = record
             case Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
-                trial.rung = record.rung
+                trial.rung, trial.ended_s = record.rung, record.time
                 if record.result_of is not None:
                     trial.result_of = record.result_of
                     trial.epochs = dict(self._earlier(record.result_of, trial.number, position).epochs)
@@ -196,6 +231,7 @@ class History:
                 trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
+                trial.stop_requested = trial.ended_s = None
 
     def _earlier(self, number: int, than: int, position: int) -> TrialHistory:
         if not 0 <= number < than:

@@ -8,8 +8,8 @@ changed what may have been acted upon.
 
 Records, in the order in which a trial meets them: `opened` (once, first), `asked`, `started` (each attempt), `epoch`,
 `attempt` (a failure that is retried or given up), `condemned` (it would have been stopped), `ended`, `extended` (it is
-to train longer); and of drivers `resumed` and `closed`. Each class below says what its fields mean. With a storage URI
-the same lines are uploaded as segments (journal_remote.py).
+to train longer); of people `stop` and `enqueued` (requests.py); and of drivers `resumed` and `closed`. Each class below
+says what its fields mean. With a storage URI the same lines are uploaded as segments (journal_remote.py).
 
 Paths in a line are relative to the sweep; a record in memory has them where the sweep lies now, and `opened` its
 present name and place (place.py).
@@ -112,6 +112,8 @@ class Asked(_Record):
     distributions: dict[str, str]
     config: dict[str, Any] | None
     duplicate_of: int | None = None
+    enqueued: str | None = None
+    """The request of the `Enqueued` whose configuration this is; None where the proposer proposed it."""
 
 
 class Started(_Record):
@@ -180,6 +182,33 @@ class Extended(_Record):
     checkpoint: Checkpoint
 
 
+class StopRequested(_Record):
+    """Somebody wants trial `number` to end: at its next report where it runs, else at once; an `Ended` follows. By
+    `request` whoever asked finds this line.
+    """
+
+    kind: Literal["stop"] = "stop"
+    request: str
+    number: int
+    reason: str = ""
+    no_driver: bool = False
+    """It was written while no driver ran: it and what follows, up to the next `resumed`, takes no time."""
+
+
+class Enqueued(_Record):
+    """Somebody hands in a configuration to be tried next, one trial more than were asked for. `params` and
+    `distributions` are as for `Asked`, and empty where the configuration is no point of the space.
+    """
+
+    kind: Literal["enqueued"] = "enqueued"
+    request: str
+    config: dict[str, Any]
+    params: dict[str, Any] = {}
+    distributions: dict[str, str] = {}
+    no_driver: bool = False
+    """As for `StopRequested`."""
+
+
 class Resumed(_Record):
     """A driver took the sweep up again. `trials` is the number of trials asked for from now on, `max_hours` the hours
     in all, None where they stay as they were; `format` is as for `Opened`.
@@ -212,13 +241,27 @@ class Unknown(_Record):
 
 
 Known = Annotated[
-    Opened | Asked | Started | Epoch | Attempt | Condemned | Ended | Extended | Resumed | Closed,
+    Opened
+    | Asked
+    | Started
+    | Epoch
+    | Attempt
+    | Condemned
+    | Ended
+    | Extended
+    | StopRequested
+    | Enqueued
+    | Resumed
+    | Closed,
     Field(discriminator="kind"),
 ]
 Record = Known | Unknown
 _KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
 _METRICS = TypeAdapter(dict[str, float])
-_KINDS = {"opened", "asked", "started", "epoch", "attempt", "condemned", "ended", "extended", "resumed", "closed"}
+_KINDS = {
+    *("opened", "asked", "started", "epoch", "attempt", "condemned", "ended", "extended"),
+    *("stop", "enqueued", "resumed", "closed"),
+}
 
 
 @dataclass(frozen=True)
@@ -257,7 +300,7 @@ class Later:
         return f"{'; '.join(self.notices())}. To go on with it, use pretune {self.version} or a later one"
 
 
-_SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.")
+_SETTINGS = ("opened.experiment.", "asked.config.", "extended.config.", "enqueued.config.")
 
 
 def later(records: Iterable[Record]) -> Later | None:
@@ -623,9 +666,19 @@ def whole_lines(path: Path) -> bytes:
 def replace(folder: Path, content: bytes) -> None:
     """Puts `content` in the place of the journal in `folder`. RequestError: a process runs it."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = _lock(folder / LOCK)
-    try:
+    with locked(folder):
         write_whole(folder / FILE, content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While no driver may take the sweep in `folder`. RequestError: one runs it."""
+    try:
+        handle = _lock(folder / LOCK)
+    except OSError as error:
+        raise RequestError(refused_by_files(error)) from error
+    try:
+        yield
     finally:
         os.close(handle)
 
@@ -787,9 +840,9 @@ class _Reader:
                 self._here = json.dumps(os.path.join(self.place.folder, ""))[1:-1].encode()
             record = record.model_copy(update={"experiment": record.experiment.at(self.place)})
             self._base = record.experiment.base.model_dump(mode="json")
-        if isinstance(record, Asked | Extended) and record.config is not None:
+        if isinstance(record, Asked | Extended | Enqueued) and record.config is not None:
             record.unknown.update(self._share(record.config))
-        if isinstance(record, Asked):
+        if isinstance(record, Asked | Enqueued):
             # A distribution's text is that of all trials.
             for name, text in record.distributions.items():
                 record.distributions[name] = self._texts.setdefault(text, text)

@@ -43,6 +43,8 @@ class Known:
         self._trials: Sequence[TrialHistory] = ()
         self._over: list[bool] = []
         """By trial, whether it has ended before."""
+        self.proposed = 0
+        """How many of the trials were not handed in by somebody."""
         self._kinds: dict[tuple[tuple[str, str], ...], _Kind] = {}
         self._first: dict[Hashable, int] = {}
         self._points: Points | None = None if sampler == "grid" else Points()
@@ -78,6 +80,8 @@ class Known:
         if self._tree is None:
             self._tree = Tree()
             for trial, over in zip(self._trials, self._over, strict=True):
+                if not self._is_seen(trial):
+                    continue
                 kind = self._kind(trial)
                 self._tree.add(kind.told(trial), kind.drawn)
                 if over:
@@ -118,8 +122,15 @@ class Known:
 
     def _add(self, trial: TrialHistory) -> None:
         """A trial was asked."""
-        kind = self._kind(trial)
         self._over.append(False)
+        self.proposed += not trial.enqueued
+        if not self._is_seen(trial):
+            if self._told is not None:
+                self._told.append(study.untold(trial.number))
+            elif self._experiment.sampler == "tpe":
+                self.observations.skip()
+            return
+        kind = self._kind(trial)
         self._first.setdefault(key(trial.params), trial.number)
         if trial.config is not None and not self.configured:
             self.configured.append(study.distributions(trial))
@@ -139,6 +150,8 @@ class Known:
 
     def _change(self, trial: TrialHistory) -> None:
         """A trial that is known has ended, or is to train longer."""
+        if not self._is_seen(trial):
+            return
         if self._told is not None:
             self._told[trial.number] = self._numbered(trial)
         elif self._experiment.sampler == "tpe":
@@ -151,6 +164,12 @@ class Known:
             self._tree.end(kind.told(trial), kind.drawn)
         if self._experiment.sampler == "cmaes":
             self.generations.ended(trial)
+
+    def _is_seen(self, trial: TrialHistory) -> bool:
+        """Whether the sampler learns from the trial. Of those that somebody handed in it does from the points of its
+        space, unless it is CMA-ES, whose generations are those that it drew itself.
+        """
+        return not trial.enqueued or (bool(trial.params) and self._experiment.sampler != "cmaes")
 
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
         return study.frozen(self._experiment, trial, self.names)

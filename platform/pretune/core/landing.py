@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Ended, Epoch, Opened, Record, Resumed, Started
+from pretune.core.journal import Ended, Enqueued, Epoch, Opened, Record, Resumed, Started, StopRequested
 from pretune.core.stopping import Stop
 from trainers.config import TrialConfig
 
@@ -56,6 +56,7 @@ class Landing:
     def __init__(self, history: History) -> None:
         self._history = history
         self._spent, self._began, self._now = 0.0, 0.0, 0.0
+        self._driven = False
         self._count, self._last_end = 0, -1
         self._paces: dict[int, _Pace] = {}
         self._open: set[int] = set()
@@ -78,8 +79,11 @@ class Landing:
         self._count += 1
         if isinstance(record, Opened | Resumed):
             self._spent += self._now - self._began
-            self._began = self._now = record.time
-        self._now = max(self._now, record.time)  # a clock that was set back takes no time away
+            self._began, self._now, self._driven = record.time, record.time, True
+        elif isinstance(record, Enqueued | StopRequested) and record.no_driver:
+            self._driven = False
+        if self._driven:
+            self._now = max(self._now, record.time)  # a clock that was set back takes no time away
         match record:
             case Started():
                 pace = self._paces.setdefault(record.number, _Pace(record.time, self._count))

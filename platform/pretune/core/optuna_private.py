@@ -93,22 +93,25 @@ def log_trial(
     distributions: Mapping[str, str],
     values: Mapping[int, float],
     infeasible: bool,
+    started_s: float | None,
+    ended_s: float | None,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The line of a new trial as it is now; trials are numbered by their lines. `params` are internal numbers,
-    `distributions` as of `as_json`, `values` the intermediate ones, `worth` the final ones by objective.
+    `distributions` as of `as_json`, `values` the intermediate ones, `worth` the final ones by objective, times in Unix
+    seconds (a trial that waits has not started), `about` what else is told of it.
     """
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
     return _line(
         JournalOperation.CREATE_TRIAL,
         study_id=0,
         state=state,
         value=worth[0] if worth is not None and len(worth) == 1 else None,
         values=worth if worth is not None and len(worth) > 1 else None,
-        datetime_start=now,
-        **({"datetime_complete": now} if state.is_finished() else {}),
+        datetime_start=None if started_s is None else _iso(started_s),
+        **({} if ended_s is None else {"datetime_complete": _iso(ended_s)}),
         params=params,
         distributions=distributions,
-        user_attrs={},
+        user_attrs=about,
         system_attrs=_VIOLATED if infeasible else {},
         intermediate_values=values,
     )
@@ -124,14 +127,30 @@ def log_constraint(number: int) -> dict[str, Any]:
     return _line(JournalOperation.SET_TRIAL_SYSTEM_ATTR, trial_id=number, system_attr=_VIOLATED)
 
 
-def log_end(number: int, state: TrialState, worth: Sequence[float] | None) -> dict[str, Any]:
+def log_start(number: int, started_s: float) -> dict[str, Any]:
+    """The line that says that a trial that waited runs."""
+    return _line(
+        JournalOperation.SET_TRIAL_STATE_VALUES,
+        trial_id=number,
+        state=TrialState.RUNNING,
+        values=None,
+        datetime_start=_iso(started_s),
+    )
+
+
+def log_about(number: int, name: str, value: Any) -> dict[str, Any]:
+    """The line of one thing more that is told of a running trial."""
+    return _line(JournalOperation.SET_TRIAL_USER_ATTR, trial_id=number, user_attr={name: value})
+
+
+def log_end(number: int, state: TrialState, worth: Sequence[float] | None, ended_s: float) -> dict[str, Any]:
     """The line of a running trial's end."""
     return _line(
         JournalOperation.SET_TRIAL_STATE_VALUES,
         trial_id=number,
         state=state,
         values=worth,
-        datetime_complete=datetime.now(UTC).isoformat(timespec="microseconds"),
+        datetime_complete=_iso(ended_s),
     )
 
 
@@ -142,6 +161,10 @@ def as_json(distribution: BaseDistribution) -> str:
 
 
 _VIOLATED = {f"{_CONSTRAINTS_KEY}:feasible": 1.0}
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
 def _line(operation: JournalOperation, **values: Any) -> dict[str, Any]:

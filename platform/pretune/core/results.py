@@ -52,6 +52,10 @@ class TrialResult:
     """Where the rule would have stopped it; it lived on, to judge the rule."""
     values: tuple[float, ...] = ()
     """Of a COMPLETE trial, its last value of each objective."""
+    enqueued: bool = False
+    """Handed in by `pretune enqueue`."""
+    stop_requested: str | None = None
+    """Why somebody wants it to end (`pretune stop`), empty where they did not say; None where nobody does."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class SweepResult:
     live: bool
     closed: str | None
     detail: str
+    enqueued: int = 0
+    """Configurations that were handed in and wait; they are among those asked for."""
     later: Later | None = None
     """What of its journal is left out here, because a later version wrote it."""
     forecast: Forecast | None = None
@@ -160,6 +166,7 @@ class SweepResult:
                         if trial.condemned is None
                         else {"condemned": {"epoch": trial.condemned.epoch, "rung": trial.condemned.rung}}
                     ),
+                    **({"enqueued": True} if trial.enqueued else {}),
                 }
                 for trial in self.trials
             ],
@@ -243,6 +250,7 @@ def of(
         live=live,
         closed=None if history.closed is None else history.closed.reason,
         detail="" if history.closed is None else history.closed.detail,
+        enqueued=len(history.enqueued),
         later=later,
         forecast=history.opened.forecast,
         seconds=history.seconds,
@@ -301,6 +309,16 @@ def _problem(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
+def how_it_ended(closed: str, experiment: Experiment) -> str:
+    """The reason with which a driver left, as people read it."""
+    match closed:
+        case "exhausted":
+            return "finished, all decided" if experiment.points else "finished, no points left"
+        case "out_of_time":
+            return "finished, out of time"
+    return closed
+
+
 def best_of(trials: Sequence[TrialResult], *, maximize: bool) -> int | None:
     """The id of the COMPLETE trial with the best value; the earlier of two equal ones."""
     complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
@@ -354,6 +372,8 @@ def _result(trial: TrialHistory, experiment: Experiment) -> TrialResult:
         rung=trial.rung,
         condemned=trial.condemned,
         values=tuple(last[name] for name in names if name in last) if complete else (),
+        enqueued=trial.enqueued,
+        stop_requested=trial.stop_requested,
     )
 
 

@@ -23,7 +23,7 @@ from optuna.distributions import (
     CategoricalDistribution,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from pretune.core import study as studies
@@ -158,7 +158,7 @@ class Search:
         """
         known = self._known.after(trials)
         points = self.experiment.warm_points
-        wanted = points[len(trials)] if len(trials) < len(points) else None
+        wanted = points[known.proposed] if known.proposed < len(points) else None
         trial, storage = self._asked(self._sampler(len(trials)), wanted)
         config, refusal = self._config(trial)
         if self._is_stuck(trial, trials) and (untried := self._untried()) is not None:
@@ -303,9 +303,9 @@ class Search:
         return Grid(self._known.tree, seed=_seed(self.experiment.seed, number))
 
 
-def called(space: Space, trial: SpaceTrial | ToldTrial, base: TrialConfig) -> TrialConfig:
+def called(space: Space, trial: BaseTrial, base: TrialConfig) -> TrialConfig:
     """What `space` returns, given a copy of `base` of its own: whatever it does to it, other trials begin alike."""
-    # A told trial has all that a space may ask of a trial, but is not Optuna's class of a running one.
+    # Each kind has all that a space may ask of a trial, but is not Optuna's class of a running one.
     return space(cast(optuna.Trial, trial), base.model_copy(deep=True))
 
 

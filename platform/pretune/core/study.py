@@ -73,6 +73,13 @@ def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> Frozen
     )
 
 
+def untold(number: int) -> FrozenTrial:
+    """In the place of a trial of which nothing is to be learned."""
+    found = create_trial(state=TrialState.FAIL)
+    found.number = number
+    return found
+
+
 def values(experiment: Experiment, trial: TrialHistory) -> dict[int, float]:
     """The searched metric by epoch; nothing where there are several."""
     metric = experiment.metric

@@ -88,6 +88,11 @@ class Observations:
         self._take_in(self._earlier, (0, self._sign * value, 0.0, self._earlier), counts=True)
         self._earlier += 1
 
+    def skip(self) -> None:
+        """The next trial, of which nothing is to be learned."""
+        self.add({}, {})
+        self._counts[len(self._drawn) - 1] = False
+
     def change(self, trial: TrialHistory) -> None:
         """A trial that was added has ended, or runs again."""
         number = trial.number + self._earlier

@@ -60,6 +60,11 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def run_name(number: int) -> str:
+    """How TensorBoard and trackers name trial `number`; the number first, as their tables cut the end of a name."""
+    return f"{number:04d}-trial"
+
+
 def parameters(params: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
     """Sampled numbers on one line, `kernel=rbf bandwidth=0.31`; a choice of None is `–`.
 

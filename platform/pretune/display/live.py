@@ -20,7 +20,20 @@ from pretune.core import retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Attempt, Closed, Condemned, Ended, Epoch, Extended, Opened, Record, Resumed, Started
+from pretune.core.journal import (
+    Attempt,
+    Closed,
+    Condemned,
+    Ended,
+    Enqueued,
+    Epoch,
+    Extended,
+    Opened,
+    Record,
+    Resumed,
+    Started,
+    StopRequested,
+)
 from pretune.display import format
 
 
@@ -213,6 +226,12 @@ class Progress:
             case Extended():
                 onward = f"after epoch {record.checkpoint.epoch}, to epoch {record.config['epochs']}"
                 return f"trial {record.number} goes on {onward}", True
+            case StopRequested():
+                why = f" ({record.reason})" if record.reason else ""
+                return f"trial {record.number} is to end at its next report, somebody wants it to{why}", True
+            case Enqueued():
+                what = format.parameters(record.params) or "one beside the space"
+                return f"a configuration was handed in to be tried next: {what}", True
             case Attempt():
                 return f"trial {record.number} failed ({record.failures}): {record.reason}", True
             case Condemned():

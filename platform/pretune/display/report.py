@@ -16,6 +16,7 @@ from typing import Any
 
 from pretune.analysis import ablation, account, baselines
 from pretune.analysis.account import MEMORY, Account, Setting
+from pretune.analysis.differences import request_of
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
@@ -141,7 +142,7 @@ def _lead(one: Account) -> list[str]:
     if best is None:
         return [first, _no_best(result)]
     names = format.short_names(best.params)
-    said = format.parameters(best.params, names) or "the recipe as it is"
+    said = tables.settings(result, best, names) or "the recipe as it is"
     return [first, f"Best: trial {best.id} with {_score(one, best)}{_between(one, best)}: {said}."]
 
 
@@ -238,7 +239,7 @@ def _best(one: Account) -> list[Block]:
         stderr = one.curves[trial.id].stderr if trial.id in one.curves else None
         ends = None if trial.value is None else account.interval(trial.value, stderr)
         interval = "–" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
-        cells = [str(trial.id), _score(one, trial), interval, str(trial.epochs), format.parameters(trial.params, names)]
+        cells = [str(trial.id), _score(one, trial), interval, str(trial.epochs), tables.settings(result, trial, names)]
         rows.append(cells)
     blocks: list[Block] = [
         Text("Completed trials, best first. Those that were stopped early do not compare and are not among them."),
@@ -295,7 +296,7 @@ def _all(one: Account) -> list[Block]:
     names = format.short_names(name for trial in ranked for name in trial.params)
     rows = [
         [str(trial.id), _state(one.result, trial), str(trial.epochs), _score(one, trial),
-         format.parameters(trial.params, names), trial.reason]
+         tables.settings(one.result, trial, names), trial.reason]
         for trial in ranked[:LISTED]
     ]  # fmt: skip
     more = f", the first {LISTED} of {len(ranked):,}" if len(ranked) > LISTED else ""
@@ -408,7 +409,7 @@ def _wrong(result: SweepResult) -> list[Block]:
     ]
     names = format.short_names(name for trial in wrong for name in trial.params)
     rows = [
-        [str(trial.id), trial.state, str(trial.epochs), trial.reason, format.parameters(trial.params, names)]
+        [str(trial.id), trial.state, str(trial.epochs), trial.reason, tables.settings(result, trial, names)]
         for trial in wrong[:REASONS]
     ]
     more = f", the first {REASONS} of {len(wrong):,}" if len(wrong) > REASONS else ""
@@ -519,12 +520,12 @@ def _side_by_side(accounts: Sequence[Account]) -> list[Block]:
         found = [figures.winners(accounts), figures.progress(accounts)]
         blocks += [figure for figure in found if figure is not None]
     names = [one.result.name for one in accounts]
-    asked = account.differences([account.asked(one.result.experiment) for one in accounts])
+    requests = account.differences([request_of(one.result.experiment) for one in accounts])
     bases = account.differences([one.result.experiment.base.model_dump(mode="json") for one in accounts])
-    if not asked and not bases:
+    if not requests and not bases:
         return [*blocks, Text("All were asked with the same settings.")]
     blocks.append(Text("In what they differ, of what was asked and of the recipe that is varied from:"))
-    return [*blocks, _difference(["setting", *names], (*asked, *bases))]
+    return [*blocks, _difference(["setting", *names], (*requests, *bases))]
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

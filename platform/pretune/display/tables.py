@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from rich.text import Text
 
 from pretune.analysis.audit import CONFIDENCE, Audit, Share
 from pretune.analysis.baselines import Comparison
+from pretune.analysis.differences import differences
 from pretune.analysis.label_free import Agreement
+from pretune.analysis.selection import Column
 from pretune.core import results
+from pretune.core.notes import Note
+from pretune.core.notes import tags as note_tags
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import format, screen
 from pretune.display.screen import Rows
@@ -34,8 +39,11 @@ STYLES = {
 }
 
 
-def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
-    """The trials, best first: state, epochs, probe with its standard error, settings, and why it ended early.
+def trials(
+    result: SweepResult, *, limit: int | None = None, only: Sequence[TrialResult] | None = None
+) -> RenderableType:
+    """The trials, best first, or `only` some in their order: state, epochs, probe with its standard error, settings,
+    and why it ended early.
 
     Settings share one column, each trial showing those it sampled: a conditional space would need a column for each.
     """
@@ -44,20 +52,43 @@ def trials(result: SweepResult, *, limit: int | None = None) -> RenderableType:
     numbers = ["trial", "epochs", *seconds, result.metric]
     heads = ["trial", "state", *numbers[1:], "settings, and why it ended early"]
     table = Rows(heads, right=numbers, wraps=True)
-    ranked = result.ranked()
+    ranked = result.ranked() if only is None else only
     names = format.short_names(name for trial in ranked for name in trial.params)
     for trial in ranked[:limit]:
         style = "bold green" if trial.id == result.best else STYLES[trial.state]
         state = "unfinished" if trial.state == "RUNNING" and status(result) != "running" else trial.state
         trained = [format.duration(trial.last_metrics.get("budget/seconds", 0.0))] if seconds else []
         cells = [str(trial.id), state, str(trial.epochs), *trained, _score(result, trial)]
-        settings = format.parameters(trial.params, names=names)
-        table.add(*cells, settings, remark=_short_reason(trial.reason, result.metric), style=style)
+        cells.append(settings(result, trial, names))
+        table.add(*cells, remark=_short_reason(trial.reason, result.metric), style=style)
     left_out = len(ranked) - len(ranked[:limit])
     if not left_out:
         return table
     whole = " --all" if len(ranked) > SHOWN else ""
-    return Group(table, Text(f"… {left_out:,} more: pretune show {_name(result)}{whole}", style="dim"))
+    more = "" if only is not None else f": pretune show {_name(result)}{whole}"
+    return Group(table, Text(f"… {left_out:,} more{more}", style="dim"))
+
+
+def columns(found: Sequence[TrialResult], wanted: Sequence[Column], *, limit: int | None = None) -> RenderableType:
+    """The columns that were asked for, of trials in their order."""
+    numbers = [
+        one.name for one in wanted if all(isinstance(one.of(trial), int | float | None) for trial in found[:limit])
+    ]
+    table = Rows([one.name for one in wanted], right=numbers, wraps=True)
+    for trial in found[:limit]:
+        table.add(*(format.number(one.of(trial)) for one in wanted), style=STYLES[trial.state])
+    left_out = len(found) - len(found[:limit])
+    return Group(table, Text(f"… {left_out:,} more: --all", style="dim")) if left_out else table
+
+
+def settings(result: SweepResult, trial: TrialResult, names: Mapping[str, str]) -> str:
+    """What was sampled; of a config that was handed in beside the space what it changes."""
+    if not trial.enqueued:
+        return format.parameters(trial.params, names=names)
+    if trial.params or trial.config is None:
+        return f"{format.parameters(trial.params, names=names)} (handed in)"
+    changes = differences(result.experiment.base.model_dump(mode="json"), trial.config)
+    return f"{format.parameters({one.path: one.second for one in changes})} (handed in)"
 
 
 def families(result: SweepResult) -> RenderableType | None:
@@ -108,7 +139,7 @@ def summary(result: SweepResult) -> Text:
 def best(result: SweepResult, trial: TrialResult) -> Text:
     """`best, trial 3: 0.871 ± 0.012, kernel=rbf width=0.31`: it stays in sight below a long table."""
     names = format.short_names(name for one in result.trials for name in one.params)
-    said = [_score(result, trial), format.parameters(trial.params, names=names)]
+    said = [_score(result, trial), settings(result, trial, names)]
     return Text.assemble((f"best, trial {trial.id}: ", "bold green"), ", ".join(filter(None, said)))
 
 
@@ -119,7 +150,7 @@ def front(result: SweepResult) -> RenderableType:
     short = format.short_names(name for trial in result.trials for name in trial.params)
     for trial in result.front:
         cells = [format.score(value, None) if abs(value) < 10 else f"{value:,.0f}" for value in trial.values]
-        table.add(str(trial.id), *cells, format.parameters(trial.params, names=short))
+        table.add(str(trial.id), *cells, settings(result, trial, short))
     return table
 
 
@@ -148,9 +179,7 @@ def status(result: SweepResult) -> str:
     """How its driver left it; `running`, or `killed` where it did not say."""
     if result.closed is None:
         return "running" if result.live else "killed"
-    if result.closed == "exhausted":
-        return "finished, all decided" if result.experiment.points else "finished, no points left"
-    return "finished, out of time" if result.closed == "out_of_time" else result.closed
+    return results.how_it_ended(result.closed, result.experiment)
 
 
 def comparison(found: Comparison) -> RenderableType:
@@ -219,9 +248,11 @@ def curves_folder(sweep: Path) -> Path:
     return sweep / "tensorboard"
 
 
-def sweeps(found: Sequence[SweepResult]) -> RenderableType:
-    """All sweeps of a storage folder, newest first."""
-    table = Rows(["sweep", "space", "recipe", "trials", "best", "state"], right=["trials", "best"])
+def sweeps(found: Sequence[SweepResult], tags: Mapping[str, Sequence[str]]) -> RenderableType:
+    """All sweeps of a storage folder, newest first; `tags` by name, a column where there are any."""
+    tagged = any(tags.values())
+    heads = ["sweep", "space", "recipe", "trials", "best", "state", *(["tags"] if tagged else [])]
+    table = Rows(heads, right=["trials", "best"])
     for result in found:
         best = result.best_trial
         ended = sum(trial.state not in ("WAITING", "RUNNING") for trial in result.trials)
@@ -232,8 +263,20 @@ def sweeps(found: Sequence[SweepResult]) -> RenderableType:
             f"{ended} of {result.asked}",
             "–" if best is None else _score(result, best),
             status(result),
+            *([", ".join(tags.get(result.name, ()))] if tagged else []),
         )
     return table
+
+
+def notes(found: Sequence[Note]) -> Text | None:
+    """What people said of a sweep, each with its day; None where nobody did."""
+    lines = []
+    if tagged := note_tags(found):
+        lines.append(f"tags: {', '.join(tagged)}")
+    for note in found:
+        if note.text:
+            lines.append(f"note of {time.strftime('%Y-%m-%d %H:%M', time.localtime(note.time))}: {note.text}")
+    return Text("\n".join(lines)) if lines else None
 
 
 def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, width: int = 100) -> None:

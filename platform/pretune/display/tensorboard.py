@@ -18,7 +18,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.text import summary as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from pretune.core.journal import Asked, End, Ended, Epoch, Record, Started
+from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Record, Started
+from pretune.display import format
 
 SHOWN_METRICS = ("probe/linear", "probe/knn", "loss/total", "health/embedding/effective_rank", "time/images_per_s")
 """Columns of the hyper-parameter view; all metrics are curves."""
@@ -49,8 +50,10 @@ class Curves:
                 known = self._columns.get(name, kind)
                 self._columns[name] = kind if known == kind else api_pb2.DATA_TYPE_STRING
 
-    def start(self, run: str, parameters: Parameters) -> None:
-        """Announce a run with its sampled numbers: a row of the hyper-parameter view. None means absent."""
+    def start(self, run: str, parameters: Parameters, config: Mapping[str, Any] | None = None) -> None:
+        """Announce a run with its sampled numbers: a row of the hyper-parameter view. None means absent. Its config is
+        shown under Text.
+        """
         self.expect(parameters)
         if self._columns != self._columns_written:
             self._write_columns()
@@ -63,7 +66,10 @@ class Curves:
             elif value is not None:
                 session.hparams[name].string_value = _text(value)
         content = plugin_data_pb2.HParamsPluginData(session_start_info=session)
-        self._add(self._writer(run), _hyperparameters(metadata.SESSION_START_INFO_TAG, content), step=0)
+        writer = self._writer(run)
+        self._add(writer, _hyperparameters(metadata.SESSION_START_INFO_TAG, content), step=0)
+        if config:
+            self._add(writer, text.text_pb("config", _verbatim(config)), step=0)
 
     def epoch(self, run: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Add a point to each curve, at our epoch. Numbers that are not finite are left out."""
@@ -130,13 +136,15 @@ class Curves:
 
 
 class SweepCurves:
-    """A listener of `sweep.run` that keeps the curves of all trials in `folder`, a run `trial-0003` for each.
+    """A listener of `sweep.run` that keeps the curves of all trials in `folder`, a run `0003-trial` for each.
 
     A resumed sweep shows its whole journal first: what came before `since` (Unix seconds) is on the curves already.
     """
 
     def __init__(self, folder: Path, *, metric: str, since: float = 0.0) -> None:
         self._params: dict[int, Parameters] = {}
+        self._configs: dict[int, Mapping[str, Any]] = {}
+        """Of trials that have not started yet."""
         self._since = since
         self._curves = Curves(folder, metric=metric)
         self._open: set[int] = set()
@@ -147,6 +155,8 @@ class SweepCurves:
         if isinstance(record, Asked):
             self._params[record.number] = record.params
             self._curves.expect(record.params)
+        if isinstance(record, Asked | Extended) and record.config is not None:
+            self._configs[record.number] = record.config
         if isinstance(record, Epoch):
             self._epochs[record.number] = record.epoch
         if record.time < self._since:
@@ -154,22 +164,23 @@ class SweepCurves:
         match record:
             case Started() if record.number not in self._open:
                 self._open.add(record.number)
-                self._curves.start(run_name(record.number), self._params[record.number])
+                config = self._configs.pop(record.number, None)
+                self._curves.start(self._run(record.number), self._params[record.number], config)
             case Epoch():
-                self._curves.epoch(run_name(record.number), record.epoch, record.metrics)
+                self._curves.epoch(self._run(record.number), record.epoch, record.metrics)
             case Ended() if record.number in self._open:
                 self._open.remove(record.number)
                 epoch = self._epochs.pop(record.number, 0)
-                self._curves.end(run_name(record.number), record.state, epoch=epoch, reason=record.reason)
+                self._curves.end(self._run(record.number), record.state, epoch=epoch, reason=record.reason)
 
     def close(self) -> None:
         """Flush and close the files of all trials, finished or not."""
         self._curves.close()
 
-
-def run_name(number: int) -> str:
-    """How TensorBoard names trial `number`."""
-    return f"trial-{number:04d}"
+    def _run(self, number: int) -> str:
+        """An older version's name where it has begun the trial's curves."""
+        older = f"trial-{number:04d}"
+        return older if (self._curves.folder / older).is_dir() else format.run_name(number)
 
 
 def _kind(value: Any) -> int:
@@ -181,6 +192,12 @@ def _kind(value: Any) -> int:
 def _hyperparameters(tag: str, content: plugin_data_pb2.HParamsPluginData) -> Summary:
     value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
     return Summary(value=[value])
+
+
+def _verbatim(config: Mapping[str, Any]) -> str:
+    """As a block of code in Markdown, which has a line break nowhere else."""
+    lines = json.dumps(config, indent=2, ensure_ascii=False).splitlines()
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _text(value: Any) -> str:

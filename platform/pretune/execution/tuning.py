@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pretune.core.conductor import Conductor
+from pretune.core.requests import Inbox
 from pretune.core.rows import Handout, Row
 from pretune.execution import ray_private
 from pretune.execution.environment import environment
@@ -113,12 +114,17 @@ class ConductedScheduler(_Inert, FIFOScheduler):
         self._search.errors[trial.trial_id] = f"its slot was lost: {_short(error)}"
 
 
-class Starts(_Inert, tune.Callback):
-    """Writes down that a slot took a trial."""
+class Steps(_Inert, tune.Callback):
+    """Looks for what people ask at each of Tune's steps, some ten a second; writes down that a slot took a trial."""
 
-    def __init__(self, conductor: Conductor, interruption: Interruption) -> None:
+    def __init__(self, conductor: Conductor, inbox: Inbox, interruption: Interruption) -> None:
         self._conductor = conductor
+        self._inbox = inbox
         self._interruption = interruption
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        with self._interruption.shielded(), _remembered(self._conductor):
+            self._inbox.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._interruption.shielded(), _remembered(self._conductor):
@@ -126,7 +132,13 @@ class Starts(_Inert, tune.Callback):
 
 
 def execute(
-    conductor: Conductor, trainable: type[tune.Trainable], *, slots: int, folder: Path, interruption: Interruption
+    conductor: Conductor,
+    trainable: type[tune.Trainable],
+    *,
+    slots: int,
+    folder: Path,
+    inbox: Inbox,
+    interruption: Interruption,
 ) -> None:
     """Runs trials on up to `slots` warm actors of class `trainable` until the conductor has none left.
 
@@ -147,7 +159,7 @@ def execute(
             run_config=tune.RunConfig(
                 name=f"session-{conductor.history.sessions:03d}",
                 storage_path=str(folder),
-                callbacks=[Starts(conductor, interruption)],
+                callbacks=[Steps(conductor, inbox, interruption)],
                 verbose=0,
                 # A dead actor ends the Tune trial; the conductor hands the same number out again with its last
                 # checkpoint, where Tune would start it over from the config it was first given.

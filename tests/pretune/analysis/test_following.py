@@ -12,12 +12,26 @@ from typing import Any
 import pytest
 
 from pretune.analysis import following, gpus
-from pretune.analysis.following import DRAWN, POINTS, STATES, Followed, differences, thinned
+from pretune.analysis.following import DRAWN, POINTS, STATES, Followed, thinned
 from pretune.analysis.log_tail import READ_BYTES, last_lines
 from pretune.analysis.watched import Folder, OneSweep, listing, remote
 from pretune.core import journal_remote, lease, results
-from pretune.core.journal import FILE, Asked, Closed, Ended, Epoch, Extended, Journal, Opened, Resumed, Started
-from tests.toys import BASE, Executor, begin, branching, experiment
+from pretune.core.journal import (
+    FILE,
+    Asked,
+    Closed,
+    Condemned,
+    Ended,
+    Enqueued,
+    Epoch,
+    Extended,
+    Journal,
+    Opened,
+    Resumed,
+    Started,
+    StopRequested,
+)
+from tests.toys import BASE, Executor, begin, branching, experiment, space
 from trainers.report import Checkpoint
 
 STORED = Path(__file__).parents[2] / "stored" / "sweeps"
@@ -204,6 +218,36 @@ def test_a_trial_that_is_made_longer_loses_what_came_after_its_checkpoint(tmp_pa
     followed.close()
 
 
+def test_what_people_ask_and_what_is_audited_is_told_of_trials_that_run(tmp_path: Path) -> None:
+    made = experiment(tmp_path, trials=5)
+    conductor = begin(tmp_path / "s", made, space)
+    Executor(conductor, slots=3, seed=0).fill()
+    followed = Followed(tmp_path / "s")
+    followed.poll()
+    mark = followed.mark
+    config = BASE.completed().model_dump(mode="json")
+    conductor.request(StopRequested(request="1", number=0, reason="no hope"))
+    conductor.record(Condemned(number=1, epoch=1, rung=0, reason="weak"))
+    conductor.request(Enqueued(request="2", config=config))
+    followed.poll()
+    told = followed.since_mark(mark)
+    assert told is not None
+    assert {row[0]: row[9] for row in told["trials"]} == {
+        0: "is to end at its next report: no hope",
+        1: "would be stopped, but lives on for the audit: weak",
+    }
+    assert (followed.summary()["enqueued"], followed.summary()["asked"]) == (1, 6)
+    conductor.next()
+    followed.poll()
+    assert followed.trial(3)["row"][9] == "handed in"  # type: ignore[index]
+    assert followed.summary()["enqueued"] == 0
+    assert followed.problem == ""
+    conductor.close("out_of_time")
+    followed.poll()
+    assert followed.status() == "finished, out of time"
+    followed.close()
+
+
 def test_of_many_trials_few_curves_are_drawn_and_few_of_them_change(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     followed = Followed(folder)
@@ -232,14 +276,6 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
     assert (xs[-1], ys[-1]) == (1000, 500.0)
     assert len({after - before for before, after in itertools.pairwise(xs)}) == 1
     assert thinned([], POINTS) == [[], []]
-
-
-def test_differences_of_two_configs_are_told_by_path() -> None:
-    base = {"a": 1, "b": {"c": [1, 2], "d": None}, "same": {"x": 1}}
-    other = {"a": 1.5, "b": {"c": [1, 3], "e": "new"}, "same": {"x": 1}}
-    found = {path: (was, now) for path, was, now in differences(base, other)}
-    assert found == {"a": (1, 1.5), "b.c.1": (2, 3), "b.e": (None, "new")}
-    assert list(differences({"views": [1]}, {"views": [1, 2]})) == [["views", [1], [1, 2]]]
 
 
 def test_a_journal_that_is_corrupt_or_contradicts_itself_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from tests.pretune.cli.command import synthetic_sweep
         (["train", "sfrik_tiny", "--set", "epoch=1"], 2),
         (["finalize", "known"], 2),
         (["resume", "known"], 2),
+        (["show", "known", "0"], 0),
+        (["stop", "known", "0"], 2),
+        (["leaderboard"], 0),
     ],
 )
 def test_neither_ray_nor_torch_nor_ffcv_is_imported_to_answer(here: Path, arguments: list[str], code: int) -> None:

@@ -57,6 +57,14 @@ def foretold(**given: Any) -> Forecast:
     return running.foretold(Console(quiet=True), asked.experiment, asked.space, auto_gpus=False, local=True)
 
 
+def test_a_plan_refuses_a_tracker_that_a_sweep_would_refuse_and_logs_nothing(here: Path) -> None:
+    refused = pretune("plan", *SMALL, "--log-to", "nothing")
+    assert refused.exit_code == 2
+    assert "--log-to must be mlflow" in refused.stderr
+    assert pretune("plan", *SMALL, "--log-to", "csv:log.csv").exit_code == 0
+    assert not (here / "log.csv").exists()
+
+
 def test_a_plan_says_what_a_sweep_would_take_and_starts_nothing(here: Path) -> None:
     found = pretune("plan", *SMALL)
     assert found.exit_code == 0, found.output

@@ -124,18 +124,31 @@ def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
     lines = [
         optuna_private.log_study("s", [False]),
         optuna_private.log_trial(
-            state=TrialState.RUNNING,
+            state=TrialState.WAITING,
             worth=None,
             params={"rate": 0.5},
             distributions={"rate": optuna_private.as_json(SPACE["rate"])},
             values={1: 0.25},
             infeasible=False,
+            started_s=None,
+            ended_s=None,
+            about={"seed": 3},
         ),
+        optuna_private.log_start(0, 1_700_000_000.0),
+        optuna_private.log_about(0, "reason", "why"),
         optuna_private.log_value(0, 2, 0.75),
         optuna_private.log_constraint(0),
-        optuna_private.log_end(0, TrialState.PRUNED, None),
+        optuna_private.log_end(0, TrialState.PRUNED, None, 1_700_000_060.0),
         optuna_private.log_trial(
-            state=TrialState.COMPLETE, worth=[0.125], params={}, distributions={}, values={}, infeasible=False
+            state=TrialState.COMPLETE,
+            worth=[0.125],
+            params={},
+            distributions={},
+            values={},
+            infeasible=False,
+            started_s=1_700_000_000.0,
+            ended_s=1_700_000_030.0,
+            about={},
         ),
     ]
     backend = JournalFileBackend(str(tmp_path / "study.log"))
@@ -149,5 +162,7 @@ def test_optuna_reads_the_lines_of_its_journal(tmp_path: Path) -> None:
         {1: 0.25, 2: 0.75},
     )
     assert first.constraints == {"feasible": 1.0}, VERSIONS
+    assert first.user_attrs == {"seed": 3, "reason": "why"}, VERSIONS
+    assert [trial.duration and trial.duration.total_seconds() for trial in (first, second)] == [60.0, 30.0], VERSIONS
     assert (second.state, second.value) == (TrialState.COMPLETE, 0.125)
     assert first.distributions == {"rate": SPACE["rate"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -14,10 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from pretune.core import study_log
+from pretune.core.alike import Keys
 from pretune.core.conductor import Conductor
-from pretune.core.journal import Extended, Record
+from pretune.core.journal import Extended, Record, StopRequested
 from pretune.core.study_log import FILE, StudyLog
-from tests.toys import Ear, Executor, again, begin, branching, experiment, row
+from tests.toys import Ear, Executor, again, begin, branching, experiment, row, space
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,8 @@ def told(folder: Path) -> list[FrozenTrial]:
 
 def facts(trial: FrozenTrial) -> dict[str, Any]:
     names = ("number", "state", "values", "params", "intermediate_values", "distributions", "constraints")
-    return {name: getattr(trial, name) for name in names}
+    times = ("datetime_start", "datetime_complete")
+    return {name: getattr(trial, name) for name in (*names, *times, "user_attrs")}
 
 
 def followed(conductor: Conductor, folder: Path) -> StudyLog:
@@ -77,6 +80,36 @@ def test_a_trial_that_runs_is_there_with_its_curve_so_far(tmp_path: Path) -> Non
     trial = told(tmp_path)[handout.number]
     assert (trial.state, list(trial.intermediate_values)) == (TrialState.RUNNING, [1])
     assert trial.params == handout.params
+
+
+def test_each_trial_has_its_own_start_and_end_and_a_stopped_one_its_last_value_and_why(tmp_path: Path) -> None:
+    ticks = itertools.count(1_700_000_000, 60)
+    conductor = begin(tmp_path / "s", experiment(tmp_path, trials=12), space, clock=lambda: float(next(ticks)))
+    followed(conductor, tmp_path)
+    first, second = conductor.next(), conductor.next()
+    assert first is not None
+    assert second is not None
+    assert told(tmp_path)[1].state == TrialState.WAITING, "no slot has taken it"
+    conductor.started(0)
+    conductor.reported(row(first, 1, metrics={"time/epoch_s": 2.5}))
+    conductor.request(StopRequested(request="r", number=0, reason="no hope"))
+    conductor.reported(row(first, 2, metrics={"time/epoch_s": 3.0}))
+    grown = told(tmp_path)[0]
+    study_log.write(conductor.experiment, conductor.history.trials, tmp_path / FILE)
+    for trial in (grown, told(tmp_path)[0]):
+        assert trial.state == TrialState.PRUNED
+        assert trial.value == trial.intermediate_values[2]
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        # The journal's own times: opened, two asked, then started; two epochs and the request before the end.
+        assert trial.datetime_start.timestamp() == 1_700_000_000 + 3 * 60
+        assert trial.datetime_complete.timestamp() == 1_700_000_000 + 7 * 60
+        assert trial.user_attrs == {
+            "seed": 0,
+            "config_hash": Keys().of(first.config).hex(),
+            "reason": "stopped by hand: no hope",
+            "seconds": 5.5,
+        }
 
 
 def test_a_driver_that_takes_the_sweep_up_writes_it_anew(tmp_path: Path) -> None:

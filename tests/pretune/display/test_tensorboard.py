@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pretune.core.journal import Asked, End, Ended, Epoch, Record, Started
+from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Record, Started
 from pretune.display.tensorboard import Curves, SweepCurves
+from trainers.report import Checkpoint
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -57,10 +58,10 @@ def test_each_trial_has_its_own_curves_at_our_epochs(tmp_path: Path) -> None:
             listener.on_event(Epoch(number=number, epoch=epoch, metrics=metrics))
         listener.on_event(Ended(number=number, state="COMPLETE", value=0.8))
     listener.close()
-    curves = scalars(tmp_path / "trial-0001")
+    curves = scalars(tmp_path / "0001-trial")
     assert curves["probe/linear"] == {1: 1.6, 2: 1.7, 3: 1.8}
     assert curves["loss/total"] == {1: 1.0, 3: 0.333333}, "a value that is not finite has no point"
-    assert scalars(tmp_path / "trial-0000")["probe/linear"] == {1: 0.6, 2: 0.7, 3: 0.8}
+    assert scalars(tmp_path / "0000-trial")["probe/linear"] == {1: 0.6, 2: 0.7, 3: 0.8}
 
 
 def test_the_hyper_parameter_view_lists_every_conditional_parameter_once(tmp_path: Path) -> None:
@@ -78,10 +79,10 @@ def test_the_hyper_parameter_view_lists_every_conditional_parameter_once(tmp_pat
     experiment, sessions = hyperparameter_view(tmp_path)
     assert sorted(info.name for info in experiment.hparam_infos) == ["bandwidth", "centered", "kernel", "weight"]
     assert experiment.metric_infos[0].name.tag == "probe/knn"
-    assert sessions["trial-0000"].hparams["kernel"].string_value == "rbf"
-    assert sessions["trial-0000"].hparams["bandwidth"].number_value == pytest.approx(0.3)
-    assert sessions["trial-0001"].hparams["centered"].bool_value is True
-    assert "bandwidth" not in sessions["trial-0001"].hparams
+    assert sessions["0000-trial"].hparams["kernel"].string_value == "rbf"
+    assert sessions["0000-trial"].hparams["bandwidth"].number_value == pytest.approx(0.3)
+    assert sessions["0001-trial"].hparams["centered"].bool_value is True
+    assert "bandwidth" not in sessions["0001-trial"].hparams
     assert len(list(tmp_path.glob("events.*"))) == 1, "one list of columns, the newest"
 
 
@@ -107,9 +108,38 @@ def test_a_resumed_sweep_goes_on_with_the_same_curves_and_columns(tmp_path: Path
     for record in (*old, *new):
         second.on_event(record)
     second.close()
-    assert scalars(tmp_path / "trial-0000")["probe/linear"] == {1: 0.5, 2: 0.6}
+    assert scalars(tmp_path / "0000-trial")["probe/linear"] == {1: 0.5, 2: 0.6}
     experiment, _ = hyperparameter_view(tmp_path)
     assert sorted(info.name for info in experiment.hparam_infos) == ["bandwidth", "weight"]
+
+
+def test_a_trials_config_stands_under_text_and_a_longer_one_has_its_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    listener = SweepCurves(tmp_path, metric="probe/linear")
+    for record in (
+        Asked(number=7, params={}, distributions={}, config={"seed": 3, "epochs": 4}),
+        Started(number=7, attempt=0, epoch=0),
+        Ended(number=7, state="COMPLETE", value=0.5),
+        Extended(number=7, config={"epochs": 9}, checkpoint=Checkpoint(path="/a", sha256="x", epoch=3)),
+        Started(number=7, attempt=1, epoch=3),
+    ):
+        listener.on_event(record)
+    listener.close()
+    events = EventAccumulator(str(tmp_path / "0007-trial"))
+    events.Reload()
+    first, second = (one.tensor_proto.string_val[0].decode() for one in events.Tensors("config"))
+    assert first == '    {\n      "seed": 3,\n      "epochs": 4\n    }'
+    assert '"epochs": 9' in second
+
+
+def test_curves_that_an_older_version_has_begun_go_on_under_its_name(tmp_path: Path) -> None:
+    (tmp_path / "trial-0000").mkdir()
+    listener = SweepCurves(tmp_path, metric="probe/linear", since=5.0)
+    listener.on_event(Asked(number=0, params={}, distributions={}, config={}, time=1.0))
+    listener.on_event(Started(number=0, attempt=1, epoch=0, time=6.0))
+    listener.close()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["trial-0000"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +164,7 @@ def test_how_a_trial_ended_is_a_column_a_text_and_a_status(
     listener.on_event(Started(number=0, attempt=1, epoch=3, time=20.0))
     listener.on_event(Ended(number=0, state=state, reason=reason, time=21.0))
     listener.close()
-    events = EventAccumulator(str(tmp_path / "trial-0000"))
+    events = EventAccumulator(str(tmp_path / "0000-trial"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("state")] == [(3, number)]
     [told] = events.Tensors("ended")

@@ -14,9 +14,11 @@ const STATES = [
   { id: "UNFINISHED", text: "unfinished" },
 ];
 const STATUS = {
-  running: "RUNNING", finished: "COMPLETE", "finished, no points left": "COMPLETE", interrupted: "UNFINISHED",
-  failed: "FAIL", killed: "FAIL", gone: "INFEASIBLE", unreadable: "FAIL",
+  running: "RUNNING", finished: "COMPLETE", interrupted: "UNFINISHED", failed: "FAIL", killed: "FAIL", gone: "INFEASIBLE",
+  unreadable: "FAIL",
 };
+const isFinished = (status) => status.startsWith("finished"); // and how: "finished, out of time"
+const colored = (status) => STATUS[isFinished(status) ? "finished" : status] ?? "WAITING";
 const SILENCE_MS = 15000, AGAIN_MS = 2000, REDRAW_MS = 200, QUIET_S = 300;
 
 let key = null, alone = null, many = false, source = null, mark = "", heard = 0, lost = false, drawing = null, ahead = 0;
@@ -168,7 +170,7 @@ function listed(one) {
   link.dataset.key = one.key;
   const about = one.space ? `${one.space}${one.recipe ? ` from ${one.recipe}` : ""} on ${one.data}` : one.place;
   link.append(made("div", "", made("div", "name", one.name), made("div", "sub", about)));
-  link.append(made("div", "", made("span", `pill s-${STATUS[one.status] ?? "WAITING"}`, one.status)));
+  link.append(made("div", "", made("span", `pill s-${colored(one.status)}`, one.status)));
   if (one.counts) {
     link.append(made("div", "num", one.best ? score(one.best[1], one.best[2]) : "–", made("div", "sub", one.metric)));
     const bar = made("div", "bar");
@@ -207,7 +209,7 @@ function onSweep(told) {
   document.title = `${told.name} · ${told.status} · pretune watch`;
   $("title").textContent = told.name;
   $("status").textContent = told.status;
-  $("status").className = `pill s-${STATUS[told.status] ?? "WAITING"}${told.status === "running" ? " running-now" : ""}`;
+  $("status").className = `pill s-${colored(told.status)}${told.status === "running" ? " running-now" : ""}`;
   $("about").textContent = told.space === undefined ? told.place
     : `${told.space}${told.recipe ? ` from ${told.recipe}` : ""} on ${told.data} · ${told.place}`;
   $("about").title = told.command ?? "";
@@ -234,6 +236,7 @@ function onSweep(told) {
   const parts = SHOWN.filter((state) => told.counts[state] || state === "COMPLETE");
   $("bar").setAttribute("aria-label", parts.map((state) => `${told.counts[state]} ${stateText(state)}`).join(", "));
   $("legend").replaceChildren(...parts.map((state) => made("li", `s-${state}`, made("i", ""), made("b", "", count(told.counts[state])), ` ${stateText(state)}`)));
+  if (told.enqueued) $("legend").append(made("li", "", made("b", "", count(told.enqueued)), " handed in and waiting"));
   if (told.reused) $("legend").append(made("li", "", made("b", "", count(told.reused)), " not run again"));
   $("best").textContent = told.best ? score(told.best[1], told.best[2]) : "–";
   $("h-best").textContent = told.ablation ? "Highest so far" : "Best so far";
@@ -441,7 +444,7 @@ function onGpus(told) {
 
 // What the closing screen says, once there is one.
 async function closing() {
-  const over = ["finished", "finished, no points left", "interrupted", "failed", "killed"].includes(sweep.status);
+  const over = isFinished(sweep.status) || ["interrupted", "failed", "killed"].includes(sweep.status);
   const now = over ? `${key} ${sweep.status} ${sweep.newest}` : "";
   if (now === closingOf) return;
   closingOf = now;
