@@ -48,7 +48,6 @@ DIGITS_TRAIN = 997
         ("sweep kernels --metric probe/linear --metric images_per_s", "did you mean 'time/images_per_s'?"),
         ("sweep kernels --direction maximize --direction minimize", "there are 2 for 1 (probe/linear)"),
         ("sweep kernels --warm-start nothing", "there is no sweep 'nothing'"),
-        ("sweep weights --sampler cmaes --warm-start known", "--warm-start takes --sampler tpe or random"),
         ("sweep kernels --metric probe/linaer", "did you mean 'probe/linear'?"),
         ("sweep kernels --metric linear", "did you mean 'probe/linear'?"),
         ("sweep kernels --metric loss/mdm", "did you mean 'loss/mmd'?"),
