@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pretune.analysis import curves, measurements
-from pretune.core import corners, points, retention
+from pretune.core import corners, design, points, retention
 from pretune.core import shape as shapes
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
@@ -102,8 +102,8 @@ def glanced(experiment: Experiment, space: Space) -> list[TrialConfig]:
     found = points.proposer(experiment, space).check()
     if not experiment.points:
         return found[:GLANCES]
-    by_changes = dict(zip(map(points.key, points.distinct(experiment.points)), found, strict=True))
-    return [by_changes[points.key(point)] for point in experiment.points]
+    by_changes = dict(zip(map(design.key, points.distinct(experiment.points)), found, strict=True))
+    return [by_changes[design.key(point)] for point in experiment.points]
 
 
 def remembered(

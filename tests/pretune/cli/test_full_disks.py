@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_a_closing_screen_that_cannot_be_written_leaves_the_sweep_whole(
 @pytest.mark.parametrize("number", NUMBERS)
 def test_other_commands_end_in_words_too(number: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic_sweep(here / "sweeps" / "known")
-    monkeypatch.setattr(finalize, "check", lambda *_, **__: None)
+    monkeypatch.setattr(finalize, "check", lambda *_, **__: SimpleNamespace(candidates=("the best",)))
     monkeypatch.setattr(finalize, "run", refusing(number))
     check(pretune("finalize", "known"), 1, "/there/file cannot be used (")
     monkeypatch.setattr("pretune.analysis.replay.run", refusing(number))

@@ -14,8 +14,10 @@ from pretune.cli.options import _gpus, share
 from tests.pretune.cli.command import pretune
 
 ROOT = Path(__file__).resolve().parents[3]
-FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config", "--short"}
-"""Of TensorBoard, Ray's processes, and git."""
+FOREIGN = {"--logdir", "--gcs-address", "--autoscaling-config", "--short", "--query-gpu", "--format"}
+"""Of TensorBoard, Ray's processes, git, and NVIDIA's."""
+COLORS = set(re.findall(r"--[a-z]+", (ROOT / "platform/pretune/display/page/report.css").read_text(encoding="utf-8")))
+"""Of the report's style."""
 
 
 def options() -> set[str]:
@@ -32,7 +34,7 @@ def named() -> dict[str, str]:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value):
+                    for option in re.findall(r"(?<![\w-])(?<!var\()--[a-z][a-z-]*", node.value):
                         found.setdefault(option, f"{path.relative_to(ROOT)}:{node.lineno}")
     return found
 
@@ -40,7 +42,7 @@ def named() -> dict[str, str]:
 def test_every_option_that_a_text_names_is_one_of_some_command() -> None:
     found = named()
     assert len(found) > 20
-    assert {option: place for option, place in found.items() if option not in options() | FOREIGN} == {}
+    assert {option: place for option, place in found.items() if option not in options() | FOREIGN | COLORS} == {}
 
 
 @pytest.mark.parametrize(("typed", "gpus"), [("auto", None), ("0", 0.0), ("0.25", 0.25), ("2", 2.0)])
@@ -60,8 +62,9 @@ def test_a_share_is_a_percentage_or_a_number(typed: str, expected: float) -> Non
     assert share(typed) == expected
 
 
+@pytest.mark.parametrize("option", ["--max-failed", "--audit"])
 @pytest.mark.parametrize("typed", ["2", "-1%", "101%", "nan", "a third"])
-def test_other_shares_are_refused_with_the_rule(typed: str) -> None:
-    done = pretune("sweep", "kernels", "--max-failed", typed)
+def test_other_shares_are_refused_with_the_rule(typed: str, option: str) -> None:
+    done = pretune("sweep", "kernels", option, typed)
     assert done.exit_code == 2
     assert "must be a share from 0% to 100%" in " ".join(done.stderr.split())

@@ -72,6 +72,7 @@ def finish(trial: TrialHistory, state: State, values: list[float]) -> None:
     trial.epochs = {epoch: {"probe/linear": value} for epoch, value in enumerate(values, start=1)}
     trial.value = values[-1] if state == "COMPLETE" else None
     trial.ended_at = trial.asked_at + 1
+    trial.started_s, trial.ended_s = 1.0, 2.0
 
 
 def complete(trial: TrialHistory) -> None:
@@ -120,6 +121,8 @@ def test_optuna_is_told_the_honest_end_of_each_trial(tmp_path: Path) -> None:
         for ours, theirs in zip(seen[:4], written.trials[:4], strict=True):
             for part in ("number", "state", "params", "intermediate_values", "distributions", "constraints"):
                 assert getattr(theirs, part) == getattr(ours, part)
+        # Of a stopped trial its last value, or optuna-dashboard's history would not have it.
+        assert [trial.values for trial in written.trials[:4]] == [[0.8], [0.3], None, None]
 
 
 def test_tpe_turns_away_from_a_region_that_is_infeasible() -> None:

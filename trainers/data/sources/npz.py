@@ -70,7 +70,7 @@ def load(
     pair = (keys.get("images", "images"), keys.get("labels", "labels"))
     train_part = _part(train, None if names is None else len(names), pair, channels)
     classes = len(names) if names else int(train_part.labels.max(initial=0)) + 1
-    if names is None and (least := int(train_part.labels.min(initial=classes))) > 0:
+    if names is None and len(train_part.labels) and (least := int(train_part.labels.min(initial=classes))) > 0:
         raise ValueError(
             f"{', '.join(map(str, train))}: labels must be numbered from 0, but range from {least} to {classes - 1}; "
             f"subtract {least}"
