@@ -1,6 +1,6 @@
 """How often `pretune compare` says more than it may: sweeps and trials whose true accuracies are known.
 
-    python benchmarks/simulate_compare.py [COUNT] [SEED]
+    python benchmarks/simulations.py compare
 
 Scores are drawn as accuracies on 360 images, of which two trials share the difficulty: an image that one gets right the
 other often does, too, as networks on the same images do. Printed: what, wanted, seen, of how many.
@@ -9,7 +9,6 @@ other often does, too, as networks on the same images do. Printed: what, wanted,
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from statistics import NormalDist
 
@@ -55,13 +54,3 @@ def _best(rng: np.random.Generator, difficulty: NDArray[np.float64], accuracy: f
 
 def _stderr(accuracy: float) -> float:
     return math.sqrt(accuracy * (1.0 - accuracy) / IMAGES)
-
-
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    for row in rows(count, int(sys.argv[2]) if len(sys.argv) > 2 else 0):
-        print("  ".join(row))
-
-
-if __name__ == "__main__":
-    main()

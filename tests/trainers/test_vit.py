@@ -179,7 +179,9 @@ def test_moco_v3_starts_uniform_by_true_fans_and_query_key_and_value_apart() -> 
 
 def test_mae_starts_uniform_with_patches_as_a_linear_layer() -> None:
     network = started_as("mae", positions="fixed")
-    for layer in linear_layers(network).values():
+    layers = linear_layers(network)
+    assert len(layers) >= 4
+    for layer in layers.values():
         is_uniform(layer.weight, math.sqrt(6 / sum(layer.weight.shape)))
     is_uniform(network.patch_embed.proj.weight, math.sqrt(6 / (3 * 4 * 4 + 192)))
     is_uniform(network.patch_embed.proj.bias, 1 / math.sqrt(3 * 4 * 4))  # a convolution's: their code leaves it so

@@ -71,8 +71,9 @@ def interval(correlation: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a rank correlation of `count` pairs, at least 4: Fisher's z with the standard error
     sqrt((1 + r² / 2) / (count - 3)) (Bonett and Wright 2000, Psychometrika 65, equation 4).
 
-    A perfect order is taken for one that is half a swap of neighbors away from it. In `benchmarks/simulate_label_free`
-    it covers the truth in about 95 %; the percentile bootstrap did in fewer, with ten trials or twenty.
+    A perfect order is taken for one that is half a swap of neighbors away from it. How often it covers the truth is
+    counted by `benchmarks/simulations.py label_free`, beside the percentile bootstrap: neither is ahead, and this one
+    takes no draws.
     """
     most = 1.0 - 6.0 / (count**3 - count)
     r = max(-most, min(most, correlation))

@@ -69,7 +69,8 @@ def test_each_of_the_best_runs_once_from_each_seed_that_none_of_them_had(tmp_pat
 
 @pytest.mark.parametrize("name", ["my sweep (copy)", "(x)", "a" * 100, "_b", "été"])
 def test_its_name_is_one_that_a_sweep_may_have(name: str) -> None:
-    Experiment(name=reseeding.name(name, 3, 5), space="x", base=toys.BASE)
+    made = Experiment(name=reseeding.name(name, 3, 5), space="x", base=toys.BASE)
+    assert made.name.endswith("-top3-seeds5")
 
 
 def test_its_runs_are_taken_together_by_trial_and_it_goes_on_where_it_was(tmp_path: Path) -> None:

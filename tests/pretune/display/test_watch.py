@@ -443,6 +443,7 @@ def test_a_sweep_that_comes_and_goes_is_waited_for(browser: Any, tmp_path: Path)
         swept(tmp_path / "s", trial(0, [0.123], None)).close()
         page.wait_for_selector("#table-note:has-text('1 trial')")
         page.wait_for_selector("#row-0 >> text=0.123")
+        assert page.locator("#row-1").count() == 0, "of the sweep that was there before"
 
 
 def test_ten_thousand_trials_are_there_at_once_and_only_those_in_sight_are_in_the_page(
