@@ -227,18 +227,16 @@ def _docstring(thing: Callable[..., Any] | type) -> list[str]:
 
 def _members(annotation: Any) -> Iterator[Any]:
     """The alternatives of a union, without Annotated and None; what a mapping, list or tuple holds."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
-    elif origin in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    elif origin in (tuple, list):
-        yield from _members(get_args(annotation)[0])
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        yield from _members(get_args(annotation)[1])
-    elif annotation is not type(None):
-        yield annotation
+    from pretune.core import messages
+
+    for member in messages.members(annotation):
+        origin = get_origin(member)
+        if origin in (tuple, list):
+            yield from _members(get_args(member)[0])
+        elif isinstance(origin, type) and issubclass(origin, Mapping):
+            yield from _members(get_args(member)[1])
+        else:
+            yield member
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import optuna
 import ray
@@ -26,15 +26,17 @@ from ray import tune
 from pretune.core import points
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.core.journal import FILE, Asked, Ended, Epoch, Journal, Opened, Record, Started, read
 from pretune.core.place import Place
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Space
 from pretune.execution.slot import Slot, SlotSettings
-from tests.training import Given
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 from trainers.terms import Alignment
+
+if TYPE_CHECKING:
+    from pretune.execution.worker import Given
 
 # Workers and slots cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -115,12 +117,16 @@ class Executor:
     def run(self) -> None:
         self.fill()
         while self.running:
-            number = self.rng.choice(sorted(self.running))
-            handout, epoch = self.running[number]
-            if not self.step(number, handout, epoch + 1):
-                del self.running[number]
-            self.fill()
+            self.advance()
         assert self.conductor.finished
+
+    def advance(self) -> None:
+        """One epoch of one of the running trials."""
+        number = self.rng.choice(sorted(self.running))
+        handout, epoch = self.running[number]
+        if not self.step(number, handout, epoch + 1):
+            del self.running[number]
+        self.fill()
 
     def step(self, number: int, handout: Handout, epoch: int) -> bool:
         config = TrialConfig.model_validate(handout.config)
@@ -132,6 +138,15 @@ class Executor:
             return False
         self.running[number] = (handout, epoch)
         return self.conductor.reported(row(handout, epoch))
+
+
+def cut_after(folder: Path, count: int) -> Path:
+    """A sweep beside the one in `folder`, as a driver leaves it that is killed after so many records."""
+    lines = (folder / FILE).read_bytes().splitlines(keepends=True)
+    left = folder.with_name(f"{folder.name}-cut-{count}")
+    left.mkdir()
+    (left / FILE).write_bytes(b"".join(lines[:count]))
+    return left
 
 
 def decisions(folder: Path) -> list[Record]:

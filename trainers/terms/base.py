@@ -148,6 +148,16 @@ class Facts:
                 f"{len(self.views)}; add a view, or set objective.{name}.weight=0"
             )
 
+    def require_predictions_like_projections(self, name: str, kind: str) -> None:
+        """ValueError where a predictor ends in another width: term `name` of this kind compares the two."""
+        predictor, width = self.model.predictor, self.width
+        if predictor is not None and predictor.widths[-1] != width:
+            raise ValueError(
+                f"objective.{name} ({kind}) compares predictions with projections, so the last of "
+                f"model.predictor.widths must be that of model.projector.widths, {width}, but is "
+                f"{predictor.widths[-1]}; change it to {width}"
+            )
+
     def require_heads(self, name: str, heads: Collection[str]) -> None:
         """ValueError where the model cannot have one of the `heads` that term `name` reads."""
         if unknown := sorted(set(heads) - set(get_args(Head))):

@@ -62,10 +62,4 @@ class MomentumContrast(TermConfig):
 
     def check(self, name: str, facts: Facts) -> None:
         facts.require_two_views(name, "momentum_contrast")
-        predictor, width = facts.model.predictor, facts.width
-        if predictor is not None and predictor.widths[-1] != width:
-            raise ValueError(
-                f"objective.{name} (momentum_contrast) compares predictions with projections, so the last of "
-                f"model.predictor.widths must be that of model.projector.widths, {width}, but is "
-                f"{predictor.widths[-1]}; change it to {width}"
-            )
+        facts.require_predictions_like_projections(name, "momentum_contrast")

@@ -49,10 +49,4 @@ class Prediction(TermConfig):
 
     def check(self, name: str, facts: Facts) -> None:
         facts.require_two_views(name, "prediction")
-        predictor, width = facts.model.predictor, facts.width
-        if predictor is not None and predictor.widths[-1] != width:
-            raise ValueError(
-                f"objective.{name} (prediction) compares predictions with projections, so the last of "
-                f"model.predictor.widths must be that of model.projector.widths, {width}, but is "
-                f"{predictor.widths[-1]}; change it to {width}"
-            )
+        facts.require_predictions_like_projections(name, "prediction")

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pretune.core.errors import RequestError
 from pretune.execution import launch
@@ -21,7 +21,7 @@ from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 
 if TYPE_CHECKING:
-    import torch
+    from pretune.execution.worker import Given
 
 EPOCHS = 2
 STEPS = 8
@@ -48,22 +48,16 @@ class _Killed:
         self._train = WarmTrainer()
         self._step = step
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], bool | None],
-        device: torch.device,
-    ) -> Outcome:
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
+        progress = given["progress"]
+
         def until(epoch: int, step: int) -> None:
             progress(epoch, step)
             if step == self._step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return self._train(config, folder=folder, report=report, resume=resume, progress=until, device=device)
+        given["progress"] = until
+        return self._train(config, **given)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ def clean_command(
     """Remove a sweep's checkpoints but those of its best trials, and of unfinished ones; everything else stays."""
     console = screen.console()
     with checking():
-        from pretune.core import notes, removal, results
+        from pretune.core import notes, removal
         from pretune.request import request
 
-        result = request.read_sweep(sweep, storage, fresh=True)
-        results.check_understood(result)
+        result = request.sweep_to_change(sweep, storage)
         with removal.nobody_runs(result.folder, result.remote):
             doomed = removal.checkpoints(result, keep=keep)
             if not doomed.files:

@@ -27,12 +27,11 @@ def enqueue_command(
     """Hand in a configuration that a sweep tries next, one trial more than were asked for."""
     console = screen.console()
     with checking():
-        from pretune.core import requests, results
+        from pretune.core import requests
         from pretune.display import format
         from pretune.request import enqueue, request
 
-        result = request.read_sweep(sweep, storage, fresh=True)
-        results.check_understood(result)
+        result = request.sweep_to_change(sweep, storage)
         if why := enqueue.why_not(result.experiment):
             raise RequestError(why)
         checked = enqueue.check(result.experiment, kinds.of(result.experiment).space(result.experiment), assignments)

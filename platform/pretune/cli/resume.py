@@ -39,15 +39,14 @@ def resume_command(
     console = screen.console()
     with checking():
         from pretune import sweep as sweeps
-        from pretune.core import journal, points, results
+        from pretune.core import journal, points
         from pretune.core.experiment import MOST_TRIALS
         from pretune.core.history import History
         from pretune.core.place import Place
         from pretune.request import request
         from trainers.files import why_not_writable
 
-        result = request.read_sweep(sweep, storage, fresh=True)
-        results.check_understood(result)
+        result = request.sweep_to_change(sweep, storage)
         if why := why_not_writable(result.folder):
             raise RequestError(
                 f"sweep {result.name!r} must be in a folder that can be written to, but {why}; change that, or "

@@ -24,8 +24,7 @@ def stop_command(
         from pretune.core.journal import StopRequested
         from pretune.request import request
 
-        result = request.read_sweep(sweep, storage, fresh=True)
-        results.check_understood(result)
+        result = request.sweep_to_change(sweep, storage)
         wanted = StopRequested(request=requests.new_id(), number=trial, reason=" ".join(reason.split()))
         try:
             running = requests.hand_in(result, wanted)

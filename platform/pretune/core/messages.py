@@ -127,14 +127,14 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Any,
     return annotation, shown
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def members(annotation: Any) -> Iterator[Any]:
     """The alternatives of a union, without Annotated and None."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from members(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from members(member)
     elif annotation is not type(None):
         yield annotation
 
@@ -155,7 +155,7 @@ def _forms(annotation: Any) -> dict[str, Any]:
 
 
 def _kinds(annotation: Any) -> list[type[BaseModel]]:
-    return [member for member in _members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+    return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
 def _tags(annotation: Any) -> list[str]:
@@ -169,7 +169,7 @@ def _tags(annotation: Any) -> list[str]:
 
 def _item(annotation: Any) -> Any:
     """What a mapping, list or tuple holds; None where that is not known."""
-    for member in _members(annotation):
+    for member in members(annotation):
         arguments = get_args(member)
         origin = get_origin(member)
         if isinstance(origin, type) and issubclass(origin, Mapping):

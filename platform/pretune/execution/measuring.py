@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,12 @@ from trainers import scratch
 from trainers.config import TrialConfig
 from trainers.data.data_cache import SEARCH_FILES, open_anywhere
 from trainers.data.datasets import Dataset, verify
-from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.report import EpochReport, Outcome
 
 if TYPE_CHECKING:
     import torch
 
-    from pretune.execution.worker import Train
+    from pretune.execution.worker import Given, Train
 
 MOST_COPIES = 8
 """Worker groups that run at once, however many slots there are."""
@@ -203,15 +203,7 @@ def _make(gpus_per_worker: float, host_bytes: float) -> Train:
     return _train
 
 
-def _train(
-    config: TrialConfig,
-    *,
-    folder: Path,
-    report: Callable[[EpochReport], bool],
-    resume: Checkpoint | None,
-    progress: Callable[[int, int], bool | None],
-    device: torch.device,
-) -> Outcome:
+def _train(config: TrialConfig, **given: Unpack[Given]) -> Outcome:
     """Two short trials; one report, of what they took."""
     from trainers.data.loader import Loaders, pretrain_ids
 
@@ -221,15 +213,15 @@ def _train(
     most = len(pretrain_ids(dataset, config.data)) // config.batch_size
 
     def trial(name: str, steps: int, *, stopped: bool) -> tuple[_Clock, Outcome]:
-        clock = _Clock(progress, device, stopped=stopped)
+        clock = _Clock(given["progress"], given["device"], stopped=stopped)
         outcome = train(
             _calm(config, dataset),
             dataset=_shortened(dataset, min(steps, most) * config.batch_size),
             loaders=loaders,
-            folder=folder / name,
+            folder=given["folder"] / name,
             report=clock.report,
             progress=clock.step,
-            device=device,
+            device=given["device"],
         )
         return clock, outcome
 
@@ -243,7 +235,7 @@ def _train(
     if outcome.state != "complete":
         return outcome
     numbers = _numbers(cold, warm, config, dataset)
-    report(EpochReport(epoch=1, metrics=numbers))
+    given["report"](EpochReport(epoch=1, metrics=numbers))
     return outcome
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -45,21 +45,20 @@ PULSE_S = 1.0
 """Shortest time between two signs of life."""
 
 
-class Train(Protocol):
-    """Trains one trial. An instance is made once per process, so what it keeps stays warm. Arguments as for
-    `trainers.train`.
-    """
+class Given(TypedDict):
+    """What the training of a trial is given beside its config: arguments of `trainers.train`."""
 
-    def __call__(
-        self,
-        config: TrialConfig,
-        *,
-        folder: Path,
-        report: Callable[[EpochReport], bool],
-        resume: Checkpoint | None,
-        progress: Callable[[int, int], bool | None],
-        device: torch.device,
-    ) -> Outcome: ...
+    folder: Path
+    report: Callable[[EpochReport], bool]
+    resume: Checkpoint | None
+    progress: Callable[[int, int], bool | None]
+    device: torch.device
+
+
+class Train(Protocol):
+    """Trains one trial. An instance is made once per process, so what it keeps stays warm."""
+
+    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome: ...
 
 
 class WarmTrainer:

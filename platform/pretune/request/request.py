@@ -402,6 +402,13 @@ def sweep_folder(text: str, storage: Path) -> Path:
     raise RequestError(f"there is no sweep {text!r} in {storage}; {did_you_mean(text, known)}")
 
 
+def sweep_to_change(text: str, storage: str) -> results.SweepResult:
+    """As `read_sweep` with `fresh`. RequestError too where a newer version has written what this one does not know."""
+    result = read_sweep(text, storage, fresh=True)
+    results.check_understood(result)
+    return result
+
+
 def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.SweepResult:
     """The sweep called `text`, from its journal alone.
 

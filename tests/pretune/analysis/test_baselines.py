@@ -11,26 +11,14 @@ from pathlib import Path
 import pytest
 
 from pretune.analysis import baselines
-from pretune.analysis.baselines import Comparison
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
 from pretune.execution import run_folder
 from search_spaces import RECIPES
+from tests.pretune.found import COMPARED
 from trainers.config import TrialConfig
-
-FOUND = Comparison(
-    trial=0,
-    metric="probe/linear",
-    images=500,
-    best=0.9,
-    best_stderr=0.03,
-    untrained=0.6,
-    untrained_stderr=0.04,
-    pixels=0.95,
-    pixels_stderr=0.0,
-)
 
 
 def sweep_with_best(folder: Path, value: float) -> results.SweepResult:
@@ -47,10 +35,10 @@ def sweep_with_best(folder: Path, value: float) -> results.SweepResult:
 
 def test_a_difference_is_counted_in_its_own_standard_errors() -> None:
     # sqrt(0.03^2 + 0.04^2) = 0.05
-    assert FOUND.difference(FOUND.untrained, FOUND.untrained_stderr) == pytest.approx(6.0)
-    assert FOUND.difference_text(0.6, 0.04) == "best is 6.0 standard errors above"
-    assert FOUND.difference_text(0.95, 0.04) == "best is 1.0 standard errors below"
-    assert math.isinf(FOUND.model_copy(update={"best_stderr": 0.0}).difference(0.6, 0.0))
+    assert COMPARED.difference(COMPARED.untrained, COMPARED.untrained_stderr) == pytest.approx(6.0)
+    assert COMPARED.difference_text(0.6, 0.04) == "best is 6.0 standard errors above"
+    assert COMPARED.difference_text(0.95, 0.04) == "best is 1.0 standard errors below"
+    assert math.isinf(COMPARED.model_copy(update={"best_stderr": 0.0}).difference(0.6, 0.0))
 
 
 def test_a_comparison_is_computed_once_and_belongs_to_one_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,11 +97,7 @@ def test_what_was_told_bit_by_bit_is_what_show_reads(tmp_path: Path, maximize: b
     often, once = Page(followed), Page(followed)
     executor.fill()
     while executor.running:
-        number = executor.rng.choice(sorted(executor.running))
-        handout, epoch = executor.running[number]
-        if not executor.step(number, handout, epoch + 1):
-            del executor.running[number]
-        executor.fill()
+        executor.advance()
         often.look()
         running = {one["trial"]: one for one in followed.slots()["slots"]}
         assert sorted(running) == sorted(executor.running)

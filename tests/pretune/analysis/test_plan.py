@@ -19,23 +19,10 @@ from pretune.core.points import unvaried
 from pretune.execution.measuring import Measurement, NotFittingError, NotMeasuredError
 from pretune.request import request
 from search_spaces import RECIPES
+from tests.pretune.found import MEASURED
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 
-FOUND = Measurement(
-    start_s=20.0,
-    cold_s=5.0,
-    warm_s=0.1,
-    step_s=0.5,
-    epoch_s=0.2,
-    probe_s=1.0,
-    full_probe_s=2.0,
-    save_s=0.1,
-    host_bytes=1.5e9,
-    mapped_bytes=0.0,
-    checkpoint_bytes=3e6,
-    report_bytes=1300.0,
-)
 Measure = Callable[..., Measurement]
 
 
@@ -74,14 +61,14 @@ def planned(experiment: Experiment, *, measure: Measure, space: Any = sized, slo
 def test_each_seed_of_an_ablation_counts(here: Path) -> None:
     points = tuple({"seed": seed, **change} for seed in range(3) for change in ({}, {"epochs": 2}))
     experiment = asked(here, points=points, trials=6, stopping={"enabled": False})
-    found = planned(experiment, measure=lambda config: FOUND, space=unvaried).forecast
+    found = planned(experiment, measure=lambda config: MEASURED, space=unvaried).forecast
     assert (found.trials, found.epochs) == (6, 3 * (4 + 2))
 
 
 def test_an_ablation_takes_the_sum_of_its_trials(here: Path) -> None:
     points = tuple({"seed": seed, "epochs": epochs} for seed, epochs in enumerate((2, 3, 4)))
     experiment = asked(here, points=points, trials=3, stopping={"enabled": False})
-    found = planned(experiment, measure=lambda config: FOUND, space=unvaried)
+    found = planned(experiment, measure=lambda config: MEASURED, space=unvaried)
     said, steps = found.forecast, found.images // 64
     assert (said.trials, said.epochs, said.expected_epochs, found.distinct) == (3, 9, None, 1)
     trials = 3 * (0.1 + plan.TURNOVER_S + 1.0 * 0 + 2.0) + 9 * (steps * 0.5 + 0.2 + 0.1 + plan.REPORT_S + 1.0)
@@ -94,7 +81,9 @@ def test_an_ablation_takes_the_sum_of_its_trials(here: Path) -> None:
 
 
 def test_weak_trials_are_counted_as_stopped(here: Path) -> None:
-    said = planned(asked(here, trials=40, base={"epochs": 10, "batch_size": 64}), measure=lambda config: FOUND).forecast
+    said = planned(
+        asked(here, trials=40, base={"epochs": 10, "batch_size": 64}), measure=lambda config: MEASURED
+    ).forecast
     assert said.epochs == 400
     assert said.expected_epochs is not None
     assert 80 < said.expected_epochs < 350
@@ -116,7 +105,7 @@ def test_what_was_measured_is_not_measured_again(here: Path) -> None:
 
     def measure(config: TrialConfig) -> Measurement:
         sizes.append(config.batch_size)
-        return FOUND
+        return MEASURED
 
     experiment = asked(here)
     first = planned(experiment, measure=measure)
@@ -140,7 +129,9 @@ def test_at_most_six_shapes_are_measured_and_the_others_are_like_the_nearest(her
     def measure(config: TrialConfig) -> Measurement:
         nonlocal count
         count += 1
-        return FOUND.model_copy(update={"step_s": config.batch_size / 100, "host_bytes": 1e9 + 4e6 * config.batch_size})
+        return MEASURED.model_copy(
+            update={"step_s": config.batch_size / 100, "host_bytes": 1e9 + 4e6 * config.batch_size}
+        )
 
     found = planned(asked(here), measure=measure, space=wide)
     assert count == plan.MOST_SHAPES < found.distinct
@@ -152,7 +143,7 @@ def test_no_shape_is_begun_when_the_time_is_over(here: Path) -> None:
     ticks = iter([0.0, 0.0, 200.0, 200.0, 200.0, 200.0, 200.0])
     experiment = asked(here)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "measure", lambda *_, **__: FOUND)
+        patch.setattr(plan, "measure", lambda *_, **__: MEASURED)
         found = list(
             plan.measured(
                 experiment,
@@ -169,7 +160,7 @@ def test_no_shape_is_begun_when_the_time_is_over(here: Path) -> None:
 
 def test_a_shape_that_does_not_fit_is_refused_with_what_would(here: Path) -> None:
     def large(config: TrialConfig) -> Measurement:
-        return FOUND.model_copy(update={"host_bytes": 1e15 if config.batch_size == 128 else 1e9})
+        return MEASURED.model_copy(update={"host_bytes": 1e15 if config.batch_size == 128 else 1e9})
 
     with pytest.raises(RequestError, match=r"shape batch_size=128 do not fit into memory: 1 slot\(s\).*batch_size=32"):
         planned(asked(here), measure=large)
@@ -184,8 +175,8 @@ def test_a_shape_that_does_not_fit_is_refused_with_what_would(here: Path) -> Non
 def test_too_many_slots_are_refused_with_how_many_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "machine_bytes", lambda: 8e9)
     with pytest.raises(RequestError, match="--slots 3, or smaller ones"):
-        planned(asked(here, slots=6), measure=lambda config: FOUND, slots=6)
-    mapped = FOUND.model_copy(update={"host_bytes": 9e9, "mapped_bytes": 8.5e9})
+        planned(asked(here, slots=6), measure=lambda config: MEASURED, slots=6)
+    mapped = MEASURED.model_copy(update={"host_bytes": 9e9, "mapped_bytes": 8.5e9})
     assert planned(asked(here, trials=8), measure=lambda config: mapped).forecast.host_bytes == 9e9
 
 
@@ -203,7 +194,7 @@ def test_slots_on_this_machine_are_those_that_its_processors_hold(here: Path, mo
 
 def test_a_broken_cache_is_no_cache(here: Path, tmp_path: Path) -> None:
     experiment = asked(here)
-    planned(experiment, measure=lambda config: FOUND)
+    planned(experiment, measure=lambda config: MEASURED)
     files = list(measurements.folder().iterdir())
     assert len(files) == 3
     for file in files:

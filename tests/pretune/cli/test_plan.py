@@ -20,21 +20,9 @@ from pretune.execution.measuring import Measurement, NotMeasuredError
 from search_spaces import RECIPES
 from tests import toys
 from tests.pretune.cli.command import pretune
+from tests.pretune.found import MEASURED
 
-FOUND = Measurement(
-    start_s=20.0,
-    cold_s=5.0,
-    warm_s=0.1,
-    step_s=0.02,
-    epoch_s=0.1,
-    probe_s=0.5,
-    full_probe_s=1.0,
-    save_s=0.1,
-    host_bytes=1.5e9,
-    mapped_bytes=0.0,
-    checkpoint_bytes=3e6,
-    report_bytes=1300.0,
-)
+FOUND = MEASURED.model_copy(update={"step_s": 0.02, "epoch_s": 0.1, "probe_s": 0.5, "full_probe_s": 1.0})
 SMALL = ("kernels", "--trials", "4", "--epochs", "3", "--slots", "1", "--gpus-per-worker", "0")
 
 

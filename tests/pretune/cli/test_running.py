@@ -14,25 +14,15 @@ import typer
 from rich.console import Console
 
 from pretune.analysis import baselines
-from pretune.analysis.baselines import Comparison
 from pretune.cli.running import MOST_LISTED, close
 from pretune.core import results
 from pretune.core.experiment import Experiment
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from tests.pretune import found
 from trainers.config import TrialConfig
 from trainers.terms import Alignment
 
-COMPARED = Comparison(
-    metric="probe/linear",
-    trial=39,
-    best=0.9,
-    best_stderr=0.01,
-    images=450,
-    untrained=0.6,
-    untrained_stderr=0.02,
-    pixels=0.5,
-    pixels_stderr=0.02,
-)
+COMPARED = found.COMPARED.model_copy(update={"trial": 39, "images": 450, "best_stderr": 0.01, "pixels": 0.5})
 
 
 def finished(folder: Path, count: int) -> results.SweepResult:

@@ -70,12 +70,9 @@ def test_killed_after_any_record_the_next_driver_asks_and_stops_the_same(
     Executor(first, slots=3, seed=1).run()
     whole = decisions(tmp_path / "whole")
     assert {record.state for record in whole if isinstance(record, Ended)} >= {"COMPLETE", "PRUNED"}
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
     records = read(tmp_path / "whole")
-    for cut in range(1, len(lines), every):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in range(1, len(records), every):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         follow(again(folder, how), records[cut:])
         assert decisions(folder) == whole, f"killed after record {cut} ({records[cut - 1].kind})"
 

@@ -15,7 +15,7 @@ from pretune.core import points, results
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.history import History
-from pretune.core.journal import FILE, Asked, Ended, Epoch, Journal, Opened, Record, Resumed, Started, read
+from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Resumed, Started, read
 from pretune.core.landing import Landing
 from pretune.core.rows import Handout
 from pretune.display import tables
@@ -272,12 +272,9 @@ def test_killed_after_any_record_the_next_driver_lands_the_same(tmp_path: Path) 
     ends = [record for record in records if isinstance(record, Ended)]
     assert {end.state for end in ends} >= {"COMPLETE", "PRUNED"}
     assert any(end.reason.startswith("time: ") for end in ends)
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
     late = [position for position, record in enumerate(records) if getattr(record, "reason", "").startswith("time: ")]
-    for cut in sorted({late[0], late[-1], late[0] + 1, *range(1, len(lines), 61)}):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in sorted({late[0], late[-1], late[0] + 1, *range(1, len(records), 61)}):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         conductor = taken_up(folder, made, clock, records[cut:])
         assert timeless(read(folder)) == timeless(records), f"killed after record {cut} ({records[cut - 1].kind})"
         assert conductor.finished

@@ -17,7 +17,7 @@ from pretune.core import results, stopping, study_log
 from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig
-from pretune.core.journal import FILE, Ended, read
+from pretune.core.journal import Ended, read
 from pretune.core.search import Search
 from pretune.request import request
 from tests import toys
@@ -76,11 +76,8 @@ def test_tpe_is_asked_as_optuna_asks_its_own_and_told_each_value(tmp_path: Path)
 
 def test_killed_after_any_record_the_next_driver_asks_and_stops_the_same(tmp_path: Path) -> None:
     run(tmp_path / "whole", experiment(trials=16))._journal.close()
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
-    for cut in range(9, len(lines), 23):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in range(9, len(read(tmp_path / "whole")), 23):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         conductor = again(folder, space)
         conductor.settle()
         Measured(conductor, slots=1, seed=0).run()

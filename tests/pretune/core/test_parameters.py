@@ -22,7 +22,7 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json
 from pretune.core import results, study_log
 from pretune.core.errors import RequestError
 from pretune.core.history import History
-from pretune.core.journal import FILE, Asked, Ended, read
+from pretune.core.journal import Asked, Ended, read
 from pretune.core.parameters import Names, flat, labels, parsed, written
 from pretune.core.search import Search, Space
 from pretune.display import tables
@@ -114,11 +114,8 @@ def test_every_choice_that_optuna_accepts_is_tried_told_and_tried_the_same_after
     assert len(tried) == distinct, "each choice was tried, and no refusal was made up"
     assert not [trial for trial in trials if trial.state == "INFEASIBLE"]
     assert first.exhausted
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
-    for cut in range(1, len(lines), 5):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in range(1, len(read(tmp_path / "whole")), 5):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         follow(again(folder, space), read(tmp_path / "whole")[cut:])
         assert decisions(folder) == whole, f"killed after record {cut}"
 
@@ -200,11 +197,8 @@ def test_choices_and_kinds_that_depend_on_another_parameter_are_never_told_as_in
         Executor(first, slots=2, seed=0).run()
     whole = decisions(tmp_path / "whole")
     assert not [record for record in whole if isinstance(record, Ended) and record.state == "INFEASIBLE"]
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
-    for cut in range(1, len(lines), 7):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in range(1, len(read(tmp_path / "whole")), 7):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         follow(again(folder, space), read(tmp_path / "whole")[cut:])
         assert decisions(folder) == whole, f"killed after record {cut}"
 

@@ -13,7 +13,7 @@ import pytest
 
 from pretune.core import results, stopping
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import FILE, Condemned, Ended, Epoch, Record, read
+from pretune.core.journal import Condemned, Ended, Epoch, Record, read
 from pretune.core.stopping import Hyperband, MedianRule, SuccessiveHalving
 from tests import toys
 from tests.pretune.core.decisions import optuna_study
@@ -214,16 +214,13 @@ def test_killed_after_any_record_the_next_driver_condemns_and_stops_the_same(tmp
     Executor(begin(tmp_path / "whole", made, space), slots=3, seed=1).run()
     whole = decisions(tmp_path / "whole")
     records = read(tmp_path / "whole")
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
     condemned = [position for position, record in enumerate(records) if isinstance(record, Condemned)]
     stopped = [position for position, record in enumerate(records) if getattr(record, "state", "") == "PRUNED"]
     assert condemned
     assert stopped
     # Right before such a record, right after it, and later.
-    for cut in sorted({condemned[0], condemned[0] + 1, condemned[-1], stopped[-1], (3 * len(lines)) // 4}):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in sorted({condemned[0], condemned[0] + 1, condemned[-1], stopped[-1], (3 * len(records)) // 4}):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         follow(again(folder, space), records[cut:])
         assert decisions(folder) == whole, f"killed after record {cut} ({records[cut - 1].kind})"
 

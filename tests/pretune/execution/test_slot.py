@@ -29,7 +29,7 @@ from pretune.execution import ray_private
 from pretune.execution.cluster import connected
 from pretune.execution.processes import process_started
 from pretune.execution.slot import POINTER_FILE, Slot, SlotSettings
-from tests.training import Given
+from pretune.execution.worker import Given
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
 

@@ -25,7 +25,7 @@ import torch.distributed
 from pretune.core import within
 from pretune.execution import launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
-from tests.training import Given
+from pretune.execution.worker import Given
 from trainers.config import OptimizerConfig, TrialConfig
 from trainers.report import EpochReport, Outcome
 

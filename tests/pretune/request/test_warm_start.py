@@ -14,7 +14,7 @@ import pytest
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, PriorTrial, StoppingConfig
-from pretune.core.journal import FILE
+from pretune.core.journal import read
 from pretune.core.parameters import Names, SpaceTrial, fits, parsed
 from pretune.core.results import SweepResult
 from pretune.core.search import Search, Space, _seed
@@ -99,11 +99,8 @@ def test_it_goes_on_the_same_after_a_kill_and_without_the_other_sweep(tmp_path: 
     made, _ = warmed(tmp_path, "source", trials=14)
     Executor(begin(tmp_path / "whole", made, space), slots=1, seed=0).run()
     shutil.rmtree(source.folder)
-    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
-    for cut in (2, 30, len(lines) - 12):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / FILE).write_bytes(b"".join(lines[:cut]))
+    for cut in (2, 30, len(read(tmp_path / "whole")) - 12):
+        folder = toys.cut_after(tmp_path / "whole", cut)
         conductor = again(folder, space)
         conductor.settle()
         Executor(conductor, slots=1, seed=0).run()

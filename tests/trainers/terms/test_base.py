@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainers.config import MLPConfig, ModelConfig, TrialConfig, ViewConfig
+from trainers.terms import MomentumContrast, MultiviewCentroid, Prediction
 from trainers.terms.base import full_precision, unit_rows
 
 
@@ -48,3 +50,14 @@ def test_full_precision_switches_autocast_off() -> None:
         with full_precision(a.device):
             assert (a @ a).dtype == torch.float32
         assert (a @ a).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("term", [MultiviewCentroid(), MomentumContrast(), Prediction()], ids=lambda term: term.kind)
+def test_a_predictor_of_another_width_and_a_single_view_are_refused_with_a_remedy(
+    term: MultiviewCentroid | MomentumContrast | Prediction,
+) -> None:
+    model = ModelConfig(projector=MLPConfig(widths=(16, 8)), predictor=MLPConfig(widths=(16, 9)))
+    with pytest.raises(ValueError, match=rf"objective\.pull \({term.kind}\).*8, but is 9; change it to 8"):
+        TrialConfig(model=model, objective={"pull": term})
+    with pytest.raises(ValueError, match=r"at least 2.*views has 1.*add a view"):
+        TrialConfig(views=(ViewConfig(),), objective={"pull": term})

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tests.trainers.terms.outputs import outputs_of, random_views
-from trainers.config import MLPConfig, ModelConfig, TrialConfig, ViewConfig
 from trainers.terms import MomentumContrast
 
 
@@ -71,11 +70,3 @@ def test_without_predictor_and_teacher_projections_take_their_places_and_keys_ha
     assert value.item() == pytest.approx(explicit.item(), rel=1e-14)
     for ours, theirs in zip(torch.autograd.grad(value, views), torch.autograd.grad(explicit, views), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
-
-
-def test_a_predictor_of_another_width_and_a_single_view_are_refused_with_a_remedy() -> None:
-    model = ModelConfig(projector=MLPConfig(widths=(16, 8)), predictor=MLPConfig(widths=(16, 9)))
-    with pytest.raises(ValueError, match=r"objective\.pull \(momentum_contrast\).*8, but is 9; change it to 8"):
-        TrialConfig(model=model, objective={"pull": MomentumContrast()})
-    with pytest.raises(ValueError, match=r"at least 2.*views has 1.*add a view"):
-        TrialConfig(views=(ViewConfig(),), objective={"pull": MomentumContrast()})

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tests.trainers.terms.outputs import outputs_of, random_views
-from trainers.config import MLPConfig, ModelConfig, TrialConfig, ViewConfig
 from trainers.terms import Prediction
 
 
@@ -68,11 +67,3 @@ def test_nearly_equal_rows_keep_their_digits_in_float32() -> None:
     t, p = ([view.float() for view in views] for views in (t, p))
     near = Prediction()(outputs_of(*t, predictions=p, targets=t))
     assert near.item() == pytest.approx(exact, rel=1e-2)
-
-
-def test_a_predictor_of_another_width_and_a_single_view_are_refused_with_a_remedy() -> None:
-    model = ModelConfig(projector=MLPConfig(widths=(16, 8)), predictor=MLPConfig(widths=(16, 9)))
-    with pytest.raises(ValueError, match=r"objective\.pull \(prediction\).*8, but is 9; change it to 8"):
-        TrialConfig(model=model, objective={"pull": Prediction()})
-    with pytest.raises(ValueError, match=r"at least 2.*views has 1.*add a view"):
-        TrialConfig(views=(ViewConfig(),), objective={"pull": Prediction()})
