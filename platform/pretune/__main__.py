@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 from pretune.cli.app import app
 from pretune.cli.ending import leave
-from pretune.cli.exits import interrupted_code
+from pretune.cli.exits import interrupted_code, print_error
 from pretune.execution.interruption import Interruption
 
 
@@ -19,9 +20,18 @@ def main() -> None:
     interruption = Interruption()
     try:
         with interruption.caught():
+            _check_folder()  # before anything is looked for there
             app(prog_name="pretune")
     except SystemExit as end:
         leave(end.code if interruption.received is None else interrupted_code(interruption.received))
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        print_error("the folder that this command is called in is gone; change to one that is there")
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -36,3 +36,18 @@ def test_without_ray_a_process_ends_as_any_other_does() -> None:
     code, told = _ended(143, ray="")
     assert code < 0, "or the tests above prove nothing"
     assert told == "said what Python had to do\n"
+
+
+def test_a_command_in_a_folder_that_is_gone_is_refused_in_words() -> None:
+    program = """
+import os, sys, tempfile
+from pretune.__main__ import main
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
+sys.argv = ["pretune", "list"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "the folder that this command is called in is gone" in done.stderr
+    assert "Traceback" not in done.stderr
