@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow coverage chaos lint docs benchmarks wheel test-wheel clean
+.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow coverage chaos lint docs benchmarks bench-gpu wheel test-wheel clean
 
 help:
 	@cat <<-'END'
@@ -19,6 +19,7 @@ help:
 	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
 	make docs         guides and reference as pages in site/; a dead link fails
 	make benchmarks   every script in benchmarks/, printing ratios
+	make bench-gpu    what a GPU is kept busy with, in at most eight minutes on one card
 	make wheel        dist/pretune-VERSION-py3-none-any.whl
 	make test-wheel   install that wheel into an empty environment elsewhere and sweep there (6.5 GB for some minutes)
 	make env          only the set-up: system packages, .venv, pinned versions, this package
@@ -74,7 +75,10 @@ chaos: env-dev
 	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
 benchmarks: env
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-gpu: env
+	@$(BIN)/python -m benchmarks.gpu
 
 # `python -m build` makes the wheel from the source distribution, so that one is tried as well.
 wheel: env-dev

@@ -33,6 +33,7 @@ from trainers.terms import Outputs, TermConfig
 from trainers.train import TrainingStep
 
 TARGET = 0.25
+CPU = torch.device("cpu")
 LOOK = "the sentinel's look, shared among its steps"
 
 
@@ -80,16 +81,16 @@ def main() -> None:
 class Work:
     """A recipe's step, ready to be run again and again, and its terms one by one."""
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config: TrialConfig, device: torch.device = CPU) -> None:
         self._config = config
-        model = build_model(config).to(memory_format=torch.channels_last).train()
+        model = build_model(config).to(device).to(memory_format=torch.channels_last).train()
         self._objective = Objective(config.objective)
         optimizer = optim.build_optimizer(model, config.optimizer)
         self._training_step = TrainingStep(config, model, self._objective, optimizer)
         generator = torch.Generator().manual_seed(0)
         noise = [torch.randn(config.batch_size, 3, view.size, view.size, generator=generator) for view in config.views]
-        self._views = tuple(view.to(memory_format=torch.channels_last) for view in noise)
-        self._sample_ids = torch.arange(config.batch_size)
+        self._views = tuple(view.to(device).to(memory_format=torch.channels_last) for view in noise)
+        self._sample_ids = torch.arange(config.batch_size, device=device)
 
     def step(self) -> None:
         """Everything that the loop does with a batch."""
@@ -106,7 +107,7 @@ class Work:
 
         def look() -> None:
             if watched is not None:
-                sentinel.complaint(outputs, {}, torch.ones(()), watched)
+                sentinel.complaint(outputs, {}, torch.ones((), device=self._sample_ids.device), watched)
 
         looks = {} if watched is None else {LOOK: look}
         return {name: alone(term) for name, term in self._objective.terms.items()} | looks
@@ -119,6 +120,8 @@ def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, 
         for name, run in work.items():
             started = time.perf_counter()
             run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat >= 3:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
