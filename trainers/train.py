@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import checkpoint, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
-from trainers.data.loader import steps_per_epoch
+from trainers.data.feed import feed, moved
+from trainers.data.loader import Batch, steps_per_epoch
 from trainers.evaluation import health, probe
 from trainers.model import Model, build_model
 from trainers.objective import Objective
@@ -179,17 +180,17 @@ def _run(
         started = time.perf_counter() - counters.epoch_seconds
         model.train()
         first_step = counters.epoch * epoch_steps
-        for batch in loaders.epoch(
+        batches = loaders.epoch(
             dataset,
             config,
             epoch=counters.epoch,
             rank=rank,
             world_size=world_size,
             first_step=counters.step - first_step,
-        ):
+            pinned=device.type == "cuda",
+        )
+        for views, sample_ids in feed(batches, device):
             _keep_threads(config)
-            views = tuple(_to_device(view, device) for view in batch.views)
-            sample_ids = batch.sample_ids.to(device, non_blocking=True)
             views = operations(views, sample_ids, seed=config.seed, epoch=counters.epoch)
             rate = optim.learning_rate(config.optimizer.learning_rate, config.schedule, counters.step, total_steps)
 
@@ -482,9 +483,9 @@ def _data_parallel(
         return model
     rows = config.batch_size // dist.world_size()
     keyed = torch.Generator().manual_seed(dist.rank())
-    noise = (torch.randn(rows, 3, view.size, view.size, generator=keyed) for view in config.views)
-    sample_ids = torch.arange(rows, device=device) + dist.row_offset(rows)
-    inputs = (tuple(_to_device(view, device) for view in noise), sample_ids, config.seed, 0)
+    noise = tuple(torch.randn(rows, 3, view.size, view.size, generator=keyed) for view in config.views)
+    batch = moved(Batch(noise, torch.arange(rows) + dist.row_offset(rows)), device)
+    inputs = (*batch, config.seed, 0)
     model.eval()
     with _autocast(config, device):
         outputs = model(*inputs)
@@ -519,13 +520,6 @@ def _parameters_behind(loss: Tensor) -> set[Tensor]:
             found.add(node.variable)
         waiting += [following for following, _ in node.next_functions]
     return found
-
-
-def _to_device(view: Tensor, device: torch.device) -> Tensor:
-    """[n, 3, S, S] on the device, in torch's default dtype, channels last; the copy to a GPU overlaps with its work."""
-    if device.type == "cuda":
-        view = view.pin_memory()
-    return view.to(device, torch.get_default_dtype(), non_blocking=True, memory_format=torch.channels_last)
 
 
 def _sizes(outputs: Outputs) -> str:

@@ -28,6 +28,7 @@ from tests.two_processes import TwoProcesses
 from trainers import checkpoint, dist, optim
 from trainers import train as train_module
 from trainers.config import TrialConfig
+from trainers.data.feed import moved
 from trainers.data.loader import Batch
 from trainers.evaluation import probe
 from trainers.model import Model, build_model
@@ -80,7 +81,15 @@ class MemoryLoaders:
     """What FFCV would leave behind."""
 
     def epoch(
-        self, dataset: Any, config: TrialConfig, *, epoch: int, rank: int, world_size: int, first_step: int = 0
+        self,
+        dataset: Any,
+        config: TrialConfig,
+        *,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        first_step: int = 0,
+        pinned: bool = False,
     ) -> Iterator[Batch]:
         order = np.random.default_rng((config.seed, epoch)).permutation(dataset.pretrain_ids(config.data.subset))
         share = config.batch_size // world_size
@@ -378,8 +387,7 @@ def test_steps_taken_one_by_one_are_those_of_the_loop_and_move_nothing_in_their_
     losses: list[float] = []
     for number, batch in enumerate(MemoryLoaders().epoch(MemoryDataset(), trial, epoch=0, rank=0, world_size=1)):
         before = {name: value.clone() for name, value in model.named_parameters()}
-        views = tuple(train_module._to_device(view, torch.device("cpu")) for view in batch.views)
-        losses.append(float(step.gradients(views, batch.sample_ids, number).loss.detach()))
+        losses.append(float(step.gradients(*moved(batch, torch.device("cpu")), number).loss.detach()))
         assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
         step.update(optim.learning_rate(0.05, trial.schedule, number, 3), number, 3)
     assert sum(losses) / 3 == pytest.approx(recorder.reports[0].metrics["loss/total"], rel=1e-12)
@@ -620,9 +628,8 @@ def one_step(trial: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         (batch, *_) = MemoryLoaders().epoch(
             MemoryDataset(), settings, epoch=0, rank=dist.rank(), world_size=dist.world_size()
         )
-        views = tuple(train_module._to_device(view, torch.device("cpu")) for view in batch.views)
         model.train()
-        loss, _ = objective(network(views, batch.sample_ids, settings.seed, 0))
+        loss, _ = objective(network(*moved(batch, torch.device("cpu")), settings.seed, 0))
         loss.backward()
         gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         return {"loss": loss.detach(), **gradients}

@@ -13,7 +13,7 @@ Every `Loader` of FFCV's sets torch to one thread: `Loaders` sets it back whenev
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -90,12 +90,21 @@ class Loaders:
         self._files: dict[str, _File] = {}
 
     def epoch(
-        self, dataset: Dataset, config: TrialConfig, *, epoch: int, rank: int, world_size: int, first_step: int = 0
-    ) -> Iterator[Batch]:
+        self,
+        dataset: Dataset,
+        config: TrialConfig,
+        *,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        first_step: int = 0,
+        pinned: bool = False,
+    ) -> Generator[Batch]:
         """Rank `rank`'s part of each global batch of an epoch (counted from 0), from step `first_step` of the epoch on.
 
         Order and views depend on `config.seed` and `epoch`, not on ranks, threads or where the epoch is resumed.
-        Rendering starts with the first `next()` and ends when the iterator is exhausted, closed or dropped. Raises
+        Rendering starts with the first `next()` and ends when the generator is exhausted, closed or dropped. `pinned`
+        batches lie in page-locked memory, from which a GPU copies while the host goes on; it takes CUDA. Raises
         ValueError, before that, where the data set is not the config's, or world size, rank or step do not fit.
         """
         if config.data.manifest is not None and config.data.manifest != dataset.manifest_hash:
@@ -138,6 +147,7 @@ class Loaders:
             epoch=epoch,
             first_step=first_step,
             threads=config.threads,
+            pinned=pinned,
         )
         return (Batch(views, torch.from_numpy(ids)) for views, ids in batches)
 
@@ -323,9 +333,9 @@ class _Part(NamedTuple):
 class _Queue:
     """Hands out the parts of all batches in order, at most BATCHES_AHEAD batches ahead, and collects them."""
 
-    def __init__(self, count: int, rows: int, part_rows: int, floats_per_row: int) -> None:
+    def __init__(self, count: int, rows: int, part_rows: int, floats_per_row: int, *, pinned: bool) -> None:
         self._changed = Condition()
-        self._count, self._rows, self._floats = count, rows, floats_per_row
+        self._count, self._rows, self._floats, self._pinned = count, rows, floats_per_row, pinned
         self._parts = (
             _Part(start // rows, place, min(place + part_rows, length))
             for start in range(0, count, rows)
@@ -349,7 +359,9 @@ class _Queue:
             part, self._next = self._next, next(self._parts, None)
             if part.batch not in self._pixels:
                 length = min(self._rows, self._count - part.batch * self._rows)
-                self._pixels[part.batch] = torch.empty(length * self._floats, dtype=torch.float32, device="cpu")
+                self._pixels[part.batch] = torch.empty(
+                    length * self._floats, dtype=torch.float32, device="cpu", pin_memory=self._pinned
+                )
                 self._missing[part.batch] = length
             return part, self._pixels[part.batch]
 
@@ -393,7 +405,8 @@ def _batches(
     epoch: int,
     first_step: int,
     threads: int,
-) -> Iterator[tuple[tuple[Tensor, ...], Integers]]:
+    pinned: bool = False,
+) -> Generator[tuple[tuple[Tensor, ...], Integers]]:
     """(views, ids) of each run of `rows` ids, rendered by `threads` threads that live as long as this generator.
 
     The first run is this rank's part of the epoch's global batch number `first_step`.
@@ -401,7 +414,7 @@ def _batches(
     sizes = [int(size) for size in settings["size"]]
     pixels_per_row = sum(size * size for size in sizes)
     part_rows = max(1, min(-(-min(rows, len(ids)) // threads), PART_PIXELS // pixels_per_row))
-    queue = _Queue(len(ids), rows, part_rows, 3 * pixels_per_row)
+    queue = _Queue(len(ids), rows, part_rows, 3 * pixels_per_row, pinned=pinned)
 
     def work() -> None:
         try:

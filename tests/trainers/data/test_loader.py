@@ -72,7 +72,7 @@ def trial(*views: ViewConfig, batch_size: int = 64, **fields: Any) -> TrialConfi
     )
 
 
-def run(loaders: Loaders, dataset: Dataset, config: TrialConfig, **place: int) -> list[Batch]:
+def run(loaders: Loaders, dataset: Dataset, config: TrialConfig, **place: Any) -> list[Batch]:
     """All batches of an epoch; by default of epoch 0 on one rank."""
     return list(loaders.epoch(dataset, config, **{"epoch": 0, "rank": 0, "world_size": 1, **place}))
 
@@ -371,7 +371,7 @@ def damaged(dataset: Dataset, folder: Path, sample: int) -> Dataset:
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_read(
-    change: dict[str, Any], arguments: dict[str, int], message: str, digits: Dataset
+    change: dict[str, Any], arguments: dict[str, Any], message: str, digits: Dataset
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Loaders().epoch(digits, trial(**change), **{"epoch": 0, "rank": 0, "world_size": 1, **arguments})
