@@ -72,15 +72,14 @@ def run(
     compared: list[EpochComparison] = []
 
     def compare(found: EpochReport) -> bool:
-        compared.append(
-            EpochComparison(found.epoch, timeless(told.get(found.epoch, {})), _journaled(timeless(found.metrics)))
-        )
+        journaled = told.get(found.epoch, {})
+        compared.append(EpochComparison(found.epoch, _comparable(journaled), _comparable(found.metrics)))
         return found.epoch < last
 
     outcome = launch.run(config, folder=folder, workers=workers, report=compare)
     return compared, outcome
 
 
-def _journaled(metrics: dict[str, float]) -> dict[str, float]:
-    """The journal keeps what has a slash in its name; `epoch` it has apart."""
-    return {name: value for name, value in metrics.items() if "/" in name}
+def _comparable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without times, and without `epoch`: not every journal has it among the metrics."""
+    return {name: value for name, value in timeless(metrics).items() if name != "epoch"}

@@ -35,11 +35,13 @@ def training(values: list[float]) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.mark.parametrize("with_epoch", [True, False], ids=["as a sweep writes it", "as an older one did"])
 def test_a_trial_is_run_as_far_as_the_journal_goes_and_times_do_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_epoch: bool
 ) -> None:
     monkeypatch.setattr(launch, "run", training([0.5, 0.75, 0.9]))
-    compared, outcome = replay.run(CONFIG, TOLD, tmp_path, workers=1)
+    told = {epoch: ({"epoch": float(epoch)} if with_epoch else {}) | metrics for epoch, metrics in TOLD.items()}
+    compared, outcome = replay.run(CONFIG, told, tmp_path, workers=1)
     assert compared == [
         EpochComparison(1, {"probe/linear": 0.5}, {"probe/linear": 0.5}),
         EpochComparison(2, {"probe/linear": 0.75}, {"probe/linear": 0.75}),
