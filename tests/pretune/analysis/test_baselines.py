@@ -96,6 +96,8 @@ def test_one_command_sweeps_and_its_best_config_replays_to_the_same_accuracy(tmp
     shown = json.loads(pretune("show", "small", "--json"))
     assert shown["best"] == result.best
 
+    assert "EQUAL: every number of every epoch" in pretune("replay", "small", "0")
+
     pretune("train", "sweeps/small/best.json", "--out", "again")
     best = result.best_trial
     assert best is not None
