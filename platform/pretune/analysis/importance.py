@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,10 +32,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 
 from pretune.analysis.fanova import Encoding
 from pretune.analysis.ped_anova import Trials
-from pretune.core import study
+from pretune.core import journal, study
 from pretune.core.experiment import Experiment
-from pretune.core.history import TrialHistory
+from pretune.core.history import History, TrialHistory
 from pretune.core.parameters import Flat, Names, flat
+from pretune.core.results import SweepResult
 
 FEWEST = 10
 """Below so many trials nothing is said."""
@@ -119,6 +121,17 @@ class _Trial:
     """The space's names by Optuna's."""
     key: tuple[float, float, float]
     """Completed or not, how far, how good."""
+
+
+def of(result: SweepResult, *, seed: int = 0) -> Importance:
+    """Of a search that runs or has ended: reads its journal once more. RequestError where it is damaged."""
+    history = History()
+    with journal.reading(result.folder, remote=result.remote) as records:
+        for record in records:
+            # What contradicts the others was told or refused when the result was read.
+            with suppress(ValueError):
+                history.apply(record)
+        return evaluate(result.experiment, history.trials, seed=seed)
 
 
 def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: int = 0) -> Importance:
