@@ -7,9 +7,9 @@ nothing. And a choice is exactly one of its values, where a box over columns of 
 
 Optuna walks each tree from its root for each value of a parameter. Here a tree is its leaves' boxes, and all values are
 one product of matrices, for intervals need dozens of forests (`benchmarks/README.md` has the times). With y_l the value
-of leaf l, and E_l(q) the share of parameter q's range that its box has, the tree predicts at a value x of p, in the mean
-over everything else, a(x) = Σ y_l Π E_l(q) over q ≠ p and the leaves whose box has x. The share of p is the variance of
-a over x, divided by that of all predictions. Splits cut a range into pieces on which a is constant.
+of leaf l, and E_l(q) the share of parameter q's range that its box has, the tree predicts at a value x of p, in the
+mean over everything else, a(x) = Σ y_l Π E_l(q) over q ≠ p and the leaves whose box has x. The share of p is the
+variance of a over x, divided by that of all predictions. Splits cut a range into pieces on which a is constant.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Encoding:
 
 
 def _pieces(boxes: Numbers, columns: _Columns) -> tuple[Numbers, Numbers]:
-    """The pieces of a parameter's range on which nothing changes: whether each leaf's box has them [pieces, leaves], and
-    which share of the range they are [pieces].
+    """The pieces of a parameter's range on which nothing changes: whether each leaf's box has them [pieces, leaves],
+    and which share of the range they are [pieces].
     """
     if columns.choices:
         of = boxes[:, columns.start : columns.start + columns.choices]

@@ -18,13 +18,14 @@ shared part moves all scores alike and chooses nobody; the other, of variance v 
 
 How much of the scores' spread is noise is not known either. The best √N scores (eight at least) are taken for the upper
 end of a normal law of mean m and variance v + τ², the rest only for being below it: weak trials, of which a search has
-many, say nothing about luck at the top, and the deeper one looks, the less is any upper end that of a normal law. (m, τ)
-are drawn from their posterior on a grid; then the winner's noise given its score is of mean (s - m) v / (v + τ²) and
+many, say nothing about luck at the top, and the deeper one looks, the less is any upper end that of a normal law. (m,
+τ) are drawn from their posterior on a grid; then the winner's noise given its score is of mean (s - m) v / (v + τ²) and
 variance v τ² / (v + τ²). What accuracy a score lies so many errors above is told by angles and by Wilson's formula.
 
 Whether trials that look alike are equally good or nearly so the scores do not tell, and the prior decides: the mean is
 that under a probability of 0.3 of τ = 0, and each end of the interval is the farthest out under all of `PRIORS` (robust
-Bayes; Berger 1985, 4.7) and both formulas. `benchmarks/simulate_optimism.py` says how often the intervals cover the truth.
+Bayes; Berger 1985, 4.7) and both formulas. `benchmarks/simulate_optimism.py` says how often the intervals cover the
+truth.
 
 Trials that were stopped early are not among the N, though they were sorted out on the same images.
 """
@@ -147,7 +148,12 @@ class _Prior(NamedTuple):
     """The rest is of density sd ** power over the logarithm of sd: even over it for 0, over sd itself for 1."""
 
 
-PRIORS = {"some alike": _Prior(0.3, 0.0), "alike": _Prior(0.5, 0.0), "unlike": _Prior(0.0, 0.0), "far": _Prior(0.0, 1.0)}
+PRIORS = {
+    "some alike": _Prior(0.3, 0.0),
+    "alike": _Prior(0.5, 0.0),
+    "unlike": _Prior(0.0, 0.0),
+    "far": _Prior(0.0, 1.0),
+}
 """Notions of how unlike trials are. The first one is that of the mean; that trials are alike makes what choosing adds
 larger, that they are not makes it smaller.
 """

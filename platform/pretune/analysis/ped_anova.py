@@ -1,14 +1,14 @@
-"""PED-ANOVA (Watanabe et al. 2023; for conditional parameters arXiv 2601.20800): how differently the best trials and all
-trials are spread over each parameter, by the Pearson divergence of two densities on a grid.
+"""PED-ANOVA (Watanabe et al. 2023; for conditional parameters arXiv 2601.20800): how differently the best trials and
+all trials are spread over each parameter, by the Pearson divergence of two densities on a grid.
 
-The numbers are those of Optuna's evaluator to rounding. It builds kernels and trials anew for each set of trials; here a
-trial is its place on each parameter's grid, and a density is one product of a matrix of kernels with how many trials lie
-where, which takes a fiftieth of the time (`benchmarks/README.md`). The intervals need a hundred sets.
+The numbers are those of Optuna's evaluator to rounding. It builds kernels and trials anew for each set of trials; here
+a trial is its place on each parameter's grid, and a density is one product of a matrix of kernels with how many trials
+lie where, which takes a fiftieth of the time (`benchmarks/README.md`). The intervals need a hundred sets.
 
-A parameter that is asked for in several ways, or under a condition only, is judged within each way i by itself: with α_i
-the share of the best trials that have it so and β_i that of all trials, it counts as Σ α_i² / β_i times the divergence
-there. A density is a mixture of normal kernels, cut off at the grid's ends, one for each trial and one as wide as the
-grid; their width is Scott's rule. Of a choice it is a mixture over its values.
+A parameter that is asked for in several ways, or under a condition only, is judged within each way i by itself: with
+α_i the share of the best trials that have it so and β_i that of all trials, it counts as Σ α_i² / β_i times the
+divergence there. A density is a mixture of normal kernels, cut off at the grid's ends, one for each trial and one as
+wide as the grid; their width is Scott's rule. Of a choice it is a mixture over its values.
 """
 
 from __future__ import annotations

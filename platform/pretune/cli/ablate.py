@@ -109,9 +109,7 @@ def ablation_request(
 
     _check_together(until, seeds, max_seeds, budget, seconds, metric)
     found = request.recipe_or_best(recipe, storage)
-    base = request.configure(
-        found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
-    )
+    base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial)
     notes = [f"--set {line}" for line in request.left_out(found, settings or ())]
     varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
     space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)

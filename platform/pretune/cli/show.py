@@ -92,7 +92,7 @@ def show_command(
             if svg is not None:
                 raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
             if importance:
-                raise RequestError("--importance is of the trials of one sweep; name it: pretune show SWEEP --importance")
+                raise RequestError("--importance is of one sweep's trials; name it: pretune show SWEEP --importance")
             if as_csv or chosen:
                 raise RequestError("--state, --sort, --columns and --csv are of the trials of one sweep; name it")
             if is_uri(storage):
@@ -134,8 +134,8 @@ def show_command(
             raise RequestError(f"--write writes the tables of an ablation, but {sweep!r} is a search; leave it out")
         if importance and result.experiment.points:
             raise RequestError(
-                f"--importance is of a search over a space, but {sweep!r} is an ablation, whose table has the effect of "
-                "each level; leave it out"
+                f"--importance is of a search over a space, but {sweep!r} is an ablation, whose table has the effect "
+                "of each level; leave it out"
             )
         matters = _importance(result) if importance else None
         foretold = forecast.against_fact(result)

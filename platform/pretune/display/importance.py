@@ -27,8 +27,8 @@ def table(found: Importance) -> list[RenderableType]:
             f"{one.trials:,} of {one.of:,}",
         )
     how = (
-        f"PED-ANOVA: what sets the best {found.best_share:.0%} apart from all; fANOVA: the share of the variance of ranks "
-        "that a parameter makes alone; 95 % intervals"
+        f"PED-ANOVA: what sets the best {found.best_share:.0%} apart from all; fANOVA: the share of the variance of "
+        "ranks that a parameter makes alone; 95 % intervals"
     )
     return [rows, *(Text(line) for line in found.advice), Text(f"{counted}\n{how}", style="dim")]
 

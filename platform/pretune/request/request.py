@@ -402,6 +402,31 @@ def sweep_folder(text: str, storage: Path) -> Path:
     raise RequestError(f"there is no sweep {text!r} in {storage}; {did_you_mean(text, known)}")
 
 
+def read_sweeps(storage: str) -> tuple[list[results.SweepResult], list[results.Unreadable]]:
+    """All sweeps right below `storage`, a folder or a URI; and those that were not started or cannot be read, which
+    hide no other one. Of those behind a URI the journals are brought into their working copies under ./sweeps.
+    RequestError where the storage itself cannot be read.
+    """
+    if not storages.is_uri(storage):
+        return results.sweeps(Path(storage))
+    storages.check_form(storage)
+    try:
+        names = [
+            name
+            for name in storages.folders(storage)
+            if storages.names(storages.join(storage, name, journal_remote.FOLDER))
+        ]
+    except storages.StorageError as error:
+        raise RequestError(str(error)) from error
+    found, unreadable = [], []
+    for name in names:
+        try:
+            found.append(read_sweep(name, storage))
+        except (OSError, ValueError) as error:
+            unreadable.append(results.Unreadable(local_root(storages.join(storage, name)) / name, str(error)))
+    return found, unreadable
+
+
 def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.SweepResult:
     """The sweep called `text`, from its journal alone.
 
