@@ -116,6 +116,8 @@ def show_command(
             for one in unreadable:
                 note(console, f"sweep {one.name} cannot be shown: {one.problem}")
             return
+        if svg is not None and tables.is_foreign(svg):
+            raise RequestError(f"--svg {svg} is there and is no picture of `pretune show`; choose another file")
         result = request.read_sweep(sweep, storage)
         if result.remote is not None and (is_uri(sweep) or is_uri(storage)):
             notes.fetch(result.remote, result.folder)

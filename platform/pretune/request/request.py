@@ -334,6 +334,11 @@ def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
         except RequestError as unknown:
             raise RequestError(f"{unknown}; nor is it a sweep: {error}") from error
     best = results.best_config_path(result.folder)
+    if result.experiment.points:
+        raise RequestError(
+            f"sweep {text!r} is an ablation and has no best config: its trials are levels and seeds; name its recipe, "
+            f"{result.experiment.recipe or 'or a config'}, and --set the level that you want to go on with"
+        )
     if not best.is_file():
         raise RequestError(
             f"sweep {text!r} has no best config yet ({best.name} is missing); let a trial complete first"

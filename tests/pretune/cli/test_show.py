@@ -204,3 +204,14 @@ def test_importance_is_of_all_trials_of_one_sweep(here: Path, arguments: list[st
     refused = pretune("show", *arguments)
     assert refused.exit_code == 2
     assert said in " ".join(refused.stderr.split())
+
+
+def test_a_picture_replaces_no_file_that_is_none(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    (here / "notes.md").write_text("what I found")
+    refused = pretune("show", "known", "--svg", "notes.md")
+    assert refused.exit_code == 2
+    assert "is no picture of `pretune show`" in " ".join(refused.stderr.split())
+    assert (here / "notes.md").read_text() == "what I found"
+    for _ in range(2):
+        assert pretune("show", "known", "--svg", "known.svg").exit_code == 0
