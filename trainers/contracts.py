@@ -46,6 +46,7 @@ NEEDS = {
     "pixels": "model.masking, model.decoder and a term of kind reconstruction",
     "reconstruction": "model.masking, model.decoder and a term of kind reconstruction",
     "scores": "model.prototypes and a term of kind dino or swav",
+    "queued_scores": "model.prototypes with a queue and a term of kind swav",
     "target_scores": "model.teacher, model.prototypes and a term of kind dino",
     "center": "model.teacher, model.prototypes and a term of kind dino",
 }
@@ -63,7 +64,7 @@ def everything() -> TrialConfig:
             "teacher": {},
             "masking": {"mismatch_probability": 0.3},
             "decoder": {},
-            "prototypes": {"count": 7},
+            "prototypes": {"count": 7, "queue": ROWS},
         },
         "objective": {"dino": {}, "mismatch_detection": {}, "reconstruction": {}},
         "batch_size": ROWS,
@@ -278,6 +279,9 @@ def made_outputs(config: TrialConfig, *, rows: int, seed: int, dtype: torch.dtyp
             for view, patch_count in config.masked_patch_counts.items()
         ),
         scores=drawn(view_count, prototypes.count) if prototypes else None,
+        queued_scores=drawn(prototypes.queued_views, prototypes.count, grad=False)
+        if prototypes and prototypes.queue
+        else None,
         target_scores=drawn(seen, prototypes.count, grad=False) if prototypes and centered else None,
         center=torch.zeros(prototypes.count, dtype=dtype) if prototypes and centered else None,
     )
@@ -305,7 +309,7 @@ def _made_patches(
 def _mapped(outputs: Outputs, change: Callable[[str, Tensor], Tensor]) -> Outputs:
     """Outputs whose tensors of rows are changed, each by its name: `projections.0`."""
     whole: dict[str, Any] = {}
-    for field in ("features", "projections", "predictions", "targets", "scores", "target_scores"):
+    for field in ("features", "projections", "predictions", "targets", "scores", "queued_scores", "target_scores"):
         views = getattr(outputs, field)
         if views is not None:
             whole[field] = tuple(change(f"{field}.{place}", view) for place, view in enumerate(views))

@@ -107,6 +107,12 @@ class Model(nn.Module):
             if "center" in heads:
                 self._center_momentum = config.model.prototypes.center_momentum
                 self.center = torch.zeros(config.model.prototypes.count)
+        self.register_buffer("queue", None)
+        self.queue: Tensor | None
+        self._prototypes_config = config.model.prototypes
+        if self._prototypes_config is not None and self._prototypes_config.queue and "prototypes" in heads:
+            queued = min(self._prototypes_config.queued_views, len(config.views))
+            self.queue = torch.zeros(queued, self._prototypes_config.queue, self.embedding_count)
         self.teacher: nn.ModuleDict | None = None
         self._teacher_config, self._teacher_views = config.model.teacher, config.teacher_views
         if config.model.teacher is not None:
@@ -137,7 +143,7 @@ class Model(nn.Module):
                 features = (*features, self._encode(view))
         projections = tuple(self.projector(rows) for rows in features)
         predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
-        targets = target_scores = scores = center = None
+        targets = target_scores = scores = queued_scores = center = None
         if self.teacher is not None:
             with torch.no_grad():
                 seen_views = (views[place] for place in self._teacher_views if place < len(views))
@@ -145,6 +151,7 @@ class Model(nn.Module):
                 targets = tuple(self._wide(rows) for rows in rows_of)
         if self.prototypes is not None:
             scores = tuple(self.prototypes(rows, step) for rows in projections)
+            queued_scores = self._queued(self.prototypes, projections, step)
         if self.center is not None and self.teacher is not None and targets is not None:
             with torch.no_grad():
                 target_scores = tuple(self.teacher["prototypes"](rows, step) for rows in targets)
@@ -162,6 +169,7 @@ class Model(nn.Module):
             step=step,
             patches=patches,
             scores=scores,
+            queued_scores=queued_scores,
             target_scores=target_scores,
             center=center,
         )
@@ -197,6 +205,26 @@ class Model(nn.Module):
         if self.prototypes is not None:
             branch["prototypes"] = self.prototypes
         return branch
+
+    @torch.no_grad()
+    def _queued(self, prototypes: Prototypes, projections: tuple[Tensor, ...], step: int) -> tuple[Tensor, ...] | None:
+        """The scores of this rank's part of the queue as it was before this batch, which then joins it at its front.
+
+        All ranks hold the whole queue, so that it means the same on another number of them.
+        """
+        queue, settings = self.queue, self._prototypes_config
+        if queue is None or settings is None:
+            return None
+        batch, length = dist.world_size() * len(projections[0]), queue.shape[1]
+        found = None
+        if max(0, step - settings.queue_after) * batch >= length:
+            part = length // dist.world_size()
+            start = dist.row_offset(part)
+            found = tuple(prototypes(rows, step) for rows in queue[:, start : start + part])
+        if self.training and step >= settings.queue_after:
+            new = torch.stack([dist.gather_rows_detached(unit_rows(rows)) for rows in projections[: len(queue)]])
+            queue.copy_(torch.cat((new.to(queue.dtype), queue), dim=1)[:, :length])
+        return found
 
     def _encode(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.backbone(images))

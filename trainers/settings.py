@@ -353,11 +353,17 @@ class PrototypesConfig(Config):
     For `dino`, the teacher's scores are centered by a moving average of their mean over the global batch, which starts
     at 0 and keeps `center_momentum` each step. Directions do not move in the first `frozen_steps` optimizer steps (one
     epoch there).
+
+    For `swav`, the embeddings of the last `queue` images, of the first `queued_views` views each, are kept from step
+    `queue_after` on; once it is full the term sorts them together with the batch.
     """
 
     count: int = Field(1024, ge=2)
     center_momentum: Fraction = 0.9
     frozen_steps: int = Field(0, ge=0)
+    queue: int = Field(0, ge=0, description="images; 0 for none")
+    queue_after: int = Field(0, ge=0, description="optimizer steps before the first image is kept")
+    queued_views: int = Field(2, ge=1)
 
 
 class DecoderConfig(Config):

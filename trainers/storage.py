@@ -174,6 +174,19 @@ def names(uri: str, *, bound_s: float = BOUND_S) -> list[str]:
     return _trying(f"list {uri}", act, bound_s)
 
 
+def folders(uri: str, *, bound_s: float = BOUND_S) -> list[str]:
+    """The names of the folders right below `uri`, sorted; none where there is no such folder."""
+
+    def act() -> list[str]:
+        from pyarrow import fs
+
+        system, path = locate(uri)
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    return _trying(f"list {uri}", act, bound_s)
+
+
 def sizes(uri: str, *, bound_s: float = BOUND_S) -> dict[str, int]:
     """The bytes of each file below `uri`, at any depth, by its path from there; none where there is no such folder."""
 

@@ -8,7 +8,7 @@ import inspect
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History
-from pretune.core.journal import Extended, Opened, Resumed
+from pretune.core.journal import Extended, Opened, Record, Resumed
+from pretune.core.landing import Landing
 from pretune.core.requests import Inbox
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming
@@ -121,7 +122,7 @@ def resume(
     kept.
 
     `trials` is the number of trials asked for in all from now on, `max_hours` the hours of all its drivers (None: as
-    before). `epochs` makes each finished trial
+    before); trials that time had ended go on, as far as these are enough for them. `epochs` makes each finished trial
     that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for).
     `space` is that of `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its
     journal. The rest is as for `run`.
@@ -137,6 +138,7 @@ def resume(
         if target < asked:
             raise RequestError(f"--trials must be at least {asked}, the number of trials asked so far, but is {trials}")
         extensions = [] if epochs is None else longer(history, epochs)
+        extensions += [] if max_hours is None else cut_short(journal.records, max_hours)
         if target == len(history.trials) and not extensions and all(trial.ended for trial in history.trials):
             return results.read(folder, remote=remote)
         proposer = points.proposer(experiment, space)
@@ -204,6 +206,26 @@ def longer(history: History, epochs: int) -> list[Extended]:
             f"--epochs must be above {max(lengths)}, the length of the finished trials, but is {epochs}; raise it"
         )
     return found
+
+
+def cut_short(records: Sequence[Record], max_hours: float) -> list[Extended]:
+    """How each trial goes on that time has ended, and that would finish now that the sweep has `max_hours`: from its
+    newest checkpoint. None where that is gone, and none with CMA-ES, whose state is computed from the ends of trials.
+    """
+    history = History()
+    landing = Landing(history)
+    for record in records:
+        history.apply(record)
+        landing.see(record)
+    assert history.opened is not None
+    if history.opened.experiment.sampler == "cmaes":
+        return []
+    history.max_hours = max_hours
+    return [
+        Extended(number=trial.number, config=trial.config, checkpoint=checkpoint, continued=True)
+        for trial in landing.cut_short()
+        if trial.config is not None and (checkpoint := trial.checkpoint) and storage.exists(checkpoint.path)
+    ]
 
 
 def _remote(folder: Path) -> str | None:

@@ -281,4 +281,10 @@ SOURCES: dict[str, Source] = {
         "Theirs warms up from a rate of 0.3, decays and rescales vectors too, and normalizes prototypes at each step; "
         f"bf16 for their float16. {_ALL_IMAGES}",
     ),
+    "swav_imagenet_bs256": Source(
+        "facebookresearch/swav, scripts/swav_200ep_bs256_pretrain.sh",
+        Settings("imagenet", "bilinear", "torchvision", "256", "200", _SWAV_CROPS),
+        "Theirs decays and rescales vectors too, and normalizes prototypes at each step; "
+        f"bf16 for their float16. {_ALL_IMAGES}",
+    ),
 }

@@ -118,6 +118,9 @@ class Outputs(NamedTuple):
     """The patch tokens of each masked view; empty without masking."""
     scores: tuple[Tensor, ...] | None = None
     """Cosines of projections with the M prototypes per view, each [n, M]; None without a term that reads them."""
+    queued_scores: tuple[Tensor, ...] | None = None
+    """Those of earlier images, by view, without gradient: this rank's part of the queue, [K / W, M] each. None without
+    a queue, and before it is full."""
     target_scores: tuple[Tensor, ...] | None = None
     """The teacher's, for the views that it sees, without gradient and not centered; None without DINO's term."""
     center: Tensor | None = None

@@ -22,8 +22,9 @@ class Swav(TermConfig):
     pairs (i, v), v ≠ i, of -Σ q_i log p_v, i among the first `code_views` views (the global crops of a multi-crop
     recipe). ln M where all is uniform.
 
-    N must be of M's size for an equal partition to mean anything; the authors' queue of earlier embeddings, for batches
-    below 4,096, is not here.
+    N must be of M's size for an equal partition to mean anything. For smaller batches the last K images' embeddings
+    are kept (`model.prototypes.queue`), and their cosines with the prototypes of now join the batch's: Q is then over N
+    + K images, of which only the batch's rows are codes.
 
     Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments", NeurIPS 2020
     (arXiv 2006.09882), and facebookresearch/swav. The prototypes are `model.prototypes`.
@@ -46,7 +47,7 @@ class Swav(TermConfig):
         logs = [(wide(rows) / self.temperature).log_softmax(dim=1) for rows in scores]
         costs = [
             -(q * log_p).sum(1).mean()
-            for i, q in enumerate(self._codes(scores))
+            for i, q in enumerate(self._codes(outputs))
             for v, log_p in enumerate(logs)
             if i != v
         ]
@@ -62,17 +63,22 @@ class Swav(TermConfig):
 
         from trainers import dist
 
-        codes = torch.stack(self._codes(self._scores(outputs)))  # [views, n, M]
+        codes = torch.stack(self._codes(outputs))  # [views, n, M]
         of_all = torch.special.entr(dist.mean_over_ranks(codes.mean(1))).sum(1)
         of_each = torch.special.entr(codes).sum(2).mean(1)
         return {"information": (of_all - dist.mean_over_ranks(of_each)).mean()}
 
-    def _codes(self, scores: tuple[Tensor, ...]) -> list[Tensor]:
+    def _codes(self, outputs: Outputs) -> list[Tensor]:
         """q of each of the first views, [n, M]."""
         import torch
 
+        found, queued = [], outputs.queued_scores
         with torch.no_grad():
-            return [equal_partition(rows, self.code_temperature, self.iterations) for rows in scores[: self.code_views]]
+            for place, rows in enumerate(self._scores(outputs)[: self.code_views]):
+                sorted_together = rows if queued is None else torch.cat((queued[place].to(rows.dtype), rows))
+                codes = equal_partition(sorted_together, self.code_temperature, self.iterations)
+                found.append(codes[len(codes) - len(rows) :])
+        return found
 
     def _scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         if outputs.scores is None:
@@ -90,6 +96,26 @@ class Swav(TermConfig):
             raise ValueError(
                 f"objective.{name}.code_views must be at most the number of views, {len(facts.views)}, "
                 f"but is {self.code_views}; lower it"
+            )
+        queue = facts.model.prototypes.queue
+        if queue and self.code_views > facts.model.prototypes.queued_views:
+            raise ValueError(
+                f"objective.{name}.code_views must be at most model.prototypes.queued_views, "
+                f"{facts.model.prototypes.queued_views}, as a code is sorted together with the queue, but is "
+                f"{self.code_views}; set both alike"
+            )
+        if 0 < queue < facts.batch_size:
+            raise ValueError(
+                f"model.prototypes.queue must be at least batch_size, {facts.batch_size}, or 0 for none, but is "
+                f"{queue}; change it"
+            )
+
+    def check_workers(self, name: str, facts: Facts, workers: int) -> None:
+        queue = 0 if facts.model.prototypes is None else facts.model.prototypes.queue
+        if queue % workers:
+            raise ValueError(
+                f"model.prototypes.queue must be a multiple of the {workers} workers, but is {queue}; change it, for "
+                f"example to {queue - queue % workers}"
             )
 
 

@@ -110,10 +110,14 @@ def check(result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = Fa
         )
     best = candidates.best(result, top)
     if not best:
-        raise RequestError(
-            f"sweep {result.name!r} has no complete trial; go on with `pretune resume "
-            f"{shlex.quote(str(result.folder))}`"
+        named = shlex.quote(str(result.folder))
+        onward = (
+            f"look at the reasons with `pretune show {named}`, and add trials with `pretune resume {named} --trials "
+            f"{result.asked + 8}`"
+            if result.closed in ("finished", "exhausted")
+            else f"go on with `pretune resume {named}`"
         )
+        raise RequestError(f"sweep {result.name!r} has no complete trial; {onward}")
     if top > 1 and not reseeded and result.metric not in candidates.REFITTED:
         raise RequestError(
             f"--top {top} fits probes again and chooses by them, so the sweep's metric must be "

@@ -1,4 +1,4 @@
-"""Which parameters matter: Optuna's PED-ANOVA and fANOVA, with intervals, and what to do about it.
+"""Which parameters matter: PED-ANOVA and fANOVA, with intervals, and what to do about it.
 
 * **PED-ANOVA** (Watanabe et al. 2023; for conditional parameters arXiv 2601.20800): how differently the best trials and
   all trials are spread over a parameter. It is told as a share of the sum over all parameters.
@@ -22,21 +22,21 @@ as much.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
-from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
 
-from pretune.core import study
+from pretune.analysis.fanova import Encoding
+from pretune.analysis.ped_anova import Trials
+from pretune.core import journal, study
 from pretune.core.experiment import Experiment
-from pretune.core.history import TrialHistory
+from pretune.core.history import History, TrialHistory
 from pretune.core.parameters import Flat, Names, flat
+from pretune.core.results import SweepResult
 
 FEWEST = 10
 """Below so many trials nothing is said."""
@@ -54,6 +54,7 @@ EDGE = 0.02
 """So near to an end of its range, as a share of the range, a value lies on the edge."""
 
 Numbers = NDArray[np.float64]
+Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,17 @@ class _Trial:
     """Completed or not, how far, how good."""
 
 
+def of(result: SweepResult, *, seed: int = 0) -> Importance:
+    """Of a search that runs or has ended: reads its journal once more. RequestError where it is damaged."""
+    history = History()
+    with journal.reading(result.folder, remote=result.remote) as records:
+        for record in records:
+            # What contradicts the others was told or refused when the result was read.
+            with suppress(ValueError):
+                history.apply(record)
+        return evaluate(result.experiment, history.trials, seed=seed)
+
+
 def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: int = 0) -> Importance:
     """The importance of each parameter that varies, equal for equal `trials` and `seed`."""
     seen = _seen(experiment, trials)
@@ -148,17 +160,18 @@ def evaluate(experiment: Experiment, trials: Sequence[TrialHistory], *, seed: in
     names = [name for name in names if sum(name in trial.params for trial in looked_at) >= 2]
     scores = _scores(looked_at)
 
-    def ped_anova(of: Sequence[_Trial], ranks: Numbers) -> Numbers:
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=_best_share(len(of)))
-        return _evaluated(evaluator, experiment, of, ranks, names)
+    known = Trials([trial.params for trial in looked_at], [trial.drawn for trial in looked_at], names)
 
-    whole = ped_anova(looked_at, scores)
+    def ped_anova(of: Positions, ranks: Numbers) -> Numbers:
+        return known.importances(of, ranks, _best_share(len(of)))
+
+    whole = ped_anova(np.arange(len(looked_at)), scores)
     halves = _halves(ped_anova, looked_at, HALVES, rng)
-    shuffled = np.array([ped_anova(looked_at, rng.permutation(scores)) for _ in range(HALVES)])
+    shuffled = np.array([ped_anova(np.arange(len(looked_at)), rng.permutation(scores)) for _ in range(HALVES)])
     shares, of_halves = _shares(whole), np.array([_shares(half) for half in halves])
     noise = whole <= np.quantile(shuffled, LEVEL, axis=0)
     intervals = _intervals(shares, of_halves)
-    forest = _forest(experiment, looked_at, names, rng)
+    forest = _forest(looked_at, names, rng)
     own_names = {alias: name for trial in looked_at for alias, name in trial.own.items()}
     parameters = tuple(
         Parameter(
@@ -262,52 +275,11 @@ def _best_share(count: int) -> float:
 
 # --- both methods -----------------------------------------------------------------------------------------------------
 
-_Method = Callable[[Sequence[_Trial], Numbers], Numbers]
+_Method = Callable[[Positions, Numbers], Numbers]
+"""What some of the trials, by their positions, say of each parameter, given their ranks."""
 
 
-def _evaluated(
-    evaluator: BaseImportanceEvaluator,
-    experiment: Experiment,
-    trials: Sequence[_Trial],
-    scores: Numbers,
-    names: Sequence[str],
-) -> Numbers:
-    """What Optuna says of each of `names`; 0 for one that no trial has."""
-    told = [
-        FrozenTrial(
-            number=number,
-            trial_id=number,
-            state=TrialState.COMPLETE,
-            value=-float(score),
-            datetime_start=None,
-            datetime_complete=None,
-            params=dict(trial.params),
-            distributions=dict(trial.drawn),
-            user_attrs={},
-            system_attrs={},
-            intermediate_values={},
-        )
-        for number, (trial, score) in enumerate(zip(trials, scores, strict=True))
-    ]
-    there = [name for name in names if any(name in trial.params for trial in trials)]
-    if not there:
-        return np.zeros(len(names))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a few trials under one condition: they count for little
-        # With a target of one's own smaller is better, whatever the sweep's direction is.
-        asked = study.OneAsk(experiment, told, len(told)).study(RandomSampler())
-        found = evaluator.evaluate(asked, params=there, target=_value)
-    return np.array([found.get(name, 0.0) for name in names])
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None
-    return trial.value
-
-
-def _forest(
-    experiment: Experiment, trials: Sequence[_Trial], names: Sequence[str], rng: np.random.Generator
-) -> dict[str, Interval]:
+def _forest(trials: Sequence[_Trial], names: Sequence[str], rng: np.random.Generator) -> dict[str, Interval]:
     """fANOVA of each parameter, among the trials that have it, together with all that these have in common."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in names:
@@ -322,17 +294,21 @@ def _forest(
         told = [name for name in of_interest if name in common]
         if not told:
             continue
-        seed = int(rng.integers(2**31))
-
-        def fanova(of: Sequence[_Trial], ranks: Numbers, common: Sequence[str] = common, seed: int = seed) -> Numbers:
-            if not _varying(of) or len(set(ranks.tolist())) == 1:
-                return np.zeros(len(common))  # a forest without a split is an error to Optuna
-            evaluator = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=seed)
-            return _evaluated(evaluator, experiment, of, ranks, common)
-
-        whole = fanova(members, _scores(members))
+        fanova = _fanova(members, common, seed=int(rng.integers(2**31)))
+        whole = fanova(np.arange(len(members)), _scores(members))
         intervals = _intervals(whole, _halves(fanova, members, HALVES_OF_FOREST, rng))
         found |= {name: interval for name, interval in zip(common, intervals, strict=True) if name in told}
+    return found
+
+
+def _fanova(trials: Sequence[_Trial], names: Sequence[str], *, seed: int) -> _Method:
+    """fANOVA of each of `names`, which all of the trials have, from one range."""
+    encoding = Encoding({name: trials[0].drawn[name] for name in names})
+    rows = encoding.rows([trial.params for trial in trials])
+
+    def found(of: Positions, ranks: Numbers) -> Numbers:
+        return encoding.shares(rows[of], ranks, trees=TREES, depth=DEPTH, seed=seed)
+
     return found
 
 
@@ -348,8 +324,8 @@ def _halves(method: _Method, trials: Sequence[_Trial], count: int, rng: np.rando
     """What `method` finds in random halves of the trials, each ranked anew; (count, parameters)."""
     found = []
     for _ in range(count):
-        half = [trials[position] for position in rng.permutation(len(trials))[: len(trials) // 2]]
-        found.append(method(half, _scores(half)))
+        half = rng.permutation(len(trials))[: len(trials) // 2]
+        found.append(method(half, _scores([trials[position] for position in half])))
     return np.array(found)
 
 

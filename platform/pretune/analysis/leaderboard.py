@@ -10,6 +10,7 @@ from typing import Any
 
 from pretune.analysis import finalize
 from pretune.core.results import SweepResult, TrialResult
+from trainers import storage
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,16 @@ class Board:
 
 
 def boards(
-    results: Sequence[SweepResult], *, manifest: str | None = None, metric: str | None = None, each: int = 1
+    results: Sequence[SweepResult],
+    *,
+    manifest: str | None = None,
+    metric: str | None = None,
+    each: int = 1,
+    ask_storage: bool = False,
 ) -> list[Board]:
     """A board for each data set and metric, only that of `manifest` and `metric` where they are given; of each sweep
-    its `each` best complete trials. The board with most entries comes first.
+    its `each` best complete trials. The board with most entries comes first. `ask_storage`: what was read of the report
+    split is asked of the sweeps' storage, where they have one, and not of their working copies here.
     """
     groups: dict[tuple[str, str, bool], list[SweepResult]] = {}
     for result in results:
@@ -74,7 +81,7 @@ def boards(
         groups.setdefault((found, asked.metric, asked.maximize), []).append(result)
     made = []
     for (found, searched, maximize), members in groups.items():
-        entries = [entry for result in members for entry in _entries(result, each)]
+        entries = [entry for result in members for entry in _entries(result, each, ask_storage=ask_storage)]
         sign = -1.0 if maximize else 1.0
         entries.sort(key=lambda entry: (sign * (entry.trial.value or 0.0), entry.result.name, entry.trial.id))
         if entries:
@@ -83,19 +90,25 @@ def boards(
     return sorted(made, key=lambda board: -len(board.entries))
 
 
-def _entries(result: SweepResult, each: int) -> list[Entry]:
+def _entries(result: SweepResult, each: int, *, ask_storage: bool) -> list[Entry]:
     complete = [trial for trial in result.ranked() if trial.state == "COMPLETE" and trial.value is not None]
-    read = _report(result)
+    read = _report(result, ask_storage=ask_storage)
     return [Entry(result, trial, *read.get(trial.id, (None, None))) for trial in complete[:each]]
 
 
-def _report(result: SweepResult) -> dict[int, tuple[float | None, float | None]]:
-    """By trial, what its first read of the report split found; nothing is read here."""
+def _report(result: SweepResult, *, ask_storage: bool) -> dict[int, tuple[float | None, float | None]]:
+    """By trial, what its first read of the report split found; that is not read here."""
     name = f"report/{result.metric.removeprefix('probe/')}"
     found: dict[int, tuple[float | None, float | None]] = {}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        for read in json.loads(finalize.path(result).read_text(encoding="utf-8"))["reads"]:
+        for read in json.loads(_written(result, ask_storage=ask_storage))["reads"]:
             metrics = read["metrics"]
             if name in metrics:
                 found.setdefault(read["trial"], (float(metrics[name]), metrics.get(f"{name}_stderr")))
     return found
+
+
+def _written(result: SweepResult, *, ask_storage: bool) -> bytes:
+    if ask_storage and result.remote is not None:
+        return storage.read(storage.join(result.remote, finalize.FILE))
+    return finalize.path(result).read_bytes()

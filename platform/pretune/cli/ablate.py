@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from pretune.cli import completion
-from pretune.cli.exits import checking, note
 from pretune.cli.options import (
     STORAGE,
     Address,
@@ -27,10 +27,11 @@ from pretune.cli.options import (
     Subset,
     WorkersPerTrial,
 )
-from pretune.cli.running import foretold, learned, logging_to, run_sweep
+from pretune.cli.running import logging_to
+from pretune.cli.sweep import SweepRequest, run_asked
+from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget
 from pretune.core.errors import RequestError
-from pretune.display import screen
 
 if TYPE_CHECKING:
     from trainers.config import TrialConfig
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 Until = Literal["decided"]
 
 
-def ablate_command(
+def ablation_request(
     recipe: Annotated[
         str,
         typer.Argument(
@@ -98,96 +99,77 @@ def ablate_command(
     direction: Direction = None,
     log_to: LogTo = None,
     address: Address = None,
-) -> None:
+) -> SweepRequest:
+    """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.analysis.ablation import SPACE
+    from pretune.core import metrics
+    from pretune.core.points import unvaried
+    from pretune.request import levels as asked_levels
+    from pretune.request import lookup, overrides, request
+
+    _check_together(until, seeds, max_seeds, budget, seconds, metric)
+    found = request.recipe_or_best(recipe, storage)
+    base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial)
+    notes = [f"--set {line}" for line in request.left_out(found, settings or ())]
+    varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
+    space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
+    place = request.experiment(space, found, base, name=name, options={"storage": storage})
+    request.check_folder_is_new(place)
+    request.check_storage(place)
+    _, dataset = request.with_data(base, data)
+    judged_by = metric or metrics.DEFAULT
+
+    def check(config: TrialConfig) -> None:
+        config.check_workers(workers_per_trial)
+        request.check_data(config, dataset)
+        metrics.check(judged_by, [config])
+
+    design = asked_levels.design(
+        base,
+        varied,
+        grid=grid,
+        seeds=seeds,
+        max_seeds=max_seeds,
+        smallest_effect=smallest_effect,
+        check=check,
+        views_per_epoch=partial(request.views_per_epoch, dataset=dataset) if budget == "views" else None,
+    )
+    points = design.points(base.seed)
+    experiment = request.checked(
+        space,
+        found,
+        base,
+        name=name,
+        data=data,
+        local=address is None,
+        trials=len(points),
+        points=points,
+        design=design,
+        budget=budget,
+        trial_seconds=seconds,
+        slots=slots,
+        workers_per_trial=workers_per_trial,
+        gpus_per_worker=gpus_per_worker or 0.0,
+        max_failed=MAX_FAILED if max_failed is None else max_failed,
+        cpus_per_worker=cpus_per_worker,
+        storage=storage,
+        stopping_enabled=False,
+        metric=metric,
+        direction=direction,
+    )
+    built = [level for level in design.levels if not level.refused]
+    notes += dict.fromkeys(line for level in built for line in overrides.left_out_by(base, level.changes))
+    for level in design.levels:
+        if level.refused:
+            told = level.name or ", ".join(f"{path}={value}" for path, value in level.changes.items())
+            notes.append(f"{told} cannot be built and is left out: {level.refused}")
+    return SweepRequest(experiment, unvaried, gpus_per_worker is None, address, logging_to(log_to), tuple(notes))
+
+
+@taking(ablation_request)
+def ablate_command(console: Console, asked: SweepRequest) -> None:
     """Change one factor at a time, or all on a grid, and compare under equal seeds."""
-    console = screen.console()
-    with checking():
-        from pretune import sweep
-        from pretune.analysis.ablation import SPACE
-        from pretune.core import metrics
-        from pretune.core.points import unvaried
-        from pretune.request import levels as asked_levels
-        from pretune.request import lookup, overrides, request
-
-        _check_together(until, seeds, max_seeds, budget, seconds, metric)
-        found = request.recipe_or_best(recipe, storage)
-        base = request.configure(
-            found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
-        )
-        for line in request.left_out(found, settings or ()):
-            note(console, f"--set {line}")
-        varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
-        space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
-        place = request.experiment(space, found, base, name=name, options={"storage": storage})
-        request.check_folder_is_new(place)
-        request.check_storage(place)
-        _, dataset = request.with_data(base, data)
-        judged_by = metric or metrics.DEFAULT
-
-        def check(config: TrialConfig) -> None:
-            config.check_workers(workers_per_trial)
-            request.check_data(config, dataset)
-            metrics.check(judged_by, [config])
-
-        design = asked_levels.design(
-            base,
-            varied,
-            grid=grid,
-            seeds=seeds,
-            max_seeds=max_seeds,
-            smallest_effect=smallest_effect,
-            check=check,
-            views_per_epoch=partial(request.views_per_epoch, dataset=dataset) if budget == "views" else None,
-        )
-        points = design.points(base.seed)
-        experiment = request.checked(
-            space,
-            found,
-            base,
-            name=name,
-            data=data,
-            local=address is None,
-            trials=len(points),
-            points=points,
-            design=design,
-            budget=budget,
-            trial_seconds=seconds,
-            slots=slots,
-            workers_per_trial=workers_per_trial,
-            gpus_per_worker=gpus_per_worker or 0.0,
-            max_failed=MAX_FAILED if max_failed is None else max_failed,
-            cpus_per_worker=cpus_per_worker,
-            storage=storage,
-            stopping_enabled=False,
-            metric=metric,
-            direction=direction,
-        )
-        trackers = logging_to(log_to)
-        built = [level for level in design.levels if not level.refused]
-        for line in dict.fromkeys(line for level in built for line in overrides.left_out_by(base, level.changes)):
-            note(console, line)
-        for level in design.levels:
-            if level.refused:
-                told = level.name or ", ".join(f"{path}={value}" for path, value in level.changes.items())
-                note(console, f"{told} cannot be built and is left out: {level.refused}")
-
-    local = address is None
-    forecast = foretold(console, experiment, unvaried, auto_gpus=gpus_per_worker is None, local=local)
-
-    def run(listener: Any) -> Any:
-        result = sweep.run(
-            experiment,
-            space=unvaried,
-            listener=listener,
-            address=address,
-            auto_gpus=gpus_per_worker is None,
-            forecast=forecast,
-        )
-        if local:
-            learned(result, forecast)
-        return result
-
-    run_sweep(console, experiment, run, log_to=trackers)
+    run_asked(console, asked)
 
 
 def _check_together(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pretune.cli.exits import checking, note, print_json
 from pretune.cli.options import STORAGE, Json, Storage
-from pretune.core.errors import RequestError
 from pretune.display import screen
 
 
@@ -27,18 +25,13 @@ def leaderboard_command(
     console = screen.console()
     with checking():
         from pretune.analysis import leaderboard
-        from pretune.core import results
         from pretune.display import comparison
         from pretune.request import request
         from trainers.storage import is_uri
 
-        if is_uri(storage):
-            raise RequestError(
-                f"leaderboard ranks the sweeps of a folder, not of {storage}; fetch them by `pretune show`"
-            )
         manifest = None if data is None else request.open_data(data).manifest_hash
-        found, unreadable = results.sweeps(Path(storage))
-        boards = leaderboard.boards(found, manifest=manifest, metric=metric, each=each)
+        found, unreadable = request.read_sweeps(storage)
+        boards = leaderboard.boards(found, manifest=manifest, metric=metric, each=each, ask_storage=is_uri(storage))
     if as_json:
         print_json([board.as_json() for board in boards])
         return

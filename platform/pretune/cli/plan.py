@@ -1,13 +1,19 @@
-"""`pretune plan`: what a sweep would take. Nothing of it starts, nothing is written where sweeps lie."""
+"""`pretune plan`: what a sweep or an ablation would take. Nothing of it starts, nothing is written where sweeps lie.
+
+It takes the arguments of both commands. Which one is meant is told by --factor, --level and --leave-out.
+"""
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from pretune.cli.ablate import ablation_request
 from pretune.cli.exits import checking, interrupted, note, print_json
 from pretune.cli.options import Json
 from pretune.cli.sweep import SweepRequest, sweep_request
@@ -19,9 +25,63 @@ if TYPE_CHECKING:
     from pretune.analysis.plan import Plan
 
 
-@taking(sweep_request, as_json=(Json, False))
+_VARIED = ("factors", "levels", "leave_out")
+"""What an ablation has at least one of, and a search none."""
+
+
+def plan_request(**typed: Any) -> SweepRequest:
+    """The search or the ablation that was typed. RequestError as of its own command, and where options of the other
+    one stand beside it.
+    """
+    ablation = any(typed[name] for name in _VARIED)
+    own, other = (_ABLATION, _SWEEP) if ablation else (_SWEEP, _ABLATION)
+    for name, parameter in other.items():
+        if name not in own and name not in ("space", "recipe") and typed[name] != parameter.default:
+            raise RequestError(_belongs(name, ablation=ablation))
+    if not ablation:
+        return sweep_request(**{name: typed[name] for name in own})
+    if typed["recipe"] is not None:
+        raise RequestError(
+            f"--recipe {typed['recipe']} is for a sweep of a space; of an ablation the first argument is the recipe: "
+            f"pretune plan {typed['recipe']} …"
+        )
+    one = {name: _only(name, typed[name]) for name in ("metric", "direction")}
+    budget = {"budget": typed["budget"] or _ABLATION["budget"].default}
+    rest = {name: typed[name] for name in own if name not in ("recipe", *one, *budget)}
+    return ablation_request(recipe=typed["space"], **rest, **one, **budget)
+
+
+def _belongs(name: str, *, ablation: bool) -> str:
+    option = f"--{name.replace('_', '-')}"
+    if ablation:
+        return f"{option} is of a search; an ablation (--factor, --level, --leave-out) has its own trials: leave it out"
+    return f"{option} is of an ablation; say what it varies with --factor, --level or --leave-out, or leave it out"
+
+
+def _only(name: str, given: Any) -> Any:
+    """An ablation is judged by one metric."""
+    if given is not None and len(given) > 1:
+        raise RequestError(f"--{name} is given {len(given)} times, but an ablation is judged by one metric; keep one")
+    return given[0] if given else None
+
+
+def _parameters(request: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    hints = inspect.get_annotations(request, eval_str=True)
+    signature = inspect.signature(request)
+    return {name: parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()}
+
+
+_SWEEP, _ABLATION = _parameters(sweep_request), _parameters(ablation_request)
+_BOTH = {name: parameter for name, parameter in {**_ABLATION, **_SWEEP}.items() if name != "space"}
+plan_request.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [_SWEEP["space"], *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in _BOTH.values())]
+)
+plan_request.__annotations__ = {name: one.annotation for name, one in {"space": _SWEEP["space"], **_BOTH}.items()}
+
+
+@taking(plan_request, as_json=(Json, False))
 def plan_command(console: Console, asked: SweepRequest, *, as_json: bool) -> None:
-    """Say what a sweep would take: epochs, hours, memory and disk, from a few steps that are measured here."""
+    """Say what a sweep or an ablation would take: epochs, hours, memory, disk, from a few steps measured here."""
     from pretune.display import plan as display
 
     with checking():

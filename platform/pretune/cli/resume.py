@@ -60,6 +60,7 @@ def resume_command(
         earlier = journal.read(result.folder, remote=result.remote)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         check_hours(result.name, earlier, max_hours, extending=bool(extensions))
+        continued = [] if max_hours is None else sweeps.cut_short(earlier, max_hours)
         request.open_data(experiment.base.data.path, expected_hash=experiment.base.data.manifest)
         target = result.asked if trials is None else trials
         least = len(result.trials) + result.enqueued
@@ -70,13 +71,13 @@ def resume_command(
         if target > MOST_TRIALS:
             raise RequestError(f"--trials must be at most {MOST_TRIALS}, but is {trials}; lower it")
         longer = f"train them longer with --epochs {2 * experiment.base.epochs}, or "
-        if result.closed == "exhausted" and not extensions and not result.enqueued and not accept_changes:
+        if result.closed == "exhausted" and not (extensions or continued or result.enqueued or accept_changes):
             raise RequestError(
                 full
                 or f"sweep {result.name!r} has tried all {len(result.trials)} points of its space; try a wider one in "
                 f"a new sweep, {longer}look at it with `pretune show {shlex.quote(sweep)}`"
             )
-        if target == result.asked and result.closed == "finished" and not extensions and not result.enqueued:
+        if target == result.asked and result.closed == "finished" and not (extensions or continued or result.enqueued):
             more = longer if full else f"add some with --trials {result.asked + 8}, {longer}"
             raise RequestError(
                 f"sweep {result.name!r} has all its {result.asked} trials; {more}look at it with `pretune "
@@ -101,6 +102,8 @@ def resume_command(
             address=address,
         )
 
+    if continued:
+        note(console, f"of the trials that the hours had ended go on: {len(continued)}")
     if extensions:
         begins = sorted({extension.checkpoint.epoch for extension in extensions})
         note(
@@ -129,7 +132,8 @@ def check_hours(name: str, earlier: Sequence[Record], given: float | None, *, ex
     if given is not None and not 0.0 < given < math.inf:
         raise RequestError(f"--max-hours must be a number above 0, but is {given:g}; change it")
     history.max_hours = history.max_hours if given is None else given
-    if extending or landing.may_begin() or any(not one.ended and landing.may_go_on(one) for one in history.trials):
+    unfinished = [one for one in history.trials if not one.ended and landing.may_go_on(one)]
+    if extending or landing.may_begin() or unfinished or landing.cut_short():
         return
     used = landing.used_s / 3600.0
     raise RequestError(

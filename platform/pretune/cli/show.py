@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -17,6 +18,10 @@ from pretune.core import notes
 from pretune.core.errors import RequestError
 from pretune.core.notes import Note
 from pretune.display import screen
+
+if TYPE_CHECKING:
+    from pretune.analysis.importance import Importance
+    from pretune.core.results import SweepResult
 
 
 def show_command(
@@ -49,6 +54,9 @@ def show_command(
     ] = None,
     whole: Annotated[bool, typer.Option("--all", help="list all trials, not only the 100 best")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="also write the screen as a picture, for a README")] = None,
+    importance: Annotated[
+        bool, typer.Option("--importance", help="which parameters matter, with intervals, and what to do about it")
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="write an ablation's tables and plots anew, beside its journal")
     ] = False,
@@ -69,15 +77,22 @@ def show_command(
             raise RequestError("--json and --csv are two answers; keep one")
         if tags and sweep is not None:
             raise RequestError("--tag chooses among sweeps; leave SWEEP out")
-        if trial is not None and (as_csv or chosen or write or svg is not None):
+        if trial is not None and (as_csv or chosen or write or importance or svg is not None):
             raise RequestError(
-                "--state, --sort, --columns, --csv, --svg and --write are of a sweep's trials; leave TRIAL out"
+                "--state, --sort, --columns, --csv, --svg, --importance and --write are of a sweep's trials; leave "
+                "TRIAL out"
+            )
+        if importance and (as_csv or chosen):
+            raise RequestError(
+                "--importance is of all trials and a table of its own; leave --state, --sort, --columns and --csv out"
             )
         if sweep is None:
             if write:
                 raise RequestError("--write writes the tables of one ablation; name it: pretune show SWEEP --write")
             if svg is not None:
                 raise RequestError("--svg draws one sweep; name it: pretune show SWEEP --svg FILE")
+            if importance:
+                raise RequestError("--importance is of one sweep's trials; name it: pretune show SWEEP --importance")
             if as_csv or chosen:
                 raise RequestError("--state, --sort, --columns and --csv are of the trials of one sweep; name it")
             if is_uri(storage):
@@ -101,6 +116,8 @@ def show_command(
             for one in unreadable:
                 note(console, f"sweep {one.name} cannot be shown: {one.problem}")
             return
+        if svg is not None and tables.is_foreign(svg):
+            raise RequestError(f"--svg {svg} is there and is no picture of `pretune show`; choose another file")
         result = request.read_sweep(sweep, storage)
         if result.remote is not None and (is_uri(sweep) or is_uri(storage)):
             notes.fetch(result.remote, result.folder)
@@ -117,12 +134,22 @@ def show_command(
         kind = kinds.of(result.experiment)
         if write and not result.experiment.points:
             raise RequestError(f"--write writes the tables of an ablation, but {sweep!r} is a search; leave it out")
+        if importance and result.experiment.points:
+            raise RequestError(
+                f"--importance is of a search over a space, but {sweep!r} is an ablation, whose table has the effect "
+                "of each level; leave it out"
+            )
+        matters = _importance(result) if importance else None
         foretold = forecast.against_fact(result)
         rows = selection.trials(result, states=states or (), sort=sort) if chosen or as_csv else []
         wanted = selection.columns(result, columns) if columns is not None or as_csv else []
         limit = None if whole else tables.SHOWN
         parts: list[RenderableType]
-        if columns is not None:
+        if matters is not None:
+            from pretune.display import importance as importance_screen
+
+            parts = [tables.summary(result), *importance_screen.table(matters)]
+        elif columns is not None:
             parts = [tables.summary(result), tables.columns(rows, wanted, limit=limit)]
         elif chosen:
             parts = [tables.summary(result), tables.trials(result, limit=limit, only=rows)]
@@ -140,6 +167,7 @@ def show_command(
         return
     if as_json:
         told = kind.as_json(result) | _noted(said) | ({} if foretold is None else {"forecast": foretold.as_json()})
+        told |= {} if matters is None else {"importance": asdict(matters)}
         if columns is not None:
             told["trials"] = [{one.name: one.of(each) for one in wanted} for each in rows]
         elif chosen:
@@ -160,6 +188,12 @@ def show_command(
     for line in left_out:
         note(console, line)
     console.print(tables.next_commands(result), soft_wrap=True)
+
+
+def _importance(result: SweepResult) -> Importance:
+    from pretune.analysis import importance
+
+    return importance.of(result)
 
 
 def _sweep_json(result: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """A sweep that was asked for and can be run."""
+    """A search or an ablation that was asked for and can be run."""
 
     experiment: Experiment
     space: SpaceFunction
@@ -175,6 +175,11 @@ def sweep_request(
 @taking(sweep_request)
 def sweep_command(console: Console, asked: SweepRequest) -> None:
     """Try settings of a recipe and show what works best."""
+    run_asked(console, asked)
+
+
+def run_asked(console: Console, asked: SweepRequest) -> None:
+    """Says what it will take, runs it and shows what came out."""
     from pretune import sweep
 
     forecast = foretold(console, asked.experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)

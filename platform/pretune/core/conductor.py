@@ -347,7 +347,7 @@ class Conductor:
             self.close("exhausted" if self.exhausted else "finished")
 
     def extend(self, record: Extended) -> None:
-        """A finished trial trains longer: handed out again after those that are unfinished."""
+        """A trial that has ended goes on: handed out again after those that are unfinished."""
         self._write(record)
         self._last_epochs.pop(record.number, None)
         self._waiting.append(record.number)
@@ -487,7 +487,7 @@ class Conductor:
             # Of what was not run, or would have been stopped, a rule that judges by the others has seen nothing more.
             if self._stopping is not None and trial.state == "COMPLETE" and trial.condemned is None:
                 self._stopping.completed(record.number)
-        elif isinstance(record, Extended):
+        elif isinstance(record, Extended) and not record.continued:
             self.alike.remove(record.number)
         return None
 

@@ -225,11 +225,12 @@ class History:
                     trial.epochs = dict(self._earlier(record.result_of, trial.number, position).epochs)
                 trial.ended_at = position if trial.ended_at is None else trial.ended_at
             case Extended():
-                # What came after the checkpoint is told anew, under another schedule.
+                # What came after the checkpoint is told anew where it is under another schedule.
                 kept = record.checkpoint.epoch
-                trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
                 trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
-                trial.config, trial.extended = record.config, True
+                if not record.continued:
+                    trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
+                    trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
                 trial.stop_requested = trial.ended_s = None
 

@@ -173,13 +173,15 @@ class Ended(_Record):
 
 class Extended(_Record):
     """A finished trial is to train longer: on from `checkpoint`, the last before its decay, as `config` says. It comes
-    before the trial's next `started`, and another `ended` follows.
+    before the trial's next `started`, and another `ended` follows. With `continued` it is one that the hours had ended:
+    as if it had been interrupted, it goes on as it was, under the same rules.
     """
 
     kind: Literal["extended"] = "extended"
     number: int
     config: dict[str, Any]
     checkpoint: Checkpoint
+    continued: bool = False
 
 
 class StopRequested(_Record):

@@ -12,7 +12,8 @@ record to its last. What lies between two sessions does not count.
 * Whatever runs when the hours are over ends with its next report. So a sweep overruns its hours by one epoch of a trial
   at most, or by the start of one, and by the end of its workers.
 
-A trial that is made longer (`pretune resume --epochs`) was asked for by number of epochs: time ends none.
+A trial that is made longer (`pretune resume --epochs`) was asked for by number of epochs: time ends none. A trial that
+time has ended goes on from its newest checkpoint once the sweep is given the hours for it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ NEWEST = 20
 """So many measured trials say what the next one will take."""
 EPOCHS = 5
 """So many newest epochs of a trial say what its next ones will take."""
+TIME = "time: "
+"""How the reason begins of a trial that ends for the sake of time."""
+
+
+def ended(trial: TrialHistory) -> bool:
+    """Whether `trial` has ended for the sake of time, which says nothing of its config."""
+    return trial.state == "PRUNED" and trial.rung is None and trial.reason.startswith(TIME)
 
 
 @dataclass
@@ -110,6 +118,10 @@ class Landing:
         needed = self._rest_s(trial) if trial.epochs else self._whole_s()
         return left > 0.0 and (needed is None or needed <= left)
 
+    def cut_short(self) -> list[TrialHistory]:
+        """Trials that time has ended, each of which would now have the time to finish."""
+        return [trial for trial in self._history.trials if ended(trial) and self.may_go_on(trial)]
+
     def judge(self, number: int) -> Stop | None:
         """Whether the trial, which has just reported, ends for the sake of time."""
         left, trial = self.left_s, self._history.trials[number]
@@ -117,7 +129,7 @@ class Landing:
             return None
         limit = f"{self._history.max_hours:g} h"
         if left <= 0.0:
-            return Stop(None, f"time: the {limit} are over")
+            return Stop(None, f"{TIME}the {limit} are over")
         rest = self._rest_s(trial)
         if rest is None:
             return None
@@ -125,7 +137,7 @@ class Landing:
         if rest > left:
             if best is trial and self._is_short_of_time(trial, left):
                 return None
-            return Stop(None, f"time: it needs about {_said(rest)} more, and of {limit} {_said(left)} are left")
+            return Stop(None, f"{TIME}it needs about {_said(rest)} more, and of {limit} {_said(left)} are left")
         if (
             best is not None
             and best is not trial
@@ -134,7 +146,7 @@ class Landing:
             and self._paces[best.number].position > self._last_end
             and self._weakest() is trial
         ):
-            return Stop(None, f"time: it gives way to trial {best.number}, which is better and short of time")
+            return Stop(None, f"{TIME}it gives way to trial {best.number}, which is better and short of time")
         return None
 
     def _report(self, record: Epoch) -> None:

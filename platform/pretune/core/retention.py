@@ -1,7 +1,8 @@
 """What stays on the disk of a trial that was stopped or failed: its best checkpoint. The loop bounds those of others.
 
-A sweep stops most of its trials, and neither a stopped one nor one that has failed too often ever goes on. The driver
-removes their other checkpoints once the end is written; what a killed driver left is removed when the sweep is resumed.
+A sweep stops most of its trials, and neither a stopped one nor one that has failed too often ever goes on. (One that
+only the hours have ended may, and keeps its newest.) The driver removes their other checkpoints once the end is
+written; what a killed driver left is removed when the sweep is resumed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretune.core import landing
 from pretune.core.history import TrialHistory
 from pretune.core.journal import Ended, Record
 from trainers import storage
@@ -27,7 +29,7 @@ RUNNING, FINISHED = 6, 3
 best, the last before the decay and one within an epoch; in the end the newest, the best and the last before the decay.
 """
 STATES = ("PRUNED", "INFEASIBLE", "FAIL")
-"""Ends after which nothing goes on from a checkpoint: only a complete trial is trained longer."""
+"""Ends after which nothing goes on from an older checkpoint: only a complete trial is trained longer."""
 
 
 class Trimming:
@@ -60,12 +62,13 @@ class Trimming:
 
 def trim(trial: TrialHistory, metric: str, *, maximize: bool) -> bool:
     """Remove all checkpoints of `trial` but the best by `metric`, also those within epochs; the newest where none was
-    judged. Returns whether there was something to remove.
+    judged, or time has ended it. Returns whether there was something to remove.
     """
     left = {epoch: pointer for epoch, pointer in trial.checkpoints.items() if storage.exists(pointer.path)}
     sign = 1.0 if maximize else -1.0
     scores = {epoch: sign * trial.epochs.get(epoch, {}).get(metric, -sign * math.inf) for epoch in left}
-    best = max(left, key=lambda epoch: (scores[epoch], epoch), default=0)
+    newest = landing.ended(trial)
+    best = max(left, key=lambda epoch: (0.0 if newest else scores[epoch], epoch), default=0)
     others = [pointer for epoch, pointer in left.items() if epoch != best]
     places = [place for pointer in others for place in (pointer.path, pointer.manifest)]
     for folder in {_folder(pointer.path) for pointer in trial.checkpoints.values()}:

@@ -107,7 +107,8 @@ def gap(found: Optimism) -> list[Text]:
         lines.append(
             Text(
                 f"choosing the best of {found.trials:,} trials on {found.select_images:,} images was expected to add "
-                f"{found.expected:.3f} [{found.expected_low:+.3f}, {found.expected_high:+.3f}], {shared}",
+                f"{found.expected:.3f} [{found.expected_low:+.3f}, {found.expected_high:+.3f}], {shared}; the interval "
+                "is one of at least 95 %",
                 style="dim",
             )
         )

@@ -34,6 +34,9 @@ def whole(plan: Plan) -> list[RenderableType]:
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     said, asked = plan.forecast, plan.experiment
     facts = [("trials", f"{said.trials:,} at most"), ("epochs", forecast.epochs(said))]
+    if asked.design is not None and asked.design.max_seeds is not None:
+        first = sum(not level.refused for level in asked.design.levels) * asked.design.seeds
+        facts[0] = ("trials", f"{first:,} at first, {said.trials:,} at most, where no comparison is decided before")
     if said.seconds is not None:
         start = f"of which {format.duration(plan.cold_s)} until the first step; Ray's own start comes before"
         facts.append(

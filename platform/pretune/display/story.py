@@ -117,7 +117,7 @@ def _event(event: Mapping[str, Any]) -> str:
         case "condemned":
             return f"would be stopped after epoch {event['epoch']}, but lives on for the audit{reason}"
         case "extended":
-            return "made longer"
+            return "goes on, as there are more hours" if event.get("continued") else "made longer"
     return f"told to end{reason}"
 
 

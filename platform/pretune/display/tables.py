@@ -279,6 +279,14 @@ def notes(found: Sequence[Note]) -> Text | None:
     return Text("\n".join(lines)) if lines else None
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether something lies at `path` that is no picture of `save_picture`: it is not written over."""
+    if not path.is_file():
+        return path.exists()
+    with path.open("rb") as file:
+        return not file.read(400).lstrip().startswith(b"<svg")
+
+
 def save_picture(path: Path, title: str, parts: Sequence[RenderableType], *, width: int = 100) -> None:
     """The given renderables as an SVG picture of a terminal, `width` columns wide, for a README."""
     with path.open("w", encoding="utf-8") as nowhere:

@@ -29,7 +29,7 @@ from trainers.usercode import LostError
 MOST_LEVELS = 1_000
 """Beyond this it is a slip of the hand."""
 OBJECTIVE = "objective"
-WITH, WITHOUT = "with", "without"
+WITH, WITHOUT, BASE = "with", "without", "base"
 
 Check = Callable[[TrialConfig], None]
 """RequestError where a config cannot be run here."""
@@ -149,7 +149,8 @@ def design(
     rows = list(_cells(base, factors) if grid else _one_at_a_time(base, factors))
     if all(not row.changes for row in rows):
         named = ", ".join(factor.name for factor in factors)
-        raise RequestError(f"nothing would change: {named} have these values in the recipe; list others")
+        has = "have these values" if len(factors) > 1 else "has this value"
+        raise RequestError(f"nothing would change: {named} {has} in the recipe; list others")
     for row in rows:
         if row.changes:
             _build(base, row, check, views_per_epoch)
@@ -204,6 +205,8 @@ def _parse_levels(texts: Sequence[str]) -> list[Factor]:
             raise RequestError(form)
         if name in names:
             raise RequestError(f"--level {name} is given twice; call one of them otherwise")
+        if name.rpartition("/")[2] == BASE:
+            raise RequestError(f"--level {name}: {BASE} is what the recipe itself is called; choose another name")
         names.add(name)
         changes: dict[str, Any] = {}
         for item in _split(listed):
@@ -217,7 +220,7 @@ def _parse_levels(texts: Sequence[str]) -> list[Factor]:
             changes[path] = overrides.value(value.strip(), path)
         group, _, label = name.rpartition("/")
         groups.setdefault(group or name, []).append(Choice(f"--level {name}", label, label, changes))
-    return [Factor(name, "base", tuple(choices)) for name, choices in groups.items()]
+    return [Factor(name, BASE, tuple(choices)) for name, choices in groups.items()]
 
 
 def _parse_leave_out(base: TrialConfig, texts: Sequence[str]) -> list[Factor]:

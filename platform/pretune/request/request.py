@@ -334,6 +334,11 @@ def recipe_or_best(text: str, storage: str) -> lookup.Recipe:
         except RequestError as unknown:
             raise RequestError(f"{unknown}; nor is it a sweep: {error}") from error
     best = results.best_config_path(result.folder)
+    if result.experiment.points:
+        raise RequestError(
+            f"sweep {text!r} is an ablation and has no best config: its trials are levels and seeds; name its recipe, "
+            f"{result.experiment.recipe or 'or a config'}, and --set the level that you want to go on with"
+        )
     if not best.is_file():
         raise RequestError(
             f"sweep {text!r} has no best config yet ({best.name} is missing); let a trial complete first"
@@ -407,6 +412,31 @@ def sweep_to_change(text: str, storage: str) -> results.SweepResult:
     result = read_sweep(text, storage, fresh=True)
     results.check_understood(result)
     return result
+
+
+def read_sweeps(storage: str) -> tuple[list[results.SweepResult], list[results.Unreadable]]:
+    """All sweeps right below `storage`, a folder or a URI; and those that were not started or cannot be read, which
+    hide no other one. Of those behind a URI the journals are brought into their working copies under ./sweeps.
+    RequestError where the storage itself cannot be read.
+    """
+    if not storages.is_uri(storage):
+        return results.sweeps(Path(storage))
+    storages.check_form(storage)
+    try:
+        names = [
+            name
+            for name in storages.folders(storage)
+            if storages.names(storages.join(storage, name, journal_remote.FOLDER))
+        ]
+    except storages.StorageError as error:
+        raise RequestError(str(error)) from error
+    found, unreadable = [], []
+    for name in names:
+        try:
+            found.append(read_sweep(name, storage))
+        except (OSError, ValueError) as error:
+            unreadable.append(results.Unreadable(local_root(storages.join(storage, name)) / name, str(error)))
+    return found, unreadable
 
 
 def read_sweep(text: str, storage: str, *, fresh: bool = False) -> results.SweepResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from benchmarks import simulate_compare
 from pretune.analysis import compare
 from pretune.analysis.differences import differences
-from pretune.core import results
+from pretune.core import journal, journal_remote, results
 from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, read
 from tests.pretune.cli.command import pretune, synthetic_sweep
 
@@ -160,3 +161,22 @@ def test_logs_of_a_trial_are_its_last_lines_or_where_else_to_look(here: Path) ->
     assert "logged nothing; Ray's own logs are in" in none.stderr
     assert pretune("logs", "known", "3").exit_code == 2
     assert pretune("logs", "known", "1", "--follow", "-n", "1").stdout == "log.txt 499\n", "nothing runs: it ends"
+
+
+def test_the_leaderboard_ranks_sweeps_behind_a_uri(here: Path) -> None:
+    bucket = f"file://{here / 'bucket'}"
+    for name in ("one", "other"):
+        made(here / "made" / name, [0.5, 0.7])
+        place = here / "bucket" / name / journal_remote.FOLDER
+        place.mkdir(parents=True)
+        shutil.copy(here / "made" / name / journal.FILE, place / "00000001-00000000.jsonl")
+    (here / "bucket" / "broken" / journal_remote.FOLDER).mkdir(parents=True)
+    (here / "bucket" / "broken" / journal_remote.FOLDER / "00000001-00000000.jsonl").write_text("x\n")
+    (here / "bucket" / "something else").mkdir()
+    told = pretune("leaderboard", "--storage", bucket, "--json")
+    assert told.exit_code == 0, told.output
+    (board,) = json.loads(told.stdout)
+    assert [entry["sweep"] for entry in board["entries"]] == ["one", "other"]
+    assert "sweep broken is left out" in pretune("leaderboard", "--storage", bucket).stderr
+    nowhere = pretune("leaderboard", "--storage", f"file://{here / 'nowhere'}")
+    assert "has a complete trial" in nowhere.stdout

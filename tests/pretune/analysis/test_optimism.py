@@ -33,6 +33,16 @@ def test_the_gap_is_told_against_wilsons_interval_of_the_score_on_report(right: 
     assert (low, high) == pytest.approx((0.9 - told.high, 0.9 - told.low), abs=1e-6)
 
 
+@pytest.mark.parametrize(("spread", "images"), [("falling", 5_000), ("outliers", 5_000), ("large", 200)])
+def test_what_choosing_adds_is_covered_where_the_best_of_many_trials_are_no_normal_law_and_near_1(
+    spread: str, images: int
+) -> None:
+    rng = np.random.default_rng(3)
+    found = [simulate_optimism.search(spread, 500, images, rng) for _ in range(60)]
+    covered = sum(one.expected_low <= truth <= one.expected_high for truth, one in found)
+    assert covered >= 54, "95 % of 60 are 57; the normal law of the upper quarter covered 45 of outliers"
+
+
 def test_more_trials_more_noise_of_their_own_and_fewer_images_are_more_optimism() -> None:
     def gap(trials: int, images: int, shared: float = 0.0) -> float:
         error = math.sqrt(0.16 / 200)

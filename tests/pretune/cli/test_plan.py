@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.main import get_command
 
 from pretune.analysis import plan
-from pretune.cli import running
+from pretune.cli import running, sweep
+from pretune.cli.app import app
 from pretune.cli.sweep import sweep_request
 from pretune.core.forecast import Forecast
 from pretune.core.journal import Journal, Opened
@@ -68,13 +70,51 @@ def test_a_plan_as_json_is_one_object(here: Path) -> None:
     assert told["seconds"] > 25.0
 
 
-def test_a_plan_takes_the_arguments_of_a_sweep() -> None:
-    told = {
-        command: {word for word in pretune(command, "--help").output.split() if word.startswith("--")}
-        for command in ("plan", "sweep")
-    }
-    assert told["plan"] - told["sweep"] == {"--json"}
-    assert told["sweep"] <= told["plan"]
+def test_a_plan_takes_the_arguments_of_a_sweep_and_of_an_ablation() -> None:
+    plan, *others = (
+        {option for parameter in get_command(app).commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
+        for name in ("plan", "sweep", "ablate")
+    )
+    assert plan == set().union({"--json"}, *others) - {"recipe"}
+
+
+def test_a_plan_says_what_an_ablation_would_take(here: Path) -> None:
+    typed = "plan sfrik_tiny --factor objective.mmd.weight=0,1,10 --seeds 4 --epochs 3 --slots 1 --gpus-per-worker 0"
+    found = pretune(*typed.split(), "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.output)
+    assert (told["trials"], told["epochs"], told["expected_epochs"]) == (16, 48, None)
+    assert told["seconds"] > 48 * FOUND.epoch_s
+    assert sorted(os.listdir()) == ["cache", "data"]
+    more = pretune(*typed.split(), "--until", "decided", "--max-seeds", "9")
+    assert "16 at first, 36 at most" in " ".join(more.output.split())
+
+
+def test_an_ablation_knows_its_hours_from_its_plan(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ("sfrik_tiny", "--factor", "objective.mmd.weight=0,1", "--epochs", "3", "--slots", "1")
+    pretune("plan", *typed, "--gpus-per-worker", "0")
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_, **__: None)
+    told = pretune("ablate", *typed, "--gpus-per-worker", "0").output
+    assert "at most 6 trials and 18 epochs; about" in " ".join(told.split())
+    assert "in 1 slot" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("sfrik_tiny --factor epochs=1 --trials 9", "--trials is of a search"),
+        ("sfrik_tiny --factor epochs=1 --sampler grid", "--sampler is of a search"),
+        ("kernels --seeds 4", "--seeds is of an ablation"),
+        ("kernels --grid", "--grid is of an ablation"),
+        ("sfrik_tiny --factor epochs=1 --recipe byol_tiny", "pretune plan byol_tiny"),
+        ("sfrik_tiny --factor epochs=1 --metric probe/knn --metric loss/mmd", "judged by one metric"),
+        ("sfrik_tiny --factor objective.mmd.wait=1", "did you mean 'objective.mmd.weight'?"),
+    ],
+)
+def test_what_is_of_the_other_kind_of_sweep_is_refused(typed: str, said: str) -> None:
+    found = pretune("plan", *typed.split())
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.split())
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ DIGITS_TRAIN = 997
         ("ablate sfrik_tiny --factor epochs=1 --smallest-effect 0", "must be greater than 0"),
         ("ablate sfrik_tiny --leave-out objective.mdm", "did you mean 'objective.mmd'?"),
         ("ablate sfrik_tiny --level a:epochs=1 --level a:epochs=2", "--level a is given twice"),
+        ("ablate sfrik_tiny --level base:epochs=1", "base is what the recipe itself is called"),
+        ("ablate sfrik_tiny --factor epochs=8", "epochs has this value in the recipe"),
         ("ablate sfrik_tinny --factor epochs=1", "did you mean 'sfrik_tiny'?"),
         ("ablate known --factor epochs=1", "has no best config yet"),
         ("data zip", "KIND 'zip' is not known"),

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pretune.analysis import importance
 from pretune.display import tables
 from tests.pretune.cli.command import COMMAND, pretune, synthetic_sweep
+from tests.pretune.display.searched import searched
 from trainers import storage
 
 
@@ -166,3 +168,50 @@ def test_of_a_large_sweep_the_best_are_listed_and_all_where_all_are_asked_for(
     assert "gamma=3.5" in every
     assert "more:" not in every
     assert len(json.loads(pretune("show", "known", "--json").stdout)["trials"]) == 3
+
+
+def test_importance_is_a_table_of_parameters_with_intervals_and_advice(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "HALVES", 4)
+    monkeypatch.setattr(importance, "HALVES_OF_FOREST", 2)
+    searched(here / "sweeps" / "found", trials=14)
+    printed = pretune("show", "found", "--importance")
+    assert printed.exit_code == 0, printed.stderr
+    assert "PED-ANOVA" in printed.stdout
+    assert "trials that have it" in printed.stdout
+    told = json.loads(pretune("show", "found", "--importance", "--json").stdout)
+    assert sum(one["ped_anova"]["value"] for one in told["importance"]["parameters"]) == pytest.approx(1.0)
+
+
+def test_importance_of_few_trials_says_why_there_is_none(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    printed = pretune("show", "known", "--importance")
+    assert printed.exit_code == 0
+    assert "too few trials to say what matters" in " ".join(printed.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["known", "--importance", "--csv"], "leave --state, --sort, --columns and --csv out"),
+        (["known", "0", "--importance"], "leave TRIAL out"),
+        (["--importance"], "pretune show SWEEP --importance"),
+    ],
+)
+def test_importance_is_of_all_trials_of_one_sweep(here: Path, arguments: list[str], said: str) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    refused = pretune("show", *arguments)
+    assert refused.exit_code == 2
+    assert said in " ".join(refused.stderr.split())
+
+
+def test_a_picture_replaces_no_file_that_is_none(here: Path) -> None:
+    synthetic_sweep(here / "sweeps" / "known")
+    (here / "notes.md").write_text("what I found")
+    refused = pretune("show", "known", "--svg", "notes.md")
+    assert refused.exit_code == 2
+    assert "is no picture of `pretune show`" in " ".join(refused.stderr.split())
+    assert (here / "notes.md").read_text() == "what I found"
+    for _ in range(2):
+        assert pretune("show", "known", "--svg", "known.svg").exit_code == 0

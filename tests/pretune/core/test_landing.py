@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from pretune.core import points, results
+from pretune import sweep
+from pretune.core import landing, points, results, retention
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.history import History
+from pretune.core.history import History, TrialHistory
 from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Resumed, Started, read
 from pretune.core.landing import Landing
 from pretune.core.rows import Handout
 from pretune.display import tables
 from tests import toys
 from tests.toys import row, space
+from trainers import storage
 from trainers.config import TrialConfig
+from trainers.report import Checkpoint
 
 BASE = toys.BASE.model_copy(update={"epochs": 5})
 HOUR = 3600.0
@@ -234,6 +237,48 @@ def test_hours_are_those_of_all_sessions_and_what_lies_between_does_not_count(tm
     assert len(again.history.trials) > first
     assert 0.0 <= 1.5 * HOUR - used - (ended - began) < 360.0
     assert {trial.state for trial in again.history.trials} == {"COMPLETE"}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_trials_that_time_ended_go_on_once_there_are_more_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(storage, "exists", lambda place: True)
+    clock = Clock()
+    made = experiment(0.2, base=BASE.model_copy(update={"epochs": 20}), trials=3)
+    conductor = begin(tmp_path, made, clock)
+    fly(conductor, clock, slots=2, seconds=lambda number, epoch, running: 60.0)
+    cut = {trial.number: trial.last_epoch for trial in conductor.history.trials if landing.ended(trial)}
+    assert len(cut) == 2
+    assert all(epoch > 1 for epoch in cut.values())
+    assert sweep.cut_short(read(tmp_path), 0.21) == [], "not enough for any"
+    going_on = sweep.cut_short(read(tmp_path), 2.0)
+    assert {one.number: one.checkpoint.epoch for one in going_on} == cut
+    conductor.record(Resumed(trials=3, max_hours=2.0))
+    for one in going_on:
+        conductor.extend(one)
+    if killed:
+        conductor._journal.close()
+        conductor = Conductor(Journal(tmp_path, new=False, clock=clock), points.proposer(made, space))
+    told = len(read(tmp_path))
+    fly(conductor, clock, slots=2, seconds=lambda number, epoch, running: 60.0)
+    assert [trial.state for trial in conductor.history.trials] == ["COMPLETE"] * 3
+    again = [record for record in read(tmp_path)[told:] if isinstance(record, Epoch)]
+    for number, epoch in cut.items():
+        assert [one.epoch for one in again if one.number == number] == list(range(epoch + 1, 21)), "none twice"
+        assert not conductor.history.trials[number].extended, "the rules go on to hold for it"
+
+
+def test_of_a_trial_that_time_ended_the_newest_checkpoint_stays(tmp_path: Path) -> None:
+    trial = TrialHistory(0, {}, {}, {}, None, 0, state="PRUNED", reason="time: the 1 h are over")
+    for epoch, value in ((1, 0.9), (2, 0.5)):
+        path = tmp_path / "checkpoints" / f"{epoch}.pt"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        trial.epochs[epoch] = {"probe/linear": value}
+        trial.checkpoints[epoch] = Checkpoint(path=str(path), sha256="x", epoch=epoch)
+    assert retention.trim(trial, "probe/linear", maximize=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2.pt"]
 
 
 def test_a_trial_that_time_ended_is_run_again_where_its_config_comes_again(tmp_path: Path) -> None:

@@ -156,6 +156,110 @@ def test_prototypes_need_no_teacher_and_stay_in_their_first_steps() -> None:
         assert bool(gradient.any()) == moves
 
 
+# ---- the queue -------------------------------------------------------------------------------------------------------
+
+QUEUE, QUEUE_AFTER = 16, 2
+FULL = QUEUE_AFTER + QUEUE // IMAGES
+"""The first step that begins with a full queue."""
+
+
+def with_queue(**prototypes: Any) -> TrialConfig:
+    queue = {"count": 24, "queue": QUEUE, "queue_after": QUEUE_AFTER}
+    return trial(model={**trial().model.model_dump(), "prototypes": {**queue, **prototypes}}, batch_size=IMAGES)
+
+
+def batch(step: int, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(step)
+    whole = [torch.randn(IMAGES, 3, size, size, generator=generator, dtype=torch.float64) for size in (16, 16, 8)]
+    return tuple(view[rows] for view in whole)
+
+
+def test_codes_are_sorted_together_with_the_queue_and_only_the_batchs_rows_are_codes() -> None:
+    first, second = scores_of(2)
+    queued = tuple(scores_of(2, seed=1))
+    value = Swav()(outputs_of([first, second])._replace(queued_scores=queued)).item()
+    costs = []
+    for own, earlier, other in ((first, queued[0], second), (second, queued[1], first)):
+        shares = np.exp(torch.cat((earlier, own)).numpy() / 0.05)
+        for _ in range(3):
+            shares /= shares.sum(axis=0)
+            shares /= shares.sum(axis=1, keepdims=True)
+        costs.append(-(shares[IMAGES:] * (other / 0.1).log_softmax(dim=1).numpy()).sum(axis=1).mean())
+    assert value == pytest.approx(float(np.mean(costs)), rel=1e-12)
+    assert value != Swav()(outputs_of([first, second])).item()
+
+
+def test_a_queue_has_the_newest_embeddings_first_and_is_used_once_it_is_full() -> None:
+    model = build_model(with_queue()).double()
+    ids, kept = torch.arange(IMAGES), []
+    for step in range(FULL + 2):
+        outputs = model(batch(step), ids, 0, step)
+        assert (outputs.queued_scores is None) == (step < FULL), step
+        if step >= FULL:
+            wanted = torch.cat(kept[-1 : -1 - QUEUE // IMAGES : -1])
+            directions = torch.nn.functional.normalize(model.get_parameter("prototypes.directions").detach())
+            torch.testing.assert_close(outputs.queued_scores[0], wanted @ directions.T)
+        if step >= QUEUE_AFTER:
+            kept.append(torch.nn.functional.normalize(outputs.projections[0].detach()))
+    before = model.state_dict()["queue"].clone()
+    model.eval()
+    model(batch(0), ids, 0, FULL + 2)
+    assert torch.equal(model.state_dict()["queue"], before), "only training adds to it"
+
+
+def test_a_queue_is_part_of_the_state_and_a_run_that_goes_on_is_the_same_bit_for_bit() -> None:
+    whole, ids = build_model(with_queue()), torch.arange(IMAGES)
+    values = []
+    for step in range(FULL + 2):
+        if step == FULL:
+            state = {name: value.clone() for name, value in whole.state_dict().items()}
+        outputs = whole(tuple(view.float() for view in batch(step)), ids, 0, step)
+        values.append(Objective(with_queue().objective)(outputs)[0].item())
+    again = build_model(with_queue())
+    assert "queue" in state
+    again.load_state_dict(state)
+    for step in range(FULL, FULL + 2):
+        outputs = again(tuple(view.float() for view in batch(step)), ids, 0, step)
+        assert Objective(with_queue().objective)(outputs)[0].item() == values[step]
+    assert "queue" not in build_model(trial()).state_dict(), "where none is asked for there is none"
+
+
+def queued_gradients(rank: int, world_size: int) -> tuple[float, dict[str, Any]]:
+    """As `gradients`, of the first step with a full queue."""
+    model = build_model(with_queue()).double()
+    part = IMAGES // world_size
+    rows = slice(rank * part, (rank + 1) * part)
+    network = DistributedDataParallel(model) if world_size > 1 else model
+    for step in range(FULL + 1):
+        model.zero_grad()
+        outputs = network(batch(step, rows), torch.arange(IMAGES)[rows], 0, step)
+        total, _ = Objective(with_queue().objective)(outputs)
+        torch.autograd.backward(total)
+    assert outputs.queued_scores is not None
+    return total.item(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def queued_gradients_on_this_rank() -> tuple[float, dict[str, Any]]:
+    return queued_gradients(dist.rank(), dist.world_size())
+
+
+def test_two_workers_with_a_queue_have_the_loss_and_gradients_of_one(two_processes: TwoProcesses) -> None:
+    loss, expected = queued_gradients(0, 1)
+    for found, ours in two_processes.run(queued_gradients_on_this_rank):
+        assert found == pytest.approx(loss, rel=1e-12)
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(ours[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_a_queue_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="queue must be at least batch_size, 8"):
+        with_queue(queue=7)
+    with pytest.raises(ValueError, match="queued_views"):
+        with_queue(queued_views=1)
+    with pytest.raises(ValueError, match="multiple of the 2 workers"):
+        with_queue(queue=17).check_workers(2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
