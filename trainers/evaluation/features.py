@@ -41,6 +41,9 @@ CHUNK_BYTES = 256 * 2**20
 """Of features that are read at once."""
 
 
+Part = Literal["train", "select", "report"]
+
+
 class View(NamedTuple):
     """How images are changed before a network sees them. `name` is all that tells it from others."""
 
@@ -54,7 +57,7 @@ PLAIN = View("plain")
 
 @dataclass(frozen=True)
 class Rows:
-    """Features [n, p] in a file, in the order of a data set's file; only what is asked for is read."""
+    """Features [n, p] of one split in a file, in the data set's order; only what is asked for is read."""
 
     path: Path
     count: int
@@ -101,7 +104,7 @@ class Store:
         self,
         subject: Subject,
         dataset: Dataset,
-        file: Literal["search", "report"],
+        part: Part,
         *,
         loaders: Loaders,
         device: torch.device,
@@ -109,16 +112,16 @@ class Store:
         view: View = PLAIN,
         report: Callable[[float], None] = lambda done: None,
     ) -> Rows:
-        """Features of the images of a data set's file: of `search` those with labels, `train` then `select`.
+        """Features of a split's images. `report` is opened where it is asked for alone.
 
         ValueError where another process has been computing them for longer than a day, or the disk is full.
         """
-        names = (subject.digest[:16], dataset.manifest_hash[:16], file, subject.source, view.name, self.dtype.name)
+        names = (subject.digest[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
         path = self.folder / f"{'-'.join(names)}.npy"
         try:
             with held(path, wait_s=WAIT_S):
                 if not path.is_file():
-                    self._write(path, subject, dataset, file, loaders, device, threads, view, report)
+                    self._write(path, subject, dataset, part, loaders, device, threads, view, report)
         except HeldError as error:
             raise ValueError(
                 f"{path}: another process has been computing these features for more than {WAIT_S / 3600:g} hours; "
@@ -132,23 +135,28 @@ class Store:
         path: Path,
         subject: Subject,
         dataset: Dataset,
-        file: Literal["search", "report"],
+        part: Part,
         loaders: Loaders,
         device: torch.device,
         threads: int,
         view: View,
         report: Callable[[float], None],
     ) -> None:
-        count = dataset.report_count if file == "report" else dataset.train_count + dataset.select_count
-        log.info("features of %d images of %s (%s, %s)", count, dataset.folder, file, view.name)
+        ids = {
+            "train": dataset.train_ids,
+            "select": dataset.select_ids,
+            "report": np.arange(dataset.report_count, dtype=np.int64),
+        }[part]
+        count = len(ids)
+        log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
         batches = loaders.images(
             dataset,
-            np.arange(count, dtype=np.int64),
+            ids,
             size=subject.size,
             batch_size=BATCH_SIZE,
             threads=threads,
             resampling=subject.resampling,
-            split=file,
+            split="report" if part == "report" else "search",
             normalization=(subject.mean, subject.std),
         )
         subject.to(device)

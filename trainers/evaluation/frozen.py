@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from trainers.evaluation.features import PLAIN, Rows, View
+from trainers.evaluation.features import PLAIN, Part, Rows, View
 from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
 
 if TYPE_CHECKING:
@@ -19,51 +20,84 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some rows of features."""
+class Features:
+    """Some images' features, from the files of one or two splits. `ids` are rows of these, one after another."""
 
-    rows: Rows
+    files: tuple[Rows, ...]
     ids: Integers
 
     @property
     def count(self) -> int:
         return len(self.ids)
 
+    @property
+    def width(self) -> int:
+        return self.files[0].width
+
+    def some(self, places: Integers) -> Features:
+        """Those at `places` among these."""
+        return Features(self.files, self.ids[places])
+
     def take(self) -> NDArray[Any]:
         """All of them, [n, p]."""
-        return self.rows.take(self.ids)
+        found = np.empty((self.count, self.width), self.files[0].dtype)
+        place = 0
+        for part in self.chunks():
+            found[place : place + len(part)] = part
+            place += len(part)
+        return found
 
     def chunks(self) -> Iterator[NDArray[Any]]:
-        """The same by parts that fit into memory."""
-        return self.rows.chunks(self.ids)
+        """The same by parts that fit into memory, in the order of `ids`, which ascend."""
+        start = 0
+        for file in self.files:
+            here = self.ids[(self.ids >= start) & (self.ids < start + file.count)]
+            yield from file.chunks(here - start)
+            start += file.count
 
 
 def features(
-    subject: Subject, data: Data, *, device: torch.device, report: Report, workers: int = 1, view: View = PLAIN
-) -> tuple[Part, Part]:
-    """(what may be fitted on, what is scored), from the store. ValueError where one is not finite."""
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Report,
+    workers: int = 1,
+    view: View = PLAIN,
+) -> tuple[Features, Features]:
+    """(what may be fitted on, what is scored), from the store, in the order of `data.fit_ids` and `data.score_ids`.
+    ValueError where one is not finite.
+    """
+    fitted: tuple[Part, ...] = ("train",) if data.split == "select" else ("train", "select")
+    parts = {part: rows(subject, data, part, device=device, report=report, view=view) for part in fitted}
+    fit = tuple(parts.values())
+    scored = rows(subject, data, data.split, device=device, report=report, view=view)
+    return whole(*fit), whole(scored)
 
-    def rows(file: Any, what: str) -> Rows:
-        found = data.store.rows(
-            subject,
-            data.dataset,
-            file,
-            loaders=data.loaders,
-            device=device,
-            threads=data.threads,
-            view=view,
-            report=lambda done: report(f"features of {what}", done),
+
+def whole(*files: Rows) -> Features:
+    """All features of these files."""
+    return Features(files, np.arange(sum(file.count for file in files), dtype=np.int64))
+
+
+def rows(subject: Subject, data: Data, part: Part, *, device: torch.device, report: Report, view: View = PLAIN) -> Rows:
+    """Features of one split. ValueError where one is not finite."""
+    found = data.store.rows(
+        subject,
+        data.dataset,
+        part,
+        loaders=data.loaders,
+        device=device,
+        threads=data.threads,
+        view=view,
+        report=lambda done: report(f"features of {data.name}, {part}", done),
+    )
+    if not found.finite:
+        raise ValueError(
+            f"the features of {subject.name} must be finite, but some of {data.name} are not; the encoder has "
+            "diverged: evaluate another checkpoint"
         )
-        if not found.finite:
-            raise ValueError(
-                f"the features of {subject.name} must be finite, but some of {data.name} are not; the encoder has "
-                "diverged: evaluate another checkpoint"
-            )
-        return found
-
-    fit = rows("search", data.name)
-    scored = fit if data.file == "search" else rows("report", f"{data.name}, report")
-    return Part(fit, data.fit_ids), Part(scored, data.score_ids)
+    return found
 
 
 def result(
