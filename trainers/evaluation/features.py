@@ -10,9 +10,10 @@ Letters: n = images, p = features, S = pixels.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -63,9 +64,14 @@ class Rows:
     count: int
     width: int
     dtype: np.dtype[Any]
-    finite: bool
-    """Whether each of them is a number."""
+    largest: float
+    """Of their absolute values; not a number where one of them is not finite."""
     _offset: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether each of them is a number."""
+        return math.isfinite(self.largest)
 
     def take(self, ids: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """The features of rows `ids`, [len(ids), p], copied."""
@@ -195,9 +201,14 @@ class Store:
 def _opened(path: Path) -> Rows:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     count, width = mapped.shape
-    rows = Rows(path, count, width, mapped.dtype, True, mapped.offset)
-    finite = all(bool(np.isfinite(part).all()) for part in rows.chunks(np.arange(count)))
-    return Rows(path, count, width, mapped.dtype, finite, mapped.offset)
+    rows = Rows(path, count, width, mapped.dtype, 0.0, mapped.offset)
+    largest = 0.0
+    for part in rows.chunks(np.arange(count)):
+        here = float(np.abs(part).max())
+        largest = max(largest, here) if math.isfinite(here) else math.nan
+        if math.isnan(largest):
+            break
+    return replace(rows, largest=largest)
 
 
 def cache() -> Path:

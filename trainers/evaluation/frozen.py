@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.data.splits import stratified_order
 from trainers.evaluation.features import PLAIN, Part, Rows, View
 from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from trainers.evaluation.classification import Judged
+    from trainers.evaluation.regression import LinearProbe, Parts
     from trainers.evaluation.subject import Subject
+
+HELD_BYTES = 2**30
+"""Features that are held in memory to be fitted on; more are read by parts, at every pass."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class Features:
     @property
     def width(self) -> int:
         return self.files[0].width
+
+    @property
+    def largest(self) -> float:
+        return max(file.largest for file in self.files)
 
     def some(self, places: Integers) -> Features:
         """Those at `places` among these."""
@@ -98,6 +108,42 @@ def rows(subject: Subject, data: Data, part: Part, *, device: torch.device, repo
             "diverged: evaluate another checkpoint"
         )
     return found
+
+
+def matrix(found: Features, device: torch.device) -> Tensor | Parts:
+    """Features to fit on, on the device: held there up to `HELD_BYTES`, else read by parts."""
+    import torch
+
+    from trainers.evaluation.regression import LARGEST, Parts
+
+    dtype = torch.float64 if found.largest > LARGEST else torch.float32
+    if found.count * found.width * dtype.itemsize <= HELD_BYTES:
+        return torch.from_numpy(found.take()).to(device, dtype)
+    return Parts(
+        lambda: (torch.from_numpy(part) for part in found.chunks()),
+        found.count,
+        found.width,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def class_scores(probe: LinearProbe, found: Features) -> Tensor:
+    """What a linear probe says of features, [n, C], on the CPU."""
+    import torch
+
+    weight = probe.weight
+    parts = (torch.from_numpy(part).to(weight.device, weight.dtype) for part in found.chunks())
+    return torch.cat([probe.scores(part).cpu() for part in parts])
+
+
+def held_out(labels: Integers, share: float, key: str) -> tuple[Integers, Integers]:
+    """(places that are fitted on, places that are held out) of `labels` [n], stratified, both ascending: a share of
+    each class, and of none with so few images that it would have to be rounded up. Empty where all have too few.
+    """
+    order = stratified_order(labels, key)
+    count = int(len(labels) * share)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def result(

@@ -109,7 +109,8 @@ class ProtocolResult(_Value):
 class Data:
     """A data set as protocols see it: which images are fitted on, which are scored."""
 
-    dataset: Dataset
+    known: Dataset | None
+    """None where images are annotated otherwise than by a label."""
     name: str
     split: Split
     loaders: Loaders
@@ -117,7 +118,14 @@ class Data:
     """Features that were computed before, for this protocol or another one."""
     threads: int = 1
     annotations: Path | None = None
-    """A folder of boxes, masks or several labels for each image, where a protocol needs one."""
+    """The folder of boxes, masks or several labels for each image, of a protocol that needs such."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """ValueError where images have no labels but annotations."""
+        if self.known is None:
+            raise ValueError(f"{self.name} must be a data set that `pretune data` wrote; name one with --data")
+        return self.known
 
     @property
     def fit_ids(self) -> Integers:
@@ -167,6 +175,12 @@ class Protocol(BaseModel, ABC):
     """Whether a seed changes anything; where it does not, one is enough."""
     trains: ClassVar[bool] = False
     """Whether the network itself is trained, so that features are not enough."""
+    annotated: ClassVar[Literal["boxes", "masks"] | None] = None
+    """What images have instead of one label each, in a folder that `--data` names; `Data.annotations` is then that."""
+    elsewhere: ClassVar[bool] = False
+    """Whether it is about other data than the network was trained on, so that these have to be named."""
+    shares_work: ClassVar[bool] = False
+    """Whether several workers can do it together."""
 
     def check(self, dataset: Dataset) -> None:
         """ValueError where it can not be done on that data set. Nothing has been started yet."""
@@ -182,6 +196,14 @@ class Protocol(BaseModel, ABC):
                 f"protocol {self.name!r} needs images of each class in `train`, but {dataset.folder} has none of "
                 f"{', '.join(empty[:5])}; build the data set again without them"
             )
+
+    def check_annotated(self, data: Data) -> Any:
+        """ValueError where the annotated images at `data.annotations` will not do."""
+        raise ValueError(f"protocol {self.name!r} takes data sets that `pretune data` wrote, no annotated images")
+
+    def data_hash(self, data: Data) -> str:
+        """Of the images and all that is known of them."""
+        return data.dataset.manifest_hash
 
     @abstractmethod
     def run(
@@ -239,20 +261,20 @@ def bootstrapped(
     """
     generator = np.random.Generator(np.random.Philox(key=count))
     drawn = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
-    half = _NORMAL * float(np.std(drawn, ddof=1))
+    half = NORMAL * float(np.std(drawn, ddof=1))
     value = statistic(np.arange(count))
     return value - half, value + half
 
 
-_NORMAL = 1.959963984540054
+NORMAL = 1.959963984540054
 """The normal law's quantile of 97.5 %."""
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's interval of a share of `count` images."""
-    square = _NORMAL**2
+    square = NORMAL**2
     center = (share + square / (2 * count)) / (1 + square / count)
-    half = _NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    half = NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
     return min(center - half, share), max(center + half, share)
 
 

@@ -5,12 +5,14 @@ Letters: n = images, p = features, C = classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
 
 class LinearProbe(NamedTuple):
     """Class scores ((x - mean) / scale) @ weight + bias of features x [n, p]; weight [p, C], bias [C]."""
@@ -37,14 +39,40 @@ ROUNDS, ROUND_ITERATIONS = 60, 30
 """Further searches, at most, and of how many iterations, where the first one's end is not near enough."""
 EXCESS = 1e-3
 """How far above the optimum the linear probe's loss may be, as a share of it."""
+CHOOSING = 1e-2
+"""The same where only one of several regularizations is chosen."""
 LARGEST = 1e15
 """Features above this are taken as float64: in float32 their squares overflow."""
 BLOCK = 1 << 24
 """Class scores held at once by the linear probe: 64 MB in float32."""
 
 
+class Parts:
+    """Features [n, p] that are read by parts each time that they are looked at, because they are too many to be held.
+
+    `read` gives them from the first row to the last.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[Tensor]],
+        count: int,
+        width: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._read = read
+        self.count, self.width, self.device, self.dtype = count, width, torch.device(device), dtype
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (part.to(self.device, self.dtype) for part in self._read())
+
+
 @torch.no_grad()
-def fit_linear(features: Tensor, labels: Tensor, *, class_count: int, regularization: float) -> LinearProbe:
+def fit_linear(
+    features: Tensor | Parts, labels: Tensor, *, class_count: int, regularization: float, excess: float = EXCESS
+) -> LinearProbe:
     """Multinomial logistic regression on standardized features [n, p] with labels [n], in the features' dtype and on
     their device.
 
@@ -58,40 +86,135 @@ def fit_linear(features: Tensor, labels: Tensor, *, class_count: int, regulariza
     passes instead of 518, and closer to the optimum.
 
     The loss is curved by `regularization` at least (the bias apart), so it exceeds the optimum by about ||gradient||² /
-    (2 regularization) at most. Where that is not within `EXCESS`, as with little regularization, where the Hessian at
-    the optimum is another one, the search goes on in float64, with L of where it has come to.
+    (2 regularization) at most. Where that is not within `excess`, a share of the loss, as with little regularization,
+    where the Hessian at the optimum is another one, the search goes on in float64, with L of where it has come to.
     """
-    mean = features.mean(0)
-    scale = features.std(0, correction=0)
-    scale = torch.where(scale > torch.finfo(features.dtype).eps * mean.abs(), scale, 1.0)  # a constant feature stays 0
-    x = (features - mean) / scale
+    mean, scale, x = _standardized(features)
     regression = _Regression(x, labels, class_count, regularization)
-    regression.search(ITERATIONS, GRADIENT_TOLERANCE)
-    for _ in range(ROUNDS):
-        value, squared = regression.loss_and_slope()
-        if squared <= 2 * regularization * EXCESS * value:
-            break
-        regression = regression.in_double()
-        regression.search(ROUND_ITERATIONS, 0.0, unit=value)
-    return LinearProbe(mean, scale, regression.weight.to(x.dtype), regression.bias.to(x.dtype))
+    return LinearProbe(mean, scale, *regression.fit(excess))
+
+
+@torch.no_grad()
+def regularization_path(
+    features: Tensor | Parts, labels: Tensor, *, class_count: int, regularizations: Sequence[float]
+) -> Iterator[tuple[float, LinearProbe]]:
+    """`fit_linear` for each regularization to within `CHOOSING`, from the strongest to the weakest: each search begins
+    where the one before has ended, and the covariance is computed once.
+    """
+    mean, scale, x = _standardized(features)
+    moment = x.moment()
+    before: _Regression | None = None
+    for regularization in sorted(regularizations, reverse=True):
+        regression = _Regression(x, labels, class_count, regularization, moment)
+        if before is not None:
+            regression.weight, regression.bias = before.weight.clone(), before.bias.clone()
+        weight, bias = regression.fit(CHOOSING)
+        before = regression
+        yield regularization, LinearProbe(mean, scale, weight, bias)
+
+
+def _standardized(features: Tensor | Parts) -> tuple[Tensor, Tensor, _Standardized]:
+    """(mean [p], scale [p], the features in these terms)."""
+    if isinstance(features, Tensor):
+        mean, scale = features.mean(0), features.std(0, correction=0)
+    else:
+        wide = torch.zeros(features.width, dtype=torch.float64, device=features.device)
+        total = sum((part.double().sum(0) for part in features), start=wide) / features.count
+        squares = sum(((part.double() - total).square().sum(0) for part in features), start=wide) / features.count
+        mean, scale = total.to(features.dtype), squares.sqrt().to(features.dtype)
+    scale = torch.where(scale > torch.finfo(scale.dtype).eps * mean.abs(), scale, 1.0)  # a constant feature stays 0
+    if isinstance(features, Tensor):
+        return mean, scale, _Held((features - mean) / scale)
+    return mean, scale, _Read(features, mean, scale)
+
+
+class _Standardized(ABC):
+    """Standardized features [n, p]."""
+
+    count: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """By at most so many rows."""
+
+    @abstractmethod
+    def double(self) -> _Standardized:
+        """The same in float64."""
+
+    def moment(self) -> Tensor:
+        """Their covariance [p, p], float64."""
+        found = torch.zeros(self.width, self.width, dtype=torch.float64, device=self.device)
+        for rows in self.split(max(1, BLOCK // self.width)):
+            wide = rows.double()
+            found.addmm_(wide.T, wide, alpha=1 / self.count)
+        return found
+
+
+class _Held(_Standardized):
+    """In memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self.count, self.width = x.shape
+        self.dtype, self.device = x.dtype, x.device
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        return iter(torch.split(self._x, rows))
+
+    def double(self) -> _Standardized:
+        return _Held(self._x.double())
+
+
+class _Read(_Standardized):
+    """Read by parts."""
+
+    def __init__(self, parts: Parts, mean: Tensor, scale: Tensor) -> None:
+        self._parts, self._mean, self._scale = parts, mean, scale
+        self.count, self.width = parts.count, parts.width
+        self.dtype, self.device = mean.dtype, mean.device
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        for part in self._parts:
+            for block in torch.split(part, rows):
+                yield (block.to(self.dtype) - self._mean) / self._scale
+
+    def double(self) -> _Standardized:
+        return _Read(self._parts, self._mean.double(), self._scale.double())
 
 
 class _Regression:
     """The linear probe's weight [p, C] and bias [C] on their way to the optimum, for standardized features [n, p]."""
 
-    def __init__(self, x: Tensor, labels: Tensor, class_count: int, regularization: float) -> None:
+    def __init__(
+        self, x: _Standardized, labels: Tensor, class_count: int, regularization: float, moment: Tensor | None = None
+    ) -> None:
         self._x, self._labels, self._regularization = x, labels, regularization
-        self._class_count = class_count
-        size = max(1, BLOCK // class_count)
-        self._blocks = list(zip(torch.split(x, size), torch.split(labels, size), strict=True))
-        self.weight = torch.zeros(x.shape[1], class_count, dtype=x.dtype, device=x.device)
+        self._class_count, self._moment = class_count, moment
+        self.weight = torch.zeros(x.width, class_count, dtype=x.dtype, device=x.device)
         self.bias = torch.zeros(class_count, dtype=x.dtype, device=x.device)
+
+    def fit(self, excess: float) -> tuple[Tensor, Tensor]:
+        """To within `excess` of the optimum, a share of the loss there: weight and bias, in the features' dtype."""
+        self.search(ITERATIONS, GRADIENT_TOLERANCE)
+        at = self
+        for _ in range(ROUNDS):
+            value, squared = at.loss_and_slope()
+            if squared <= 2 * self._regularization * excess * value:
+                break
+            at = at.in_double()
+            at.search(ROUND_ITERATIONS, 0.0, unit=value)
+        self.weight, self.bias = at.weight.to(self._x.dtype), at.bias.to(self._x.dtype)
+        return self.weight, self.bias
 
     def in_double(self) -> _Regression:
         """The same, at the same place."""
-        if self._x.dtype == torch.float64:
+        if self._x.dtype == torch.float64 and self._moment is None:
             return self
-        wide = _Regression(self._x.double(), self._labels, self._class_count, self._regularization)
+        x = self._x if self._x.dtype == torch.float64 else self._x.double()
+        wide = _Regression(x, self._labels, self._class_count, self._regularization)
         wide.weight, wide.bias = self.weight.double(), self.bias.double()
         return wide
 
@@ -133,13 +256,16 @@ class _Regression:
         """The loss, float64, and its gradient by weight and bias."""
         slope, bias_slope = self._regularization * weight, torch.zeros_like(bias)
         value = self._regularization / 2 * weight.double().square().sum()
-        for rows, classes in self._blocks:
+        start = 0
+        for rows in self._x.split(max(1, BLOCK // self._class_count)):
+            classes = self._labels[start : start + len(rows)]
+            start += len(rows)
             logs = functional.log_softmax(torch.addmm(bias, rows, weight), dim=1)
             here = torch.arange(len(rows), device=rows.device)
-            value = value - logs[here, classes].sum(dtype=torch.float64) / len(self._x)
+            value = value - logs[here, classes].sum(dtype=torch.float64) / self._x.count
             residual = logs.exp()
             residual[here, classes] -= 1
-            residual /= len(self._x)
+            residual /= self._x.count
             slope = slope.addmm(rows.T, residual)
             bias_slope += residual.sum(0)
         return value, slope, bias_slope
@@ -148,10 +274,14 @@ class _Regression:
         """What the Hessian is for a contrast between classes, as if all were alike, [p, p] float64: the mean over
         images of (1 - Σ p_c²) / (C - 1) x xᵀ, whose factor is 1 / C at W = 0, + regularization I.
         """
-        n, p = self._x.shape
+        n, p = self._x.count, self._x.width
+        if self._moment is not None:
+            return self._moment / self._class_count + self._regularization * torch.eye(
+                p, dtype=torch.float64, device=self._x.device
+            )
         curvature = self._regularization * torch.eye(p, dtype=torch.float64, device=self._x.device)
         at_start = not self.weight.any()
-        for rows in torch.split(self._x, max(1, BLOCK // (p if at_start else max(p, self._class_count)))):
+        for rows in self._x.split(max(1, BLOCK // (p if at_start else max(p, self._class_count)))):
             wide = rows.double()
             if at_start:
                 curvature.addmm_(wide.T, wide, alpha=1 / (n * self._class_count))

@@ -69,11 +69,16 @@ class OnData(NamedTuple):
 
     place: str
     """Its folder or URI: beside it reads of `report` are written down."""
-    dataset: Dataset
+    dataset: Dataset | None
+    """None of annotated images, which lie at `place` as they were published."""
 
     @property
     def name(self) -> str:
         return storage.name_of(self.place) if storage.is_uri(self.place) else Path(self.place).name
+
+    @property
+    def annotations(self) -> Path | None:
+        return None if self.dataset is not None else Path(self.place)
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,33 @@ def check(
     place = target.place if out is None else str(out.absolute())
     if not storage.is_uri(place) and (why := why_not_writable(Path(place))):
         raise RequestError(f"results are written to {place}, but {why}; name another folder with --out")
-    found = tuple(_on(text) for text in data) or (_own_data(target),)
+    for protocol in wanted:
+        if protocol.elsewhere and not data:
+            raise RequestError(f"protocol {protocol.name!r} is about other data: name them with --data A --data B")
+        if workers > 1 and not protocol.shares_work:
+            raise RequestError(
+                f"--workers must be 1 with protocol {protocol.name!r}, which runs in one process, but is {workers}; "
+                "leave it out"
+            )
+    kinds = {protocol.annotated is not None for protocol in wanted}
+    if len(kinds) > 1:
+        raise RequestError(
+            f"protocols {', '.join(_names_of(wanted, annotated=True))} take annotated images and "
+            f"{', '.join(_names_of(wanted, annotated=False))} do not; evaluate by them in two commands"
+        )
+    if kinds == {True}:
+        found = tuple(_annotated(text) for text in data)
+        if not found:
+            raise RequestError(f"protocol {wanted[0].name!r} needs annotated images; name their folder with --data")
+    else:
+        found = tuple(_on(text) for text in data) or (_own_data(target),)
     names = [one.name for one in found]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
     for protocol in wanted:
         for one in found:
-            protocol.check(one.dataset)
+            if one.dataset is not None:
+                protocol.check(one.dataset)
     return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
 
 
@@ -177,15 +202,15 @@ def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[Pr
         for protocol in asked.protocols:
             seeds = tuple(range(asked.seeds if protocol.draws else 1))
             for place, one in enumerate(subjects):
-                file = _file(asked, protocol, on, seeds, untrained=place > 0)
+                data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads, on.annotations)
+                file = _file(asked, protocol, protocol.data_hash(data), seeds, untrained=place > 0)
                 known = _stored(file)
                 if known is not None and known.digest == one.digest:
                     yield known
                     continue
-                if asked.split == "report" and not read:
+                if asked.split == "report" and on.dataset is not None and not read:
                     _record(asked.target, on)
                     read = True
-                data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads)
                 made = protocol.run(one, data, seeds=seeds, device=device, report=report, workers=asked.workers)
                 write(file, made.model_dump_json(indent=1).encode() + b"\n")
                 yield made
@@ -195,6 +220,8 @@ def reads(asked: Request) -> list[str]:
     """In words, for each data set how often its report split was read."""
     said = []
     for on in asked.data:
+        if on.dataset is None:
+            continue
         known = report_reads.known(on.place)
         count = f"{len(known)} time(s) through {len({read.sweep for read in known})} sweep(s) or checkpoint(s)"
         said.append(
@@ -311,6 +338,12 @@ def _on(text: str, *, expected_hash: str | None = None) -> OnData:
     return OnData(text, open_anywhere(text, expected_hash=dataset.manifest_hash, files=DATA_FILES))
 
 
+def _annotated(text: str) -> OnData:
+    if storage.is_uri(text) or not Path(text).exists():
+        raise RequestError(f"annotated images must be in a folder or file of this machine, but {text} is none")
+    return OnData(str(Path(text).absolute()), None)
+
+
 # --- protocols --------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +367,10 @@ def _protocols(names: Sequence[str], assignments: Sequence[str], source: str | N
     return tuple(_protocol(PROTOCOLS[name], values) for name, values in changes.items())
 
 
+def _names_of(protocols: Sequence[Protocol], *, annotated: bool) -> list[str]:
+    return [one.name for one in protocols if (one.annotated is not None) == annotated]
+
+
 def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
     if fixed := {"name", "version"} & values.keys():
         raise RequestError(f"--set {fixed.pop()}: what a protocol is called, and its version, cannot be changed")
@@ -346,14 +383,14 @@ def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _file(asked: Request, protocol: Protocol, on: OnData, seeds: Sequence[int], *, untrained: bool) -> str:
+def _file(asked: Request, protocol: Protocol, data_hash: str, seeds: Sequence[int], *, untrained: bool) -> str:
     numbers = {
         **protocol.model_dump(mode="json"),
         "split": asked.split,
         "seeds": list(seeds),
         **({"untrained": True} if untrained else {}),
     }
-    name = f"{protocol.name}-{on.dataset.manifest_hash[:8]}-{digest(numbers)[:8]}.json"
+    name = f"{protocol.name}-{data_hash[:8]}-{digest(numbers)[:8]}.json"
     return join(asked.place, name)
 
 
