@@ -8,6 +8,7 @@ from trainers.evaluation.protocol import Protocol
 from trainers.evaluation.protocols.knn import Knn
 from trainers.evaluation.protocols.linear import Linear
 from trainers.evaluation.protocols.low_labels import LowLabels
+from trainers.evaluation.protocols.multilabel import Multilabel
 from trainers.evaluation.protocols.robustness import Robustness
 from trainers.evaluation.protocols.transfer import Transfer
 
@@ -17,4 +18,5 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     "low-labels": LowLabels,
     "robustness": Robustness,
     "transfer": Transfer,
+    "multilabel": Multilabel,
 }
