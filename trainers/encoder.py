@@ -169,6 +169,11 @@ def load_encoder(
 def load_trained(checkpoint: Checkpoint, *, data: Path | str | None = None) -> Trained:
     """The whole network of a checkpoint, on the CPU. Arguments and errors as of `load_encoder`."""
     state = checkpoints.load(checkpoint)
+    if missing := {"config", "manifest", "model"} - state.keys():
+        raise ValueError(
+            f"checkpoint {checkpoint.path} must be of a run of pretune, but has no {', '.join(sorted(missing))}; take "
+            "one from a run's or a trial's folder"
+        )
     config = TrialConfig.model_validate(upgrade_config(state["config"]))
     model = trained_model(config, state["model"])
     return Trained(model, config, _preparation(state, config, data))

@@ -45,7 +45,7 @@ def judge(
     found = [share(f"{prefix}top1", correct)]
     if len(class_names) > TOP:
         found.append(share(f"{prefix}top5", np.any(hits, axis=2)))
-    found.append(_mean_class(f"{prefix}mean_class", correct, labels))
+    found.append(mean_class_score(f"{prefix}mean_class", correct, labels))
     if logits:
         errors = [calibration_error(torch.softmax(one.double().cpu(), dim=1), target) for one in scores]
         # A bootstrap's resamples are biased upwards here, so no interval over images is told.
@@ -67,7 +67,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     return float((sure - right).abs().sum() / len(labels))
 
 
-def _mean_class(measure: str, correct: NDArray[np.bool_], labels: Integers) -> Score:
+def mean_class_score(measure: str, correct: NDArray[np.bool_], labels: Integers) -> Score:
     """Of `correct` [K, n]. The interval over images is the normal one; a class's share is drawn to a half by as much as
     Agresti and Coull do, so that one with all or none right has a spread, too.
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -14,6 +16,10 @@ from pretune.cli.options import STORAGE, Json, Settings, Storage
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
+
+if TYPE_CHECKING:
+    from pretune.analysis.evaluate import Request
+    from trainers.evaluation.protocol import ProtocolResult
 
 PARTS = 1000
 """Steps of a bar."""
@@ -90,9 +96,30 @@ def eval_command(
         print_json([result.model_dump(mode="json") for result in found])
         return
     screen.show(console, display.table(found))
-    for name, draw in (("table.md", display.markdown), ("table.tex", display.latex)):
-        evaluate.write(evaluate.join(asked.place, name), draw(evaluate.stored(asked.place)).encode())
+    with running():
+        for line in _written(asked, found):
+            note(console, line)
     if split == "report":
         for line in evaluate.reads(asked):
             note(console, line)
     console.print(Text(f"written to {asked.place}", style="dim"), soft_wrap=True)
+
+
+def _written(asked: Request, found: Sequence[ProtocolResult]) -> list[str]:
+    """Writes tables of all results that are there, and pictures of these; what was left out and why."""
+    from pretune.analysis import evaluate
+    from pretune.display import evaluation as display
+
+    known = evaluate.stored(asked.place)
+    for name, draw in (("table.md", display.markdown), ("table.tex", display.latex)):
+        evaluate.write(evaluate.join(asked.place, name), draw(known).encode())
+    try:
+        for result in found:
+            if result.confusion:
+                stem = re.sub(r"[^\w.-]+", "-", f"{result.subject}-{result.name}-{result.data}-{result.split}")
+                evaluate.write(evaluate.join(asked.place, f"{stem}-confusion.png"), display.confusion(result))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return [display.NO_PICTURES]
+    return []

@@ -1,7 +1,10 @@
-"""What `pretune eval` prints: a table of protocols, data sets and subjects; the same as Markdown and for LaTeX."""
+"""What `pretune eval` prints: a table of protocols, data sets and subjects; the same as Markdown and for LaTeX; what was
+taken for what, as a picture.
+"""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 
@@ -12,6 +15,9 @@ from pretune.display import format
 from pretune.display.screen import Rows
 from trainers.evaluation.protocol import ProtocolResult, Score
 
+NO_PICTURES = "no confusion matrix was drawn, as matplotlib is not installed; pip install 'pretune[evaluate]'"
+NAMED = 40
+"""Classes up to which a picture names each."""
 HEADS = ("subject", "data", "split", "protocol", "measure", "value", "95 %", "images", "seeds")
 NUMBERS = HEADS[5:]
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -82,6 +88,35 @@ def latex(results: Sequence[ProtocolResult]) -> str:
             "",
         ]
     )
+
+
+def confusion(result: ProtocolResult) -> bytes:
+    """The confusion matrix as a PNG, equal for equal numbers: each row a class, as shares of its images.
+    ModuleNotFoundError without matplotlib.
+    """
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    names = [one.name for one in result.classes]
+    shares = np.zeros((len(names), len(names)))
+    for true, taken, count in result.confusion:
+        shares[true, taken] = count / result.classes[true].count
+    with matplotlib.rc_context({"text.usetex": False, "text.parse_math": False, "font.size": 8.0}):
+        side = min(12.0, 3.0 + 0.28 * min(len(names), NAMED))
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        drawn = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest")
+        if len(names) <= NAMED:
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("taken for")
+        axes.set_ylabel("class")
+        axes.set_title(f"{result.subject}: {protocol(result)} on {result.data}, {result.split}")
+        figure.colorbar(drawn, ax=axes, shrink=0.7, label="share of the class's images")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    return content.getvalue()
 
 
 def _numbers(result: ProtocolResult, score: Score) -> list[str]:
