@@ -1,5 +1,5 @@
-"""What `pretune eval` prints: a table of protocols, data sets and subjects; the same as Markdown and for LaTeX; what was
-taken for what, as a picture.
+"""What `pretune eval` prints: a table of protocols, data sets and subjects; the same as Markdown and for LaTeX; what
+was taken for what, as a picture.
 """
 
 from __future__ import annotations
