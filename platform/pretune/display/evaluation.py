@@ -29,6 +29,12 @@ def table(results: Sequence[ProtocolResult]) -> Group:
     for row in rows(results):
         grid.add(*row)
     parts: list[RenderableType] = [grid]
+    heads, lines = across(results)
+    if lines:
+        whole = Rows(heads, right=heads[2:])
+        for line in lines:
+            whole.add(*line)
+        parts.append(whole)
     parts += [Text(note, style="dim") for note in notes(results)]
     return Group(*parts)
 
@@ -42,6 +48,24 @@ def rows(results: Sequence[ProtocolResult]) -> list[list[str]]:
             found.append([*before, score.measure, *_numbers(result, score)])
             before = [""] * 4
     return found
+
+
+def across(results: Sequence[ProtocolResult]) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows) of the first measure of each subject and protocol over data sets, and its mean over them; no rows
+    where nothing was judged on more than one.
+    """
+    names = list(dict.fromkeys(result.data for result in results))
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for result in results:
+        label = f"{protocol(result)}: {result.scores[0].measure} on {result.split}"
+        found.setdefault((result.subject, label), {})[result.data] = result.scores[0].value
+    lines = []
+    for labels, values in found.items():
+        if len(values) < 2:
+            continue
+        mean = sum(values.values()) / len(values)
+        lines.append([*labels, *(format.score(values.get(name)) for name in names), format.score(mean)])
+    return ["subject", "protocol", *names, "mean"], lines
 
 
 def protocol(result: ProtocolResult) -> str:
@@ -66,9 +90,17 @@ def notes(results: Sequence[ProtocolResult]) -> list[str]:
 
 
 def markdown(results: Sequence[ProtocolResult]) -> str:
-    lines = [HEADS, ["---:" if head in NUMBERS else "---" for head in HEADS], *rows(results)]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n\n".join([text, *notes(results)]) + "\n"
+    parts = [_markdown_table(HEADS, rows(results))]
+    heads, lines = across(results)
+    if lines:
+        parts.append(_markdown_table(heads, lines))
+    return "\n\n".join([*parts, *notes(results)]) + "\n"
+
+
+def _markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rule = ["---:" if head in NUMBERS else "---" for head in heads]
+    lines = (heads, rule, *body)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def latex(results: Sequence[ProtocolResult]) -> str:
