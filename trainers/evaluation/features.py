@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -172,7 +174,7 @@ class Store:
                 changed = images if view.change is None else view.change(images)
                 features = subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
                 if not done:
-                    self._make_room(path, count * features.shape[1] * self.dtype.itemsize)
+                    self._make_room(count * features.shape[1] * self.dtype.itemsize)
                     header = {
                         "descr": np.lib.format.dtype_to_descr(self.dtype),
                         "fortran_order": False,
@@ -183,19 +185,21 @@ class Store:
                 done += len(features)
                 report(done / count)
 
-    def _make_room(self, path: Path, needed: int) -> None:
-        """Removes what was not used for longest until `needed` bytes more are within the budget."""
-        files = sorted(
-            (one for one in self.folder.glob(FILES) if one != path and not one.name.startswith(".")),
-            key=lambda one: one.stat().st_mtime,
-        )
-        held_bytes = sum(one.stat().st_size for one in files)
-        for one in files:
-            if held_bytes + needed <= self.budget:
+    def _make_room(self, needed: int) -> None:
+        """Removes what was not used for longest until `needed` bytes more are within the budget and on the disk."""
+        files: list[tuple[float, int, Path]] = []
+        for one in self.folder.glob(FILES):
+            with suppress(FileNotFoundError):  # removed by another process
+                state = one.stat()
+                files.append((state.st_mtime, state.st_size, one))
+        taken = sum(size for _, size, _ in files)
+        allowed = min(self.budget, taken + shutil.disk_usage(self.folder).free)
+        for _, size, one in sorted(files):
+            if taken + needed <= allowed:
                 return
-            held_bytes -= one.stat().st_size
+            taken -= size
             one.unlink(missing_ok=True)
-            log.info("removed the features in %s, to stay within %d bytes", one, self.budget)
+            log.info("removed the features in %s, to stay within %d bytes", one, allowed)
 
 
 def _opened(path: Path) -> Rows:
