@@ -6,6 +6,7 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 import shutil
 import tempfile
@@ -107,13 +108,21 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
                 "it is damaged or was replaced; go on from another one or start again"
             )
         file.seek(0)
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DamagedError(
+                f"checkpoint {path} must hold tensors and plain values alone, as `pretune train` writes them, but does "
+                f"not ({said}); nothing in it was run: take another one"
+            ) from error
+    found_format = state.get("format") if isinstance(state, dict) else None
+    if found_format != FORMAT:
         raise ValueError(
-            f"checkpoint {path} must have format {FORMAT}, but has {state.get('format')!r}; "
+            f"checkpoint {path} must have format {FORMAT}, but has {found_format!r}; "
             "continue it with the version of pretune that wrote it"
         )
-    return state
+    return cast(dict[str, Any], state)
 
 
 def find(place: Path | str) -> Checkpoint:

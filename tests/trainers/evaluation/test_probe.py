@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tests.two_processes import TwoProcesses
 from trainers.config import ProbeConfig, TrialConfig, ViewConfig
-from trainers.evaluation import probe
+from trainers.evaluation import probe, regression
+from trainers.evaluation.regression import fit_linear
 from trainers.terms import Alignment
 
 if TYPE_CHECKING:  # FFCV takes seconds to import, and nothing here needs it
@@ -178,7 +179,7 @@ def test_the_linear_probe_finds_scikit_learns_optimum(
     from sklearn.linear_model import LogisticRegression
 
     features, labels = correlated_features(count, dimensions, dtype)
-    found = probe.fit_linear(features, labels, class_count=4, regularization=regularization)
+    found = fit_linear(features, labels, class_count=4, regularization=regularization)
     assert found.weight.dtype == dtype
 
     x = ((features - found.mean) / found.scale).double().numpy()
@@ -191,7 +192,7 @@ def test_the_linear_probe_finds_scikit_learns_optimum(
         return float(entropy + regularization / 2 * weight.double().square().sum())
 
     optimum = objective(torch.from_numpy(reference.coef_.T), torch.from_numpy(reference.intercept_))
-    assert objective(found.weight, found.bias) == pytest.approx(optimum, rel=probe.EXCESS, abs=0)
+    assert objective(found.weight, found.bias) == pytest.approx(optimum, rel=regression.EXCESS, abs=0)
     np.testing.assert_allclose(found.weight.T.numpy(), reference.coef_, atol=0.02 * np.abs(reference.coef_).max())
     assert np.array_equal(found.predict(features).numpy(), reference.predict(x))
 
@@ -205,8 +206,8 @@ def test_features_whose_squares_overflow_are_judged_as_they_would_be_at_another_
 
 def test_the_linear_probe_in_float32_agrees_with_float64() -> None:
     features, labels = correlated_features(500, 30, torch.float64)
-    wide = probe.fit_linear(features, labels, class_count=4, regularization=1e-3)
-    narrow = probe.fit_linear(features.float(), labels, class_count=4, regularization=1e-3)
+    wide = fit_linear(features, labels, class_count=4, regularization=1e-3)
+    narrow = fit_linear(features.float(), labels, class_count=4, regularization=1e-3)
     assert narrow.weight.dtype == torch.float32
     torch.testing.assert_close(narrow.weight.double(), wide.weight, rtol=0, atol=2e-2 * float(wide.weight.abs().max()))
 
@@ -215,12 +216,12 @@ def test_the_linear_probe_gives_the_same_bits_in_blocks_and_whatever_torch_drew_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features, labels = correlated_features(300, 12, torch.float64)
-    first = probe.fit_linear(features, labels, class_count=4, regularization=1e-2)
+    first = fit_linear(features, labels, class_count=4, regularization=1e-2)
     torch.rand(5)
-    second = probe.fit_linear(features, labels, class_count=4, regularization=1e-2)
+    second = fit_linear(features, labels, class_count=4, regularization=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    monkeypatch.setattr(probe, "BLOCK", 64)
-    blocked = probe.fit_linear(features, labels, class_count=4, regularization=1e-2)
+    monkeypatch.setattr(regression, "BLOCK", 64)
+    blocked = fit_linear(features, labels, class_count=4, regularization=1e-2)
     torch.testing.assert_close(blocked.weight, first.weight, rtol=0, atol=2e-3 * float(first.weight.abs().max()))
 
 

@@ -1,0 +1,274 @@
+"""What `pretune eval` takes against what a user would write: the linear classifier over a grid of learning rates, and
+kNN, on a frozen encoder.
+
+The other side is what solo-learn (main_linear.py) and lightly (linear_eval.py and knn_eval.py of its ImageNet
+benchmark) publish: one run for each learning rate, in which each epoch decodes and augments all images (random resized
+crop, flip) in a torch `DataLoader` of torchvision's transforms, passes them through the frozen network, and trains a
+linear head by SGD with momentum 0.9, batches of 256 and a cosine; the best rate is chosen on held-out images. kNN: a
+pass over all images for a bank of features, then 20 neighbors with temperature 0.07. Both sides have the same images,
+encoder, rates and epochs; times are by the clock, one side after the other, from an empty cache.
+
+    python benchmarks/evaluate.py [--cifar10 FOLDER] [--images N] [--epochs E]     two to three minutes
+    python benchmarks/evaluate.py --memory ROWS     peak memory of kNN and regression on ROWS x 2,048 features
+
+FOLDER has train_*.npz and test.npz with `images` and `labels`; without it, images are drawn: ten colors with noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from trainers.config import TrialConfig
+from trainers.data import datasets
+from trainers.data.loader import Loaders
+from trainers.encoder import Preparation
+from trainers.evaluation import frozen
+from trainers.evaluation.features import Rows, Store
+from trainers.evaluation.neighbors import nearest
+from trainers.evaluation.protocol import Data, ProtocolResult
+from trainers.evaluation.protocols.knn import Knn
+from trainers.evaluation.protocols.linear import Linear
+from trainers.evaluation.regression import fit_linear
+from trainers.evaluation.subject import Subject, untrained
+
+RATES = (0.01, 0.1, 1.0, 10.0)
+BATCH = 256
+WIDTH = 2048
+"""Features of the memory's simulation."""
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--images", type=int, default=5000, help="to train on; half as many to score")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--memory", type=int, metavar="ROWS")
+    asked = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        if asked.memory:
+            print(f"peak memory: {peak_of(Path(folder), asked.memory) / 2**30:.2f} GiB for {asked.memory:,} images")
+            return
+        compare(Path(folder), asked.cifar10, asked.images, asked.epochs)
+
+
+def compare(folder: Path, cifar10: Path | None, count: int, epochs: int) -> None:
+    """Prints each side's seconds, their ratio, and both accuracies on the same images."""
+    images, labels, test, test_labels = drawn(count) if cifar10 is None else cifar(cifar10, count)
+    source = folder / "images.npz"
+    np.savez(source, images=images, labels=labels, test_images=test, test_labels=test_labels)
+    dataset = datasets.build("npz", source=[source], out=folder / "data", select_images=max(20, count // 10))
+    config = TrialConfig.model_validate(
+        {
+            "views": [{"size": 32}, {"size": 32}],
+            "model": {"backbone": {"kind": "resnet_tiny", "width": 32}},
+            "objective": {"alignment": {}},
+        }
+    )
+    subject = untrained(config, Preparation(dataset.manifest.mean, dataset.manifest.std))
+    loaders = Loaders()
+    next(loaders.images(dataset, np.arange(4), size=32, batch_size=4, threads=2))  # compiled, as on any later day
+    data = Data(dataset, "images", "report", loaders, Store(folder / "features"), threads=2)
+
+    def judge(protocol: Linear | Knn) -> tuple[float, ProtocolResult]:
+        began = time.monotonic()
+        found = protocol.run(subject, data, seeds=(0,), device=CPU, report=lambda what, done: None)
+        return time.monotonic() - began, found
+
+    ours = {
+        "L-BFGS": judge(Linear()),
+        "kNN, features kept": judge(Knn(neighbors=(20,))),
+        "SGD, all rates at once": judge(Linear(solver="sgd", learning_rates=RATES, epochs=epochs)),
+    }
+    mean, std = torch.tensor(subject.mean), torch.tensor(subject.std)
+    theirs = {
+        "SGD": timed(lambda: usual_linear(subject, images, labels, test, test_labels, mean, std, epochs)),
+        "kNN": timed(lambda: usual_knn(subject, images, labels, test, test_labels, mean, std)),
+    }
+    print(f"{count:,} images, {len(test):,} scored, {epochs} epochs, {len(RATES)} learning rates")
+    print("| ours | seconds | accuracy | 95 % | usual way | seconds | accuracy | ratio |")
+    print("|:--|--:|--:|--:|:--|--:|--:|--:|")
+    for name, (seconds, found) in ours.items():
+        usual = "kNN" if "kNN" in name else "SGD"
+        their_seconds, accuracy = theirs[usual]
+        score = found.score("knn20/top1" if "kNN" in name else "top1")
+        interval = "" if score.interval is None else f"{score.interval[0]:.3f} to {score.interval[1]:.3f}"
+        print(
+            f"| {name} | {seconds:.1f} | {score.value:.3f} | {interval} | {usual} | {their_seconds:.1f} | "
+            f"{accuracy:.3f} | {their_seconds / seconds:.1f} |"
+        )
+    per_epoch = theirs["SGD"][0] / epochs
+    print(
+        f"over the papers' 100 epochs the usual way takes {100 * per_epoch:.0f} s: "
+        f"{100 * per_epoch / ours['L-BFGS'][0]:.0f} times what L-BFGS takes"
+    )
+
+
+def timed(act: Callable[[], float]) -> tuple[float, float]:
+    began = time.monotonic()
+    found = act()
+    return time.monotonic() - began, found
+
+
+# --- the usual way ----------------------------------------------------------------------------------------------------
+
+
+class Pictures(TorchDataset[tuple[Tensor, int]]):
+    """Images as Pillow's, under torchvision's transforms."""
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], mean: Tensor, std: Tensor, *, augmented: bool
+    ) -> None:
+        from torchvision import transforms  # type: ignore[import-untyped]
+
+        changes = [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip()] if augmented else []
+        normalize = transforms.Normalize(mean.tolist(), std.tolist())
+        self._images, self._labels = images, labels
+        self._transform = transforms.Compose([transforms.ToPILImage(), *changes, transforms.ToTensor(), normalize])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        return self._transform(self._images[place]), int(self._labels[place])
+
+
+def usual_linear(
+    subject: Subject,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    test: NDArray[np.uint8],
+    test_labels: NDArray[np.int64],
+    mean: Tensor,
+    std: Tensor,
+    epochs: int,
+) -> float:
+    """Accuracy on the test images of the rate that is best on a tenth of the others."""
+    held = len(images) // 10
+    train = DataLoader(
+        Pictures(images[held:], labels[held:], mean, std, augmented=True), BATCH, shuffle=True, num_workers=2
+    )
+    found = []
+    for rate in RATES:
+        torch.manual_seed(0)
+        head = nn.Linear(width_of(subject), 10)
+        optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(train))
+        for _ in range(epochs):
+            for batch, classes in train:
+                loss = nn.functional.cross_entropy(head(subject.encode(batch)), classes)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        scores = [
+            accuracy(subject, head, Pictures(*part, mean, std, augmented=False))
+            for part in ((images[:held], labels[:held]), (test, test_labels))
+        ]
+        found.append(scores)
+    return max(found)[1]
+
+
+@torch.no_grad()
+def accuracy(subject: Subject, head: nn.Linear, pictures: Pictures) -> float:
+    right = 0
+    for batch, classes in DataLoader(pictures, BATCH, num_workers=2):
+        right += int((head(subject.encode(batch)).argmax(1) == classes).sum())
+    return right / len(pictures)
+
+
+@torch.no_grad()
+def usual_knn(
+    subject: Subject,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    test: NDArray[np.uint8],
+    test_labels: NDArray[np.int64],
+    mean: Tensor,
+    std: Tensor,
+) -> float:
+    def bank(pixels: NDArray[np.uint8], classes: NDArray[np.int64]) -> Tensor:
+        pictures = Pictures(pixels, classes, mean, std, augmented=False)
+        rows = [subject.encode(batch) for batch, _ in DataLoader(pictures, BATCH, num_workers=2)]
+        return nn.functional.normalize(torch.cat(rows), dim=1)
+
+    rows, queries = bank(images, labels), bank(test, test_labels)
+    similarities, places = (queries @ rows.T).topk(20, dim=1)
+    votes = torch.zeros(len(queries), 10).scatter_add_(1, torch.from_numpy(labels)[places], (similarities / 0.07).exp())
+    return float((votes.argmax(1) == torch.from_numpy(test_labels)).double().mean())
+
+
+def width_of(subject: Subject) -> int:
+    return int(subject.encode(torch.zeros(1, 3, subject.size, subject.size)).shape[1])
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
+
+
+def drawn(count: int) -> Images:
+    """Ten colors under so much noise that a linear classifier errs."""
+    generator = np.random.default_rng(0)
+    colors = generator.integers(90, 166, (10, 3))
+
+    def some(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = np.arange(number) % 10
+        shades = colors[labels] + generator.normal(0, 12, (number, 3))
+        pixels = shades[:, None, None] + generator.normal(0, 30, (number, 32, 32, 3))
+        return pixels.clip(0, 255).astype(np.uint8), labels
+
+    return (*some(count), *some(count // 2))
+
+
+def cifar(folder: Path, count: int) -> Images:
+    """The first images of CIFAR-10's parts."""
+    parts = [np.load(path) for path in sorted(folder.glob("train_*.npz"))]
+    images, labels = (np.concatenate([part[name] for part in parts])[:count] for name in ("images", "labels"))
+    test = np.load(folder / "test.npz")
+    half = count // 2
+    return images, labels.astype(np.int64), test["images"][:half], test["labels"][:half].astype(np.int64)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_of(folder: Path, count: int, *, width: int = WIDTH, passes: Sequence[str] = ("knn", "linear")) -> int:
+    """The process's peak resident bytes after kNN of 1,000 queries and a regression on `count` x `width` features in a
+    file of float32.
+    """
+    path, generator = folder / "features.npy", np.random.default_rng(0)
+    labels = torch.from_numpy(np.arange(count) % 10)
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(file, header)
+        offset = file.tell()
+        for start in range(0, count, 10_000):
+            rows = generator.standard_normal((min(10_000, count - start), width), dtype=np.float32)
+            rows[:, :10] += np.eye(10, dtype=np.float32)[(start + np.arange(len(rows))) % 10]
+            file.write(rows.tobytes())
+    found = frozen.whole(Rows(path, count, width, np.dtype("<f4"), 10.0, offset))
+    if "knn" in passes:
+        queries = torch.from_numpy(found.some(np.arange(min(1000, count))).take())
+        nearest((torch.from_numpy(part) for part in found.chunks()), queries, neighbors=200)
+    if "linear" in passes:
+        fit_linear(frozen.matrix(found, CPU), labels, class_count=10, regularization=1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What `pretune eval` takes a word for, and how it turns it into a request."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretune.analysis import evaluate
+from pretune.core.errors import RequestError
+from tests.pretune.analysis.test_finalize import finished_sweep
+from trainers.config import TrialConfig
+from trainers.data import datasets
+from trainers.evaluation.protocol import ProtocolResult, Score
+from trainers.report import Checkpoint
+from trainers.terms import Alignment
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep of three trials on digits; the last one's checkpoint is gone."""
+    dataset = datasets.ensure_builtin("digits", tmp_path / "data")
+    place = {"path": str(dataset.folder), "manifest": dataset.manifest_hash}
+    config = TrialConfig.model_validate({"objective": {"alignment": Alignment()}, "data": place})
+    files = [tmp_path / f"epoch-000{number}.pt" for number in range(3)]
+    for file in files[:2]:
+        file.write_bytes(b"weights")
+    checkpoints = [Checkpoint(path=str(file), sha256="x", epoch=1) for file in files]
+    finished_sweep(tmp_path / "sweeps" / "mine", config, *checkpoints)
+    return tmp_path / "sweeps" / "mine"
+
+
+def test_a_sweep_means_its_best_trial_and_a_number_behind_it_another_one(sweep: Path) -> None:
+    storage = str(sweep.parent)
+    best, other = evaluate.find("mine", storage), evaluate.find("mine/1", storage)
+    assert (best.name, best.trial, best.file) == ("mine/0", 0, str(sweep.parent.parent / "epoch-0000.pt"))
+    assert (other.name, other.trial, other.sweep) == ("mine/1", 1, str(sweep))
+    assert evaluate.find(f"{sweep}/1", "nowhere").trial == 1
+    assert evaluate.find(best.file, storage)._replace(name="mine/0") == best._replace(
+        checkpoint=None, config=None, sweep=None, trial=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("yours", "there is no sweep 'yours'"),
+        ("mine/2", "epoch-0002.pt is gone"),
+        ("mine/7", "trial must be 0 to 2"),
+        ("mine/x", "there is no sweep 'mine/x'"),
+    ],
+)
+def test_a_word_that_names_nothing_is_refused(sweep: Path, word: str, said: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        evaluate.find(word, str(sweep.parent))
+
+
+def checked(sweep: Path, **asked: Any) -> evaluate.Request:
+    target = evaluate.find("mine", str(sweep.parent))
+    return evaluate.check(target._replace(live=asked.pop("live", False)), **{"protocols": ["knn"], **asked})
+
+
+def test_the_data_are_those_it_was_trained_on_unless_others_are_named(sweep: Path) -> None:
+    asked = checked(sweep, assignments=["knn.neighbors=[3]"], source="teacher")
+    assert [on.name for on in asked.data] == ["digits"]
+    assert asked.place.endswith("epoch-0000.evaluations")
+    assert asked.protocols[0].model_dump()["neighbors"] == (3,)
+    assert asked.protocols[0].source == "teacher"
+    digits = str(sweep.parent.parent / "data" / "digits")
+    with pytest.raises(RequestError, match="comes twice"):
+        checked(sweep, data=[digits, digits])
+
+
+def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:
+    with pytest.raises(RequestError, match="must not depend on `report`"):
+        checked(sweep, split="report", live=True)
+    assert checked(sweep, live=True).split == "select"
+
+
+def test_results_that_are_there_are_found_and_what_a_later_version_adds_is_passed_over(tmp_path: Path) -> None:
+    result = ProtocolResult(
+        protocol={"name": "knn", "version": 1},
+        subject="s",
+        digest="d",
+        data="digits",
+        manifest="m",
+        split="select",
+        seeds=(0,),
+        fitted=1,
+        scores=(Score(measure="top1", value=0.5, per_seed=(0.5,), count=2),),
+    )
+    evaluate.write(str(tmp_path / "knn-1.json"), result.model_dump_json().encode())
+    (tmp_path / "knn-2.json").write_text(result.model_dump_json().replace("{", '{"later": 1, ', 1))
+    (tmp_path / "other.json").write_text("{}")
+    assert evaluate.stored(str(tmp_path)) == [result, result]

@@ -1,0 +1,122 @@
+"""Average precision against scikit-learn and torchmetrics, separate regressions, and the protocol on small images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainers.evaluation import small
+from trainers.evaluation.multilabel import average_precision, mean_average_precision
+from trainers.evaluation.protocol import Data
+from trainers.evaluation.protocols.multilabel import Multilabel, read
+from trainers.evaluation.regression import fit_multilabel
+
+
+def ranked(seed: int, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    targets = (generator.random((count, 4)) < 0.3).astype(np.int64)
+    scores = np.round(generator.normal(size=(count, 4)) + targets, 1)  # many are equal
+    return scores, targets
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_is_scikit_learns_and_torchmetrics(seed: int) -> None:
+    from sklearn.metrics import average_precision_score
+
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
+    scores, targets = ranked(seed)
+    mean, each = mean_average_precision(scores, targets)
+    theirs = [average_precision_score(targets[:, label], scores[:, label]) for label in range(4)]
+    np.testing.assert_allclose(each, theirs, rtol=0, atol=1e-12)
+    torchs = metrics.multilabel_average_precision(
+        torch.from_numpy(scores).sigmoid(), torch.from_numpy(targets), num_labels=4, average="macro"
+    )
+    assert mean == pytest.approx(float(torchs), abs=1e-6)
+
+
+def test_eleven_points_are_the_best_precision_from_each_recall_on() -> None:
+    # Found: right, wrong, right. Precision 1 up to recall 0.5 (6 levels), 2/3 up to 1 (5 levels).
+    found = average_precision(np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1]), "11-point")
+    assert found == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_what_is_not_known_counts_for_nothing() -> None:
+    scores, targets = np.array([0.9, 0.8, 0.7, 0.6]), np.array([-1, 1, -1, 0])
+    assert average_precision(scores, targets) == average_precision(scores[[1, 3]], targets[[1, 3]]) == 1.0
+    assert np.isnan(average_precision(scores, np.array([0, 0, -1, 0])))
+
+
+def test_each_class_has_scikit_learns_own_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    digits = small.Digits()
+    features = digits.pixels[:600, 0].flatten(1).double()
+    labels = torch.from_numpy(digits.labels[:600])
+    targets = torch.stack([labels % 2 == 0, labels > 4], dim=1).long()
+    targets[::10, 1] = -1
+    found = fit_multilabel(features, targets, regularization=1e-2, excess=1e-10)
+    x = ((features - found.mean) / found.scale).numpy()
+    for label in range(2):
+        known = targets[:, label] >= 0
+        # Ours is the mean over all images, theirs a sum.
+        reference = LogisticRegression(C=1 / (1e-2 * 600), solver="newton-cg", tol=1e-10, max_iter=2000)
+        reference.fit(x[known], targets[known, label])
+        np.testing.assert_allclose(found.weight[:, label].numpy(), reference.coef_[0], rtol=0, atol=1e-5)
+
+
+def squares(folder: Path, count: int = 120) -> Path:
+    """Noise with a red square, a green square, both or neither."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 60, (count, 8, 8, 3), dtype=np.uint8)
+    labels = generator.integers(0, 2, (count, 2))
+    for image, (red, green) in zip(images, labels, strict=True):
+        image[1:4, 1:4, 0] += np.uint8(150 * red)
+        image[4:7, 4:7, 1] += np.uint8(150 * green)
+    labels[0, 0] = -1
+    path = folder / "squares.npz"
+    half = count // 2
+    np.savez(path, images=images[:half], labels=labels[:half], test_images=images[half:], test_labels=labels[half:])
+    return path
+
+
+class AllPixels(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+@pytest.mark.ffcv
+def test_squares_are_told_on_images_that_were_not_fitted_on(tmp_path: Path) -> None:
+    place = squares(tmp_path)
+    made = small.data(small.Digits(), tmp_path, "report")
+    data = Data(None, "squares", "report", made.loaders, made.store, annotations=place)
+    protocol = Multilabel(regularizations=(1e-2, 1e-1))
+    found = protocol.run(small.subject(AllPixels()), data, seeds=(0, 1), device=small.CPU, report=small.silent)
+    assert found.score("map").value > 0.95
+    assert found.score("map11").value > 0.95
+    assert (found.fitted, found.score("map").count) == (60, 60)
+    assert found.manifest == protocol.data_hash(data)
+
+
+def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
+    images, labels = np.zeros((10, 8, 8, 3), np.uint8), np.ones((10, 2), np.int64)
+    whole = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
+    for change, message in (
+        ({"labels": labels[:9]}, r"labels must be \[10, classes\]"),
+        ({"labels": labels + 1}, "of 1, 0 and -1"),
+        ({"test_labels": np.ones((10, 3))}, "of the same classes"),
+        ({"images": images[..., 0]}, "must be bytes"),
+        ({"labels": np.tile([1, 0], (10, 1))}, "'1' is on none"),
+        ({"class_names": np.array(["a"])}, "a name for each of 2"),
+    ):
+        path = tmp_path / "wrong.npz"
+        np.savez(path, **(whole | change))
+        with pytest.raises(ValueError, match=message):
+            read(path, "report")
+    path.write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(path, "report")
+    with pytest.raises(ValueError, match=r"must be in an \.npz"):
+        read(tmp_path, "report")

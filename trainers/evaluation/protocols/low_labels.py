@@ -1,0 +1,121 @@
+"""`low-labels`: a linear classifier on frozen features that is fitted on few labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from trainers.data.manifest import Dataset
+from trainers.data.splits import count_of, stratified_order
+from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
+from trainers.settings import amount
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.evaluation.subject import Subject
+
+FEW = 5
+"""Images of a class below which none is held out to choose a regularization on."""
+
+
+class LowLabels(Protocol):
+    """`linear` by `lbfgs`, fitted on each of `shares` of the training images' labels: shares such as 1%, or numbers of
+    images. A seed draws which, stratified and keyed by the data set; smaller draws lie within larger ones.
+
+    The regularization is chosen on the part of these labels that is `held_out`; where a class has fewer than 5 of them
+    it is `regularization`. (The published lists of ImageNet are of file names, which a data set does not keep.)
+    """
+
+    name: Literal["low-labels"] = "low-labels"
+    version: Literal[1] = 1
+    shares: tuple[int | str, ...] = Field(("1%", "10%"), min_length=1)
+    held_out: float = Field(0.2, gt=0.0, le=0.5)
+    regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
+    regularization: float = Field(0.1, gt=0.0)
+
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _are_amounts(cls, values: Any) -> Any:
+        return [amount(value, "shares") for value in values] if isinstance(values, list | tuple) else values
+
+    def check(self, dataset: Dataset) -> None:
+        """Also that each class gets a label."""
+        super().check(dataset)
+        for share in self.shares:
+            count = count_of(share, dataset.train_count)
+            if not dataset.class_count <= count <= dataset.train_count:
+                raise ValueError(
+                    f"low-labels.shares must be at least {dataset.class_count} images, one for each class, and at most "
+                    f"{dataset.train_count} of {dataset.folder}, but {share} is {count}; change it with "
+                    f"--set low-labels.shares='[\"10%\"]'"
+                )
+
+    def run(
+        self,
+        subject: Subject,
+        data: Data,
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        report: Report,
+        workers: int = 1,
+    ) -> ProtocolResult:
+        """Scores `<share>/top1`, `<share>/top5`, `<share>/mean_class`; classes and confusion of the last share."""
+        from trainers.evaluation import classification, frozen
+
+        began = time.monotonic()
+        looked = subject.at(self.source)
+        fit, scored = frozen.features(looked, data, device=device, report=report, workers=workers)
+        labels, names = data.fit_labels, data.dataset.manifest.class_names
+        scores: list[Score] = []
+        chosen: list[dict[str, Any]] = []
+        notes: dict[str, None] = {}
+        for place, share in enumerate(self.shares):
+            found = []
+            for turn, seed in enumerate(seeds):
+                report(f"low-labels {share}, seed {seed}", (place + turn / len(seeds)) / len(self.shares))
+                ids = drawn(labels, share, data.dataset, seed)
+                counts = np.bincount(labels[ids], minlength=len(names))
+                if not counts.all():
+                    missing = names[int(np.flatnonzero(counts == 0)[0])]
+                    notes[f"{share} of the labels has none of some classes, such as {missing!r}"] = None
+                few = int(counts.min()) < FEW
+                if few:
+                    notes[f"{share} is too few labels to hold some out: regularization {self.regularization:g}"] = None
+                probe, said = fit_chosen(
+                    fit.some(ids),
+                    labels[ids],
+                    class_count=len(names),
+                    regularizations=(self.regularization,) if few else self.regularizations,
+                    share=self.held_out,
+                    key=held_out_key(data, seed),
+                    device=device,
+                )
+                found.append(frozen.class_scores(probe, scored))
+                chosen.append({"seed": seed, "share": share, **said})
+            judged = classification.judge(found, data.score_labels, names, prefix=f"{share}/")
+            scores += judged.scores
+        return frozen.result(
+            self,
+            looked,
+            data,
+            seeds=seeds,
+            scores=tuple(scores),
+            judged=judged,
+            chosen=tuple(chosen),
+            notes=(*notes, *at_an_end(chosen)),
+            fitted=max(count_of(share, fit.count) for share in self.shares),
+            seconds=time.monotonic() - began,
+        )
+
+
+def drawn(labels: Integers, share: int | str, dataset: Dataset, seed: int) -> Integers:
+    """Places among the training images' `labels` [n] that a seed draws, ascending."""
+    order = stratified_order(labels, f"evaluate/labels/{dataset.manifest.split_seed}/{seed}")
+    return np.sort(order[: count_of(share, len(labels))])

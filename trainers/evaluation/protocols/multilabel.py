@@ -1,0 +1,209 @@
+"""`multilabel`: a linear classifier for each class on frozen features of images with several labels."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from trainers.data.splits import keyed_ranks
+from trainers.evaluation.protocol import (
+    ClassScore,
+    Data,
+    Integers,
+    Protocol,
+    ProtocolResult,
+    Report,
+    Score,
+    Split,
+    bootstrapped,
+    joined,
+)
+from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.evaluation.multilabel import Way
+    from trainers.evaluation.subject import Subject
+
+RESAMPLES = 200
+KEYS = ("images", "labels", "test_images", "test_labels")
+
+
+class Multilabel(Protocol):
+    """Logistic regression of each class on standardized frozen features, scored by mean average precision (Goyal et al.
+    2019, arXiv 1905.01235, section 4.1, has SVMs instead). The regularization is the one with the best mean average
+    precision on the part of the training images that is `held_out`; then all are fitted again.
+    """
+
+    name: Literal["multilabel"] = "multilabel"
+    version: Literal[1] = 1
+    held_out: float = Field(0.2, gt=0.0, le=0.5)
+    regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
+
+    annotated: ClassVar[Literal["boxes", "masks"] | None] = "boxes"
+
+    def check_annotated(self, data: Data) -> Labeled:
+        """The images and their targets. ValueError where they will not do."""
+        return read(data.annotations, data.split)
+
+    def data_hash(self, data: Data) -> str:
+        """Of the images and targets."""
+        return self.check_annotated(data).sha256
+
+    def run(
+        self,
+        subject: Subject,
+        data: Data,
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        report: Report,
+        workers: int = 1,
+    ) -> ProtocolResult:
+        """Scores `map` (area) and `map11` (11 points); classes have the area's average precision."""
+        import torch
+
+        from trainers.evaluation import own
+        from trainers.evaluation.multilabel import mean_average_precision
+        from trainers.evaluation.regression import fit_multilabel
+
+        began = time.monotonic()
+        looked = subject.at(self.source).to(device)
+        given = self.check_annotated(data)
+        fit, scored = (
+            own.features(looked, images, device=device, report=lambda done: report("features", done))
+            for images in (given.fit, given.scored)
+        )
+        targets = torch.from_numpy(given.fit_targets).to(device)
+        said: list[NDArray[Any]] = []
+        chosen: list[dict[str, Any]] = []
+        for place, seed in enumerate(seeds):
+            report(f"multilabel, seed {seed}", place / len(seeds))
+            order = np.argsort(keyed_ranks(len(fit), f"evaluate/held-out/multilabel/{seed}"), kind="stable")
+            held, inside = (
+                torch.from_numpy(np.sort(one)).to(device) for one in np.split(order, [self._held(len(fit))])
+            )
+            accuracies = {}
+            for strength in self.regularizations if len(self.regularizations) > 1 else ():
+                probe = fit_multilabel(fit[inside], targets[inside], regularization=strength)
+                accuracies[strength] = mean_average_precision(
+                    probe.scores(fit[held]).cpu().numpy(), targets[held].cpu().numpy()
+                )[0]
+            best = max(accuracies, key=lambda one: (accuracies[one], one), default=self.regularizations[0])
+            probe = fit_multilabel(fit, targets, regularization=best)
+            said.append(probe.scores(scored).cpu().numpy())
+            held_out = {str(one): accuracies[one] for one in sorted(accuracies)}
+            chosen.append({"seed": seed, "chosen": best, "held_out": held_out, "images": len(held)})
+        each = mean_average_precision(said[0], given.scored_targets)[1]
+        return ProtocolResult(
+            protocol=self.model_dump(mode="json"),
+            subject=looked.name,
+            digest=looked.digest,
+            data=data.name,
+            manifest=given.sha256,
+            split=data.split,
+            seeds=tuple(seeds),
+            fitted=len(fit),
+            scores=tuple(
+                _score(measure, said, given.scored_targets, way)
+                for measure, way in (("map", "area"), ("map11", "11-point"))
+            ),
+            classes=tuple(
+                ClassScore(
+                    name=name, value=float(value) if np.isfinite(value) else None, count=int((column == 1).sum())
+                )
+                for name, value, column in zip(given.classes, each, given.scored_targets.T, strict=True)
+            ),
+            chosen=tuple(chosen),
+            notes=at_an_end(chosen),
+            seconds=time.monotonic() - began,
+        )
+
+
+def _score(measure: str, said: Sequence[NDArray[Any]], targets: Integers, way: Way) -> Score:
+    from trainers.evaluation.multilabel import mean_average_precision
+
+    per_seed = [mean_average_precision(scores, targets, way)[0] for scores in said]
+    images = bootstrapped(
+        lambda ids: mean_average_precision(said[0][ids], targets[ids], way)[0], len(targets), resamples=RESAMPLES
+    )
+    return joined(measure, per_seed, count=len(targets), images=images)
+
+
+# --- images with several labels ---------------------------------------------------------------------------------------
+
+
+class Labeled(NamedTuple):
+    """Images with targets [n, C] of 1, 0 and -1 (not known), to fit on and to score."""
+
+    fit: Sequence[Any]
+    fit_targets: Integers
+    scored: Sequence[Any]
+    scored_targets: Integers
+    classes: tuple[str, ...]
+    sha256: str
+
+
+def read(place: Path | None, split: Split) -> Labeled:
+    """An npz with `images` [n, height, width, 3] bytes, `labels` [n, C] of 1, 0 and -1 (not known), the same as
+    `test_images` and `test_labels`, and perhaps `class_names` [C].
+
+    `select` scores a fifth of `images`, by a keyed draw; `report` scores `test_images`. ValueError where it is none.
+    """
+    if place is None or place.suffix != ".npz":
+        raise ValueError(f"images with several labels must be in an .npz with {', '.join(KEYS)}, but are in {place}")
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            found = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{place}: must be an .npz of plain arrays, but cannot be read ({error})") from error
+    if missing := [name for name in KEYS if name not in found]:
+        raise ValueError(f"{place}: must have the arrays {', '.join(KEYS)}, but lacks {', '.join(missing)}")
+    for images, labels in (KEYS[:2], KEYS[2:]):
+        _check(place, images, found[images], labels, found[labels])
+    count = found["labels"].shape[1]
+    if found["test_labels"].shape[1] != count:
+        raise ValueError(
+            f"{place}: labels and test_labels must be of the same classes, but are of {count} and "
+            f"{found['test_labels'].shape[1]}; correct the file"
+        )
+    names = tuple(map(str, found.get("class_names", np.arange(count))))
+    if len(names) != count:
+        raise ValueError(f"{place}: class_names must have a name for each of {count} classes, but has {len(names)}")
+    sha = hashlib.sha256(repr(names).encode())
+    for name in KEYS:
+        sha.update(np.ascontiguousarray(found[name]).tobytes())
+    images, targets = found["images"], found["labels"].astype(np.int64)
+    if split == "report":
+        parts = images, targets, found["test_images"], found["test_labels"].astype(np.int64)
+    else:
+        order = np.argsort(keyed_ranks(len(images), "evaluate/multilabel/select"), kind="stable")
+        held, inside = (np.sort(one) for one in np.split(order, [len(images) // 5]))
+        parts = images[inside], targets[inside], images[held], targets[held]
+    if empty := [repr(name) for name, column in zip(names, parts[1].T, strict=True) if not (column == 1).any()]:
+        raise ValueError(
+            f"{place}: each class must be on an image that is fitted on, but {', '.join(empty[:5])} is on none; leave "
+            "it out, or add images"
+        )
+    return Labeled(*parts, names, sha.hexdigest())
+
+
+def _check(place: Path, images: str, pixels: NDArray[Any], labels: str, targets: NDArray[Any]) -> None:
+    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{place}: {images} must be bytes [n, height, width, 3], but is {pixels.dtype} {list(pixels.shape)}"
+        )
+    if targets.ndim != 2 or len(targets) != len(pixels) or not np.isin(targets, (-1, 0, 1)).all():
+        raise ValueError(
+            f"{place}: {labels} must be [{len(pixels)}, classes] of 1, 0 and -1 (not known), but is {targets.dtype} "
+            f"{list(targets.shape)} with values {np.unique(targets)[:5].tolist()}"
+        )

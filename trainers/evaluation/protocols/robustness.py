@@ -1,0 +1,96 @@
+"""`robustness`: what a linear classifier loses where images are shifted, blurred, gray or coarse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.evaluation.subject import Subject
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Robustness(Protocol):
+    """The linear classifier of `linear` by `lbfgs`, scored on images as they are and on changed ones: moved right and
+    down by `shifts` of their side (what comes in is the encoder's mean color), blurred by a Gaussian of `blurs` of
+    their side, gray, and brought down to `resolutions` of their side and back.
+
+    `fitted_on` `plain`: one classifier, fitted on images as they are, meets changed ones. `changed`: for each change
+    another one is fitted on images with that change, which asks what features still hold.
+    """
+
+    name: Literal["robustness"] = "robustness"
+    version: Literal[1] = 1
+    shifts: tuple[Share, ...] = (0.125, 0.25)
+    blurs: tuple[Share, ...] = (0.02, 0.05)
+    gray: bool = True
+    resolutions: tuple[Share, ...] = (0.5, 0.25)
+    fitted_on: Literal["plain", "changed"] = "plain"
+    held_out: float = Field(0.1, gt=0.0, le=0.5)
+    regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
+
+    def run(
+        self,
+        subject: Subject,
+        data: Data,
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        report: Report,
+        workers: int = 1,
+    ) -> ProtocolResult:
+        """Scores `plain/top1`, `shift0.125/top1`, `gray/top1`, …; classes and confusion of images as they are."""
+        from trainers.evaluation import changed, classification, frozen
+
+        began = time.monotonic()
+        looked = subject.at(self.source)
+        names = data.dataset.manifest.class_names
+        views = changed.views(
+            looked, shifts=self.shifts, blurs=self.blurs, gray=self.gray, resolutions=self.resolutions
+        )
+        scores: list[Score] = []
+        fits = []
+        for place, view in enumerate(views):
+            if place == 0 or self.fitted_on == "changed":
+                fit, scored = frozen.features(looked, data, device=device, report=report, view=view)
+                fits = [
+                    fit_chosen(
+                        fit,
+                        data.fit_labels,
+                        class_count=len(names),
+                        regularizations=self.regularizations,
+                        share=self.held_out,
+                        key=held_out_key(data, seed),
+                        device=device,
+                    )
+                    for seed in seeds
+                ]
+            else:
+                scored = frozen.whole(frozen.rows(looked, data, data.split, device=device, report=report, view=view))
+            found = [frozen.class_scores(one.probe, scored) for one in fits]
+            judged = classification.judge(found, data.score_labels, names, prefix=f"{view.name}/")
+            scores += judged.scores
+            if place == 0:
+                first = judged
+                chosen = tuple({"seed": seed, **one.said} for seed, one in zip(seeds, fits, strict=True))
+        return frozen.result(
+            self,
+            looked,
+            data,
+            seeds=seeds,
+            scores=tuple(scores),
+            judged=first,
+            chosen=chosen,
+            notes=at_an_end(chosen),
+            fitted=fit.count,
+            seconds=time.monotonic() - began,
+        )
