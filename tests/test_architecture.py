@@ -99,7 +99,9 @@ LAYERS: dict[str, set[str]] = {
         "trainers.dist",
     },
     "trainers.weights": {
+        "trainers.encoder",
         "trainers.model",
+        "trainers.backbones",
         "trainers.vit",
         "trainers.data",
         "trainers.config",

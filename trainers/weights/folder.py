@@ -34,6 +34,8 @@ class Description(BaseModel):
     norm: Literal["batch", "batch_per_rank", "layer"] = "batch"
     size: int = Field(ge=1)
     """S, at which images are looked at, in pixels: the shorter side is resized to it, the center cropped."""
+    built_size: int = Field(ge=1)
+    """The size in pixels that the network was built for, whose patches a transformer's positions are of."""
     width: int
     """p, how many features an image has."""
     mean: tuple[float, float, float]
@@ -75,26 +77,21 @@ def described(place: Path) -> Description | None:
 
 def config_json(found: Description, *, architecture: str, arguments: dict[str, Any]) -> str:
     """`config.json`: architecture and preprocessing for timm, and all of it for us."""
-    return (
-        json.dumps(
-            {
-                "architecture": architecture,
-                "num_classes": 0,
-                "num_features": found.width,
-                "model_args": {"num_classes": 0, **arguments},
-                "pretrained_cfg": {
-                    "input_size": [3, found.size, found.size],
-                    "fixed_input_size": False,
-                    "interpolation": found.resampling,
-                    "crop_pct": 1.0,
-                    "crop_mode": "center",
-                    "mean": list(found.mean),
-                    "std": list(found.std),
-                    "num_classes": 0,
-                },
-                "pretune": found.model_dump(mode="json"),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    values = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": found.width,
+        "model_args": {"num_classes": 0, **arguments},
+        "pretrained_cfg": {
+            "input_size": [3, found.size, found.size],
+            "fixed_input_size": False,
+            "interpolation": found.resampling,
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(found.mean),
+            "std": list(found.std),
+            "num_classes": 0,
+        },
+        "pretune": found.model_dump(mode="json"),
+    }
+    return json.dumps(values, indent=2) + "\n"

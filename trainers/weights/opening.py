@@ -86,14 +86,15 @@ def opened(
     else:
         config, told = guess(file, branch=branch)
         _check_stem(file, config)
-    if told is not None and size not in (None, told) and isinstance(config, ViTConfig):
-        raise ValueError(
-            f"{file.path} has positions for images of {told} pixels, which are not made to fit, but --size is {size}; "
-            "leave it out"
-        )
     side = size or told or SIZE
+    if isinstance(config, ViTConfig) and side % config.patch_size:
+        raise ValueError(
+            f"the size of images must be a multiple of the {config.patch_size} pixels of a patch of {file.path}, but "
+            f"is {side}; change --size"
+        )
+    built = known.built_size if known is not None else told or side
     norm = "batch" if known is None else known.norm
-    network, width = build_backbone(config, [side], norm)
+    network, width = build_backbone(config, sorted({built, side}, reverse=True), norm)
     found = match(config, network, file, branch=branch)
     network.load_state_dict(found.state)
     values: dict[str, Any] = {
@@ -101,6 +102,7 @@ def opened(
         "backbone": settled(config, side),
         "norm": norm,
         "size": side,
+        "built_size": built,
         "width": width,
         "mean": mean or (IMAGENET_MEAN if known is None else known.mean),
         "std": std or (IMAGENET_STD if known is None else known.std),
@@ -168,12 +170,12 @@ def _check_called_alike(file: Tensors, known: Description, config: Backbone) -> 
                 f"{file.path} is of a {theirs.kind} with stem {stem}, but model.backbone.stem is {ours}; set "
                 f"model.backbone.stem={stem}"
             )
-    if isinstance(theirs, ViTConfig) and isinstance(config, ViTConfig) and theirs.width == config.width:
-        if theirs.head_count != config.head_count:
-            raise ValueError(
-                f"{file.path} is of a transformer with {theirs.head_count} heads, but model.backbone.heads is "
-                f"{config.head_count}; set model.backbone.heads={theirs.head_count}"
-            )
+    both = isinstance(theirs, ViTConfig) and isinstance(config, ViTConfig) and theirs.width == config.width
+    if both and theirs.head_count != config.head_count:
+        raise ValueError(
+            f"{file.path} is of a transformer with {theirs.head_count} heads, but model.backbone.heads is "
+            f"{config.head_count}; set model.backbone.heads={theirs.head_count}"
+        )
 
 
 def _check_stem(file: Tensors, config: ResNetConfig | ViTConfig) -> None:

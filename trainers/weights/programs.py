@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.model import STEMS
 from trainers.settings import ResNetConfig, ViTConfig
@@ -42,7 +43,7 @@ def torchvision_program(found: Description) -> str:
     if isinstance(config, ViTConfig):
         body = [
             "network = torchvision.models.VisionTransformer(",
-            f"    image_size={found.size}, patch_size={config.patch_size}, num_layers={config.block_count}, "
+            f"    image_size={found.built_size}, patch_size={config.patch_size}, num_layers={config.block_count}, "
             f"num_heads={config.head_count},",
             f"    hidden_dim={config.width}, mlp_dim={4 * config.width},",
             ")",
@@ -56,7 +57,7 @@ def torchvision_program(found: Description) -> str:
         imports = ["import functools", *imports] if layer else imports
         body = [
             f"network = torchvision.models.{config.kind}(weights=None{layer})",
-            *_stem(config, padded_pool="network.maxpool"),
+            *_stem(config),
             "network.fc = nn.Identity()",
             "return network",
         ]
@@ -75,7 +76,7 @@ def timm_program(found: Description) -> str | None:
     layer = ', norm_layer="groupnorm1"' if found.norm == "layer" else ""
     body = [
         f'network = timm.create_model("{config.kind}", pretrained=False, num_classes=0{layer})',
-        *_stem(config, padded_pool="network.maxpool"),
+        *_stem(config),
         "return network",
     ]
     return _program(found, "timm", ["import timm"], body)
@@ -145,23 +146,23 @@ def _program(
     return head + lines + before + build + _READ + _LOAD
 
 
-def _stem(config: ResNetConfig, *, padded_pool: str) -> list[str]:
+def _stem(config: ResNetConfig) -> list[str]:
     if config.stem == "imagenet":
         return []
     assert config.stem != "auto"  # a description has it written out
     stem = STEMS[config.stem]
     lines = [f"network.conv1 = nn.Conv2d(3, 64, {stem.kernel}, {stem.stride}, {stem.padding}, bias=False)"]
-    return lines if stem.pooled else [*lines, f"{padded_pool} = nn.Identity()"]
+    return lines if stem.pooled else [*lines, "network.maxpool = nn.Identity()"]
 
 
 def _layer(layer: nn.Module) -> str:
     match layer:
         case nn.Linear():
             return f"nn.Linear({layer.in_features}, {layer.out_features}, bias={layer.bias is not None})"
-        case nn.BatchNorm1d() | nn.SyncBatchNorm():
+        case _BatchNorm():  # ours, synchronized over workers, is one
             return f"nn.BatchNorm1d({layer.num_features}, affine={layer.affine})"
         case nn.LayerNorm():
             return f"nn.LayerNorm({layer.normalized_shape[0]}, elementwise_affine={layer.elementwise_affine})"
         case nn.GELU() | nn.ReLU():
             return f"nn.{type(layer).__name__}()"
-    return f"nn.BatchNorm1d({layer.num_features}, affine={layer.affine})"  # synchronized over workers
+    raise ValueError(f"a projector has no {type(layer).__name__}")  # a case is missing here
