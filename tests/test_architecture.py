@@ -84,6 +84,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
     "trainers.evaluation": {
+        "trainers.weights",
         "trainers.encoder",
         "trainers.model",
         "trainers.backbones",
@@ -94,6 +95,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.report",
         "trainers.config",
         "trainers.settings",
+        "trainers.init_file",
         "trainers.storage",
         "trainers.files",
         "trainers.dist",

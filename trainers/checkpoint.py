@@ -6,6 +6,7 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 import shutil
 import tempfile
@@ -107,12 +108,19 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
                 "it is damaged or was replaced; go on from another one or start again"
             )
         file.seek(0)
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint {path} must have format {FORMAT}, but has {state.get('format')!r}; "
-            "continue it with the version of pretune that wrote it"
-        )
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise DamagedError(
+                f"checkpoint {path} must be one that pretune wrote, which torch reads with weights_only=True, but is "
+                f"not, and nothing in it was run; name another file ({str(error).partition('.')[0]})"
+            ) from error
+    known = state.get("format") if isinstance(state, dict) else None
+    if known != FORMAT:
+        remedy = "continue it with the version of pretune that wrote it"
+        if known is None:
+            remedy = "it is none of pretune's: of other people's weights `pretune import` makes a folder to go on with"
+        raise ValueError(f"checkpoint {path} must have format {FORMAT}, but has {known!r}; {remedy}")
     return state
 
 

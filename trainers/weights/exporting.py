@@ -200,7 +200,9 @@ def _write_onnx(path: Path, given: Exportable) -> None:
         )
     except OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"torch's exporter cannot write {given.description.backbone.kind} as ONNX: {reason}") from error
+        raise ValueError(
+            f"torch's exporter cannot write {given.description.backbone.kind} as ONNX: {reason}"
+        ) from error
 
 
 def _unsynchronized(projector: nn.Sequential) -> nn.Sequential:

@@ -1,8 +1,8 @@
 """A backbone's state out of a file: found under whatever prefix, by whoever's names, or refused in words.
 
-    module.encoder_q.layer1.0.conv1.weight      MoCo
-    teacher.backbone.blocks.0.attn.qkv.weight   DINO
-    model.backbone.stages.0.conv1.weight        a checkpoint of ours
+module.encoder_q.layer1.0.conv1.weight      MoCo
+teacher.backbone.blocks.0.attn.qkv.weight   DINO
+model.backbone.stages.0.conv1.weight        a checkpoint of ours
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def prefixes(names: Mapping[str, Tensor], known: set[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in names:
         steps = name.split(".")
-        found.update(
-            ".".join([*steps[:depth], ""]) for depth in range(len(steps)) if ".".join(steps[depth:]) in known
-        )
+        found.update(".".join([*steps[:depth], ""]) for depth in range(len(steps)) if ".".join(steps[depth:]) in known)
     return found
 
 
@@ -116,9 +114,7 @@ def _is_head(name: str) -> bool:
     return step in HEADS or step.startswith("decoder")
 
 
-def _check_images(
-    config: Backbone, what: str, wanted: Mapping[str, Tensor], taken: Mapping[str, Tensor]
-) -> None:
+def _check_images(config: Backbone, what: str, wanted: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> None:
     """Channels, stem, patch size and number of patches, each in its own words."""
     first = next((name for name, tensor in wanted.items() if tensor.ndim == 4), None)
     if first is not None and first in taken and taken[first].ndim == 4:

@@ -130,9 +130,7 @@ def projector_program(projector: nn.Sequential) -> str:
     return head + build + _READ + _LOAD.replace("encoder.safetensors", PROJECTOR)
 
 
-def _program(
-    found: Description, library: str, imports: Sequence[str], body: Sequence[str], *, before: str = ""
-) -> str:
+def _program(found: Description, library: str, imports: Sequence[str], body: Sequence[str], *, before: str = "") -> str:
     size = found.size
     head = (
         f'"""{found.backbone.kind} with {library} alone: normalized images [n, 3, {size}, {size}] -> features '
