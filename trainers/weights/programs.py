@@ -1,4 +1,4 @@
-"""`model.py`: a program that builds a network of ours from torchvision or timm alone, where these have no name for it."""
+"""`model.py`: a program that builds a network of ours from torchvision or timm alone."""
 
 from __future__ import annotations
 

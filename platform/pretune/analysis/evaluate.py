@@ -102,8 +102,8 @@ class Request:
 
 
 def find(text: str, storages: str) -> Target:
-    """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, a sweep (its best trial), or
-    SWEEP/TRIAL.
+    """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, a sweep (its best trial),
+    or SWEEP/TRIAL.
 
     RequestError where there is no such thing, the sweep has no best trial, or the trial has left no checkpoint.
     """
@@ -151,8 +151,8 @@ def check(
         )
     if untrained and target.is_weights:
         raise RequestError(
-            f"--untrained needs a checkpoint, which says what its network started from, but {target.file} holds weights "
-            "alone; leave it out"
+            f"--untrained needs a checkpoint, which says what its network started from, but {target.file} holds "
+            "weights alone; leave it out"
         )
     place = target.place if out is None else str(out.absolute())
     if not storage.is_uri(place) and (why := why_not_writable(Path(place))):

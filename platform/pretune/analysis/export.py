@@ -166,7 +166,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
 def _check_format(config: TrialConfig, layout: Layout, branch: Branch) -> None:
     if branch == "teacher" and config.model.teacher is None:
         raise RequestError(
-            "--branch teacher needs a run with a teacher, but model.teacher is null in its config; take --branch student"
+            "--branch teacher needs a run with a teacher, but model.teacher is null in its config; take --branch "
+            "student"
         )
     backbone = config.model.backbone
     _check_backbone(backbone, layout)

@@ -68,7 +68,7 @@ def check(
     layout: Layout = "timm",
     license_name: str = export.UNKNOWN_LICENSE,
 ) -> Request:
-    """RequestError, or the file's own ValueError, where there is no such file, something at `out`, or no such backbone."""
+    """RequestError, or a ValueError of the file's, where there is no such file or backbone, or something at `out`."""
     found = file_of(file, Path.cwd())
     name = found.parent.name if found.name == ENCODER else found.name.partition(".")[0]
     folder = (out if out is not None else ROOT / name).absolute()

@@ -170,7 +170,7 @@ def test_what_is_there_is_never_overwritten_and_half_an_export_is_none(
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        ("known --format torchvision", {"model.backbone.kind": "timm:efficientnet_lite0"}, "take --format timm or onnx"),
+        ("known --format torchvision", {"model.backbone.kind": "timm:regnety_002"}, "take --format timm or onnx"),
         ("known --format timm --branch teacher", {}, "model.teacher is null in its config; take --branch student"),
         ("known/7 --format timm", {}, "trial must be 0 to 0"),
         ("unknown --format timm", {}, "there is no sweep 'unknown'"),
@@ -195,9 +195,7 @@ def test_a_wrong_request_is_refused_before_torch_is_imported(
     assert imported(program, "torch ray timm torchvision") == []
 
 
-def test_an_ablation_has_no_best_and_a_missing_package_is_named(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ablation_has_no_best_and_a_missing_package_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec

@@ -1,4 +1,4 @@
-"""Networks of torchvision's and timm's as files of other people's have them: seeded, with norms that have seen something."""
+"""Networks of torchvision's and timm's as files of other people's have them: seeded, with norms that are not new."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def safetensors(path: Path, state: Mapping[str, Tensor]) -> Path:
 
 def below(prefix: str, state: Mapping[str, Tensor], *, times: float = 1.0) -> dict[str, Tensor]:
     """Each name behind `prefix`; floats times a number, so that two networks in one file can be told apart."""
-    return {f"{prefix}{name}": tensor * times if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {
+        f"{prefix}{name}": tensor * times if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
 
 
 def _seen(network: nn.Module) -> nn.Module:

@@ -63,7 +63,9 @@ def exported(
         run, layout=layout, branch=branch, projector=projector, source="a test", source_sha256="0" * 64
     )
     found = exporting.write(folder, given)
-    print(f"{layout}, {run.config.model.backbone.kind}: largest difference {found.difference:.3g} of {found.largest:.3g}")
+    print(
+        f"{layout}, {run.config.model.backbone.kind}: largest difference {found.difference:.3g} of {found.largest:.3g}"
+    )
     return found
 
 
