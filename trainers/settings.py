@@ -173,7 +173,7 @@ class ResNetConfig(Config):
         description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
-    stem: Stem | Literal["auto"] = "auto"
+    stem: Literal[Stem, "auto"] = "auto"
     init: Init | None = Field(None, description=INIT)
 
     @model_validator(mode="after")

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pretune.analysis import evaluate, model_card
 from pretune.analysis.evaluate import Target
@@ -19,7 +19,8 @@ from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult
 from pretune.request import request
 from trainers import files, storage
-from trainers.config import OwnBackbone, ResNetConfig, TimmConfig, TrialConfig, ViTConfig
+from trainers.config import Backbone, OwnBackbone, ResNetConfig, TimmConfig, TrialConfig, ViTConfig
+from trainers.evaluation.protocol import ProtocolResult
 from trainers.weights.folder import Layout
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def check_installed(layout: Layout) -> None:
         raise RequestError(f"--format {layout} needs {', '.join(missing)}; run: pip install 'pretune[export]'")
 
 
+def check_backbone(backbone: Backbone, layout: Layout) -> None:
+    """RequestError where the format's library has no such network."""
+    if layout == "torchvision" and not isinstance(backbone, ResNetConfig | ViTConfig):
+        other = "onnx" if isinstance(backbone, OwnBackbone) else "timm or onnx"
+        raise RequestError(f"torchvision has no {backbone.kind}; take --format {other}")
+    if layout == "timm" and not isinstance(backbone, ResNetConfig | ViTConfig | TimmConfig):
+        raise RequestError(f"timm has no {backbone.kind}, which is code of one's own; take --format onnx")
+
+
 def run(asked: Request) -> Written:
     """Writes the folder. RequestError where the format has no such network or there is something by now; ValueError
     where the checkpoint is damaged; RuntimeError where what was written gives other features.
@@ -116,7 +126,13 @@ def run(asked: Request) -> Written:
 
     target = asked.target
     if target.is_weights:
-        return write(asked.out, opened(target.file), layout=asked.layout, license_name=asked.license_name)
+        return write(
+            asked.out,
+            opened(target.file),
+            layout=asked.layout,
+            license_name=asked.license_name,
+            evaluations=evaluate.stored(target.place),
+        )
     found = target.checkpoint or checkpoint.find(target.file)
     trained = encoder.load_trained(found)
     _check_format(trained.config, asked.layout, asked.branch)
@@ -138,14 +154,22 @@ def run(asked: Request) -> Written:
     return Written(asked.out, _with_all_files(exported, asked.out))
 
 
-def write(out: Path, weights: Weights, *, layout: Layout, license_name: str) -> Written:
+def write(
+    out: Path,
+    weights: Weights,
+    *,
+    layout: Layout,
+    license_name: str,
+    evaluations: Sequence[ProtocolResult] = (),
+) -> Written:
     """Other people's weights as such a folder. Errors as of `run`."""
     from trainers.weights import exporting
 
-    _check_backbone(weights.description.backbone, layout)
+    check_backbone(weights.description.backbone, layout)
+    origin = Origin(evaluations=tuple(evaluations))
     with _new_folder(out) as aside:
         exported = exporting.write(aside, exporting.of_weights(weights, layout=layout))
-        card = model_card.text(out.name, exported.description, Origin(), license_name=license_name)
+        card = model_card.text(out.name, exported.description, origin, license_name=license_name)
         (aside / model_card.CARD).write_text(card)
     return Written(out, _with_all_files(exported, out), weights)
 
@@ -170,21 +194,13 @@ def _check_format(config: TrialConfig, layout: Layout, branch: Branch) -> None:
             "student"
         )
     backbone = config.model.backbone
-    _check_backbone(backbone, layout)
+    check_backbone(backbone, layout)
     largest = max(view.size for view in config.views)
     if layout == "torchvision" and isinstance(backbone, ViTConfig) and config.views[0].size != largest:
         raise RequestError(
             f"torchvision's transformer takes images of one size, {largest} pixels as its positions, but this one was "
             f"judged at {config.views[0].size}; take --format timm or onnx"
         )
-
-
-def _check_backbone(backbone: Any, layout: Layout) -> None:
-    if layout == "torchvision" and not isinstance(backbone, ResNetConfig | ViTConfig):
-        other = "onnx" if isinstance(backbone, OwnBackbone) else "timm or onnx"
-        raise RequestError(f"torchvision has no {backbone.kind}; take --format {other}")
-    if layout == "timm" and not isinstance(backbone, ResNetConfig | ViTConfig | TimmConfig):
-        raise RequestError(f"timm has no {backbone.kind}, which is code of one's own; take --format onnx")
 
 
 def _source(target: Target, epoch: int) -> str:

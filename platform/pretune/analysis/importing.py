@@ -13,7 +13,7 @@ from pretune.analysis import export
 from pretune.analysis.export import Written
 from pretune.core.errors import RequestError
 from pretune.core.messages import describe
-from pretune.request import overrides
+from pretune.request import overrides, usercode
 from trainers.config import Backbone
 from trainers.init_file import ENCODER, file_of
 from trainers.settings import Resampling
@@ -77,7 +77,8 @@ def check(
     settings = overrides.parse(assignments)
     given = None
     if backbone is not None:
-        given = _backbone({"kind": backbone, **settings})
+        given = _backbone({"kind": usercode.absolute(backbone, Path.cwd()), **settings})
+        export.check_backbone(given, layout)
         settings = {}
     return Request(found, folder, layout, given, settings, size, mean, std, resampling, branch, license_name)
 

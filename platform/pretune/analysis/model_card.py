@@ -17,10 +17,10 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.journal import Opened
 from pretune.core.results import SweepResult, TrialResult
-from pretune.request import request
 from trainers import storage
 from trainers.config import TrialConfig
 from trainers.data import report_reads
+from trainers.data.data_cache import open_anywhere
 from trainers.data.manifest import Manifest
 from trainers.evaluation.protocol import CONFIDENCE, ProtocolResult
 from trainers.init_file import ENCODER
@@ -75,7 +75,7 @@ def origin(
     manifest, reads, count, versions = None, None, 0, None
     if config is not None:
         with suppress(ValueError, OSError):  # its data may have moved, or lie behind a network that is down
-            manifest = request.open_data(config.data.path, expected_hash=config.data.manifest).manifest
+            manifest = open_anywhere(config.data.path, expected_hash=config.data.manifest, files=()).manifest
         with suppress(ValueError, OSError):
             count = len(report_reads.known(config.data.path))
     if result is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pretune.cli import completion
 from pretune.cli.exits import checking, fail, note, print_json, refuse, running
 from pretune.cli.options import STORAGE, Json, License, Storage
 from pretune.display import screen
@@ -20,6 +21,7 @@ def export_command(
         typer.Argument(
             metavar="SWEEP[/TRIAL]|CHECKPOINT",
             help="a sweep (its best trial), one trial of it (NAME/3), a checkpoint's file or URI, or an import",
+            autocompletion=completion.sweeps,
         ),
     ],
     layout: Annotated[

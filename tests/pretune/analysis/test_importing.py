@@ -88,6 +88,8 @@ def test_a_recipe_that_starts_from_a_file_names_it_by_hash_and_is_checked_before
         ("moco.pth.tar --std 0,0.1,0.1", "--std must be three numbers"),
         ("moco.pth.tar --backbone resnet51", "'backbone.kind' is 'resnet51', which is not known"),
         ("moco.pth.tar --backbone resnet18 --set stem=big", "'backbone.stem' is 'big'"),
+        ("moco.pth.tar --backbone timm:resnet101 --format torchvision", "take --format timm or onnx"),
+        ("moco.pth.tar --backbone mine.py:Net", "code of one's own; take --format onnx"),
         ("moco.pth.tar --out .", "must be a new or an empty folder"),
         (".", "but has no encoder.safetensors"),
     ],
@@ -110,7 +112,7 @@ def test_what_is_no_backbone_is_refused_and_leaves_nothing(tmp_path: Path, monke
     foreign.saved(tmp_path / "tiny.pth", foreign.resnet().state_dict())
     for arguments, message in (
         (["other.pth"], "looks like none of these"),
-        (["tiny.pth", "--backbone", "vit_tiny"], "looks like none of these"),
+        (["tiny.pth", "--backbone", "vit_tiny"], "must hold the weights of vit_tiny, but none of its"),
         (["tiny.pth", "--backbone", "timm:resnet50"], "must hold the weights of timm:resnet50, but"),
         (["tiny.pth", "--set", "stem=small"], "its stem is a convolution of 7x7; set"),
     ):
