@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def sweep(tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatc
     folder, config = tmp_path / "sweeps" / "known", on(data)
     saved = [left(folder / "trials" / f"{number:04d}" / "checkpoints", config, data) for number in (0, 1)]
     return finished_sweep(folder, config, *saved).folder
+
+
+def refusing(command: str, folder: Path, refused: Iterable[tuple[str, str]]) -> str:
+    """A program that types each of these arguments in `folder`, and wants code 2 and the message."""
+    return (
+        "import os\n"
+        f"os.chdir({str(folder)!r})\n"
+        "from typer.testing import CliRunner\nfrom pretune.cli.app import app\n"
+        f"for arguments, message in {tuple(refused)!r}:\n"
+        f"    done = CliRunner().invoke(app, [{command!r}, *arguments.split()])\n"
+        "    assert done.exit_code == 2, (arguments, done.output)\n"
+        "    assert message in ' '.join(done.output.split()), (arguments, done.output)\n"
+    )
 
 
 def head(card: Path) -> dict[str, Any]:
@@ -167,35 +181,25 @@ def test_what_is_there_is_never_overwritten_and_half_an_export_is_none(
     assert not killed.exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "changes", "message"),
-    [
-        ("known --format torchvision", {"model.backbone.kind": "timm:regnety_002"}, "take --format timm or onnx"),
-        ("known --format timm --branch teacher", {}, "model.teacher is null in its config; take --branch student"),
-        ("known/7 --format timm", {}, "trial must be 0 to 0"),
-        ("unknown --format timm", {}, "there is no sweep 'unknown'"),
-        ("known --format keras", {}, "is not one of"),
-        ("known --format timm --out sweeps", {}, "must be a new or an empty folder"),
-        ("known --format timm --out sweeps/known/journal.jsonl/x", {}, "is a file"),
-    ],
+REFUSED = (
+    ("timms --format torchvision", "take --format timm or onnx"),
+    ("known --format timm --branch teacher", "model.teacher is null in its config; take --branch student"),
+    ("known/7 --format timm", "trial must be 0 to 0"),
+    ("unknown --format timm", "there is no sweep 'unknown'"),
+    ("known --format keras", "is not one of"),
+    ("known --format timm --out sweeps", "must be a new or an empty folder"),
+    ("known --format timm --out sweeps/known/journal.jsonl/x", "is a file"),
 )
-def test_a_wrong_request_is_refused_before_torch_is_imported(
-    tmp_path: Path, data: datasets.Dataset, arguments: str, changes: dict[str, Any], message: str
-) -> None:
-    folder, config = tmp_path / "sweeps" / "known", on(data)
-    saved = checkpoint.save(folder, {}, epoch=1)
-    finished_sweep(folder, with_changes(config, changes), saved)
-    program = (
-        "import os, sys\n"
-        f"os.chdir({str(tmp_path)!r})\n"
-        "from typer.testing import CliRunner\nfrom pretune.cli.app import app\n"
-        f"done = CliRunner().invoke(app, ['export', *{arguments.split()!r}])\n"
-        f"assert done.exit_code == 2, done.output\nassert {message!r} in ' '.join(done.output.split()), done.output"
-    )
-    assert imported(program, "torch ray timm torchvision") == []
 
 
-def test_an_ablation_has_no_best_and_a_missing_package_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_request_is_refused_before_torch_is_imported(tmp_path: Path, data: datasets.Dataset) -> None:
+    for name, changes in (("known", {}), ("timms", {"model.backbone.kind": "timm:regnety_002"})):
+        folder = tmp_path / "sweeps" / name
+        finished_sweep(folder, with_changes(on(data), changes), checkpoint.save(folder, {}, epoch=1))
+    assert imported(refusing("export", tmp_path, REFUSED), "torch ray timm torchvision") == []
+
+
+def test_a_missing_package_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec

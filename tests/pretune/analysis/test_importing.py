@@ -13,6 +13,7 @@ from pretune.request import overrides, request
 from pretune.request.lookup import Recipe
 from search_spaces import RECIPES
 from tests.imports import imported
+from tests.pretune.analysis.test_export import refusing
 from tests.pretune.cli.command import pretune
 from tests.trainers.weights import foreign
 from trainers.evaluation.subject import from_weights
@@ -80,30 +81,22 @@ def test_a_recipe_that_starts_from_a_file_names_it_by_hash_and_is_checked_before
             request.configure(recipe, assignments=wrong)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("none.pth", "there is no file"),
-        ("moco.pth.tar --mean 1,2", "--mean must be three numbers"),
-        ("moco.pth.tar --std 0,0.1,0.1", "--std must be three numbers"),
-        ("moco.pth.tar --backbone resnet51", "'backbone.kind' is 'resnet51', which is not known"),
-        ("moco.pth.tar --backbone resnet18 --set stem=big", "'backbone.stem' is 'big'"),
-        ("moco.pth.tar --backbone timm:resnet101 --format torchvision", "take --format timm or onnx"),
-        ("moco.pth.tar --backbone mine.py:Net", "code of one's own; take --format onnx"),
-        ("moco.pth.tar --out .", "must be a new or an empty folder"),
-        (".", "but has no encoder.safetensors"),
-    ],
+REFUSED = (
+    ("none.pth", "there is no file"),
+    ("moco.pth.tar --mean 1,2", "--mean must be three numbers"),
+    ("moco.pth.tar --std 0,0.1,0.1", "--std must be three numbers"),
+    ("moco.pth.tar --backbone resnet51", "'backbone.kind' is 'resnet51', which is not known"),
+    ("moco.pth.tar --backbone resnet18 --set stem=big", "'backbone.stem' is 'big'"),
+    ("moco.pth.tar --backbone timm:resnet101 --format torchvision", "take --format timm or onnx"),
+    ("moco.pth.tar --backbone mine.py:Net", "code of one's own; take --format onnx"),
+    ("moco.pth.tar --out .", "must be a new or an empty folder"),
+    (".", "but has no encoder.safetensors"),
 )
-def test_a_wrong_request_is_refused_before_torch_is_imported(tmp_path: Path, arguments: str, message: str) -> None:
+
+
+def test_a_wrong_request_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "moco.pth.tar").write_bytes(b"")
-    program = (
-        "import os\n"
-        f"os.chdir({str(tmp_path)!r})\n"
-        "from typer.testing import CliRunner\nfrom pretune.cli.app import app\n"
-        f"done = CliRunner().invoke(app, ['import', *{arguments.split()!r}])\n"
-        f"assert done.exit_code == 2, done.output\nassert {message!r} in ' '.join(done.output.split()), done.output"
-    )
-    assert imported(program, "torch ray timm torchvision") == []
+    assert imported(refusing("import", tmp_path, REFUSED), "torch ray timm torchvision") == []
 
 
 def test_what_is_no_backbone_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
