@@ -45,11 +45,7 @@ def from_timm(config: TimmConfig, view_sizes: Sequence[int], norm: Norm) -> tupl
         raise ValueError(
             f"{PATH}.kind: timm {timm.__version__} has no model {name!r}{near or '; see timm.list_models()'}"
         )
-    options: dict[str, Any] = dict(config.options)
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        options.setdefault("img_size", view_sizes[0])
-        if len(view_sizes) > 1:
-            options.setdefault("dynamic_img_size", True)
+    options = timm_options(config, view_sizes)
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except Exception as error:  # whatever its own code raises on sizes and options
@@ -59,6 +55,18 @@ def from_timm(config: TimmConfig, view_sizes: Sequence[int], norm: Norm) -> tupl
         ) from error
     _split_activations(network)
     return _checked(network, config.kind, view_sizes, norm)
+
+
+def timm_options(config: TimmConfig, view_sizes: Sequence[int]) -> dict[str, Any]:
+    """What `timm.create_model` is given beside the name, for views of these sizes, the largest first."""
+    import timm
+
+    options: dict[str, Any] = dict(config.options)
+    if getattr(timm.get_pretrained_cfg(config.kind.removeprefix("timm:")), "fixed_input_size", False):
+        options.setdefault("img_size", view_sizes[0])
+        if len(view_sizes) > 1:
+            options.setdefault("dynamic_img_size", True)
+    return options
 
 
 def own(config: OwnBackbone, view_sizes: Sequence[int], norm: Norm) -> tuple[nn.Module, int]:

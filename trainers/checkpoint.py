@@ -116,12 +116,12 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"checkpoint {path} must hold tensors and plain values alone, as `pretune train` writes them, but does "
                 f"not ({said}); nothing in it was run: take another one"
             ) from error
-    found_format = state.get("format") if isinstance(state, dict) else None
-    if found_format != FORMAT:
-        raise ValueError(
-            f"checkpoint {path} must have format {FORMAT}, but has {found_format!r}; "
-            "continue it with the version of pretune that wrote it"
-        )
+    known = state.get("format") if isinstance(state, dict) else None
+    if known != FORMAT:
+        remedy = "continue it with the version of pretune that wrote it"
+        if known is None:
+            remedy = "it is none of pretune's: of other people's weights `pretune import` makes a folder to go on with"
+        raise ValueError(f"checkpoint {path} must have format {FORMAT}, but has {known!r}; {remedy}")
     return cast(dict[str, Any], state)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from trainers import usercode
+from trainers.init_file import InitFile
 from trainers.settings import (
     Backbone,
     Config,
@@ -170,15 +171,25 @@ class TrialConfig(Config):
                 parts[f"objective.{name}"] = term
         return parts
 
+    @property
+    def init(self) -> InitFile | None:
+        """The weights that the backbone starts from; None where they are drawn at random."""
+        backbone = self.model.backbone
+        return None if isinstance(backbone, OwnBackbone) else backbone.init
+
     def completed(self, folder: Path | None = None) -> TrialConfig:
-        """A copy whose own parts are found from anywhere, relative files lying in `folder`, each with its file's hash.
+        """A copy whose own parts, and weights to start from, are found from anywhere, relative files lying in `folder`,
+        each with its file's hash.
 
         ValueError where one is missing or cannot be imported, ChangedError where its hash is another one already.
         """
-        parts = self.own_parts
-        if not parts:
+        parts, init = self.own_parts, self.init
+        if not parts and init is None:
             return self
         values = self.model_dump(mode="json")
+        if init is not None:
+            with usercode.named("model.backbone", key="init"):
+                values["model"]["backbone"]["init"] = init.completed(folder).model_dump(mode="json")
         for path, part in parts.items():
             with usercode.named(path):
                 complete = part.completed(folder)

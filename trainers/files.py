@@ -12,6 +12,7 @@ import errno
 import fcntl
 import glob
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,46 @@ def opened_whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def folder_whole(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes the one at `path` when the block ends, and is gone where the block raises.
+
+    FileExistsError where there is something at `path` already, other than an empty folder, by then as well. What a
+    killed process has left beside it is removed.
+    """
+    if not is_free(path):
+        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _TAG}.part"):
+        if leftover.is_dir() and not _is_locked(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:_TAG]}.part")
+    aside.mkdir()
+    handle = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield aside
+        for file in aside.rglob("*"):
+            sync(file)
+        sync(aside)
+        try:
+            os.rename(aside, path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, "it is there already", str(path)) from error
+            raise
+    finally:
+        os.close(handle)
+        shutil.rmtree(aside, ignore_errors=True)
+    sync(path.parent)
+
+
+def is_free(path: Path) -> bool:
+    """Whether a folder may be put at `path`: there is nothing, or an empty folder."""
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
 def why_not_writable(folder: Path) -> str:
@@ -103,6 +144,21 @@ def _open_aside(path: Path) -> BinaryIO:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # it was taken for a leftover before it was locked
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether whoever writes it lives; also where that cannot be told."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _remove_leftovers(path: Path) -> None:

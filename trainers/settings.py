@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from trainers import usercode
+from trainers.init_file import Init
 from trainers.upgrade import refuse_old_names
 from trainers.usercode import Own
 
@@ -144,6 +145,7 @@ class ViewConfig(Config):
         return self
 
 
+INIT = "weights to start from: a file, or an export's folder; the heads start at random"
 Stem = Literal["imagenet", "small", "small_pooled", "small_padded"]
 
 SMALL_VIEW = 64
@@ -171,7 +173,8 @@ class ResNetConfig(Config):
         description="channels of the first stage of `resnet_tiny`; the others ignore it",
     )
     zero_init_residual: bool = Field(True, description="start each residual branch at zero (its last norm's scale)")
-    stem: Stem | Literal["auto"] = "auto"
+    stem: Literal[Stem, "auto"] = "auto"
+    init: Init | None = Field(None, description=INIT)
 
     @model_validator(mode="after")
     def _the_tiny_one_has_its_own_stem(self) -> ResNetConfig:
@@ -220,6 +223,7 @@ class ViTConfig(Config):
     positions: Literal["learned", "fixed"] = "learned"
     position_temperature: Positive = 10_000.0
     freeze_patches: bool = False
+    init: Init | None = Field(None, description=INIT)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> ViTConfig:
@@ -253,6 +257,7 @@ class TimmConfig(Config):
 
     kind: str = Field(pattern=r"^timm:[A-Za-z0-9_.]+$")
     options: Mapping[str, bool | int | float | str | None] = {}
+    init: Init | None = Field(None, description=INIT)
 
 
 class OwnBackbone(Own, Config):

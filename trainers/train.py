@@ -32,6 +32,7 @@ from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.operations import Operations
 from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.weights.opening import initialize
 
 if TYPE_CHECKING:
     from trainers.data.datasets import Dataset
@@ -162,6 +163,8 @@ def _run(
             setattr(counters, name, value)
         if "meter" in state:
             meter.load_state(state["meter"], device)
+    else:
+        initialize(model, config)
     network = _data_parallel(model, objective, config, device)
     if state is not None and "rank_buffers" in state:
         # Only now: when it is made, DDP gives all ranks the buffers of one.

@@ -347,13 +347,15 @@ def check_call(function: Any, *given: object, settings: Mapping[str, Any], **nam
 
 
 @contextmanager
-def named(path: str) -> Iterator[None]:
-    """What is wrong with the part at `path` is said with that path in front, in an error of the same kind."""
+def named(path: str, *, key: str = "kind") -> Iterator[None]:
+    """What is wrong with the part at `path` is said with that path in front, and the `key` that names the part, in an
+    error of the same kind.
+    """
     try:
         yield
     except SettingsError as error:
         raise SettingsError(error.model, error.error, path) from error
     except ChangedError as error:
-        raise ChangedError(f"{path}.kind: {error}") from error
+        raise ChangedError(f"{path}.{key}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}.kind: {error}") from error
+        raise ValueError(f"{path}.{key}: {error}") from error

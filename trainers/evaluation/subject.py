@@ -23,6 +23,7 @@ from trainers import checkpoint as checkpoints
 from trainers.config import TrialConfig
 from trainers.data.sources.base import WHITE
 from trainers.encoder import Preparation, load_trained
+from trainers.init_file import ENCODER
 from trainers.model import Model, TinyResNet, build_model
 from trainers.report import Checkpoint
 from trainers.settings import Resampling
@@ -105,6 +106,36 @@ def subject(checkpoint: Checkpoint | Path | str, *, name: str | None = None, dat
 def untrained(config: TrialConfig, preparation: Preparation, *, name: str = "untrained") -> Subject:
     """The network that a run of `config` starts from, on the CPU: what pretraining has to beat."""
     return _of(build_model(config, heads=()), config, preparation, name)
+
+
+def from_weights(place: Path | str, *, name: str | None = None) -> Subject:
+    """The encoder of other people's weights or of an export (a file or its folder), on the CPU: a table's line of
+    reference. `name` defaults to the file's, or the folder's.
+
+    ValueError as of `trainers.weights.opening.opened`.
+    """
+    from trainers.weights.opening import opened
+
+    weights = opened(place)
+    known = weights.description
+    sources = sources_of(weights.network)
+    for network in sources.values():
+        network.eval().requires_grad_(False)
+    use = known.model_dump(mode="json", include={"size", "mean", "std", "resampling", "precision", "backbone", "norm"})
+    path = Path(place)
+    return Subject(
+        name=name or (path.parent.name if path.name == ENCODER else path.stem if path.is_file() else path.name),
+        digest=digest_of({"backbone": weights.network}, use),
+        size=known.size,
+        mean=known.mean,
+        std=known.std,
+        resampling=known.resampling,
+        kind=kind_of(weights.network),
+        sources=sources,
+        precision=known.precision,
+        white=known.white,
+        max_side=known.max_side,
+    )
 
 
 def kind_of(network: nn.Module) -> Kind:

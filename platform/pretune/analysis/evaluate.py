@@ -26,11 +26,14 @@ from trainers.data.report_reads import ReportRead
 from trainers.evaluation.protocol import Protocol, ProtocolResult, Split, digest
 from trainers.evaluation.protocols import PROTOCOLS
 from trainers.files import why_not_writable, write_whole
+from trainers.init_file import ENCODER
 from trainers.report import Checkpoint
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
 
+CHECKPOINT = ".pt"
+"""Ending of a run's checkpoints."""
 FOLDER = ".evaluations"
 """Ending of the folder of a checkpoint's results, beside it."""
 MOST_SEEDS = 100
@@ -54,6 +57,11 @@ class Target(NamedTuple):
     trial: int | None = None
     live: bool = False
     """Whether that sweep runs right now."""
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it is a backbone alone, as torchvision, timm and exports have it, and no checkpoint of a run."""
+        return self.checkpoint is None and not self.file.endswith(CHECKPOINT)
 
     @property
     def place(self) -> str:
@@ -99,13 +107,16 @@ class Request:
 
 
 def find(text: str, storages: str) -> Target:
-    """What `text` names: a checkpoint's file or URI, a sweep (its best trial), or SWEEP/TRIAL.
+    """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, a sweep (its best trial),
+    or SWEEP/TRIAL.
 
     RequestError where there is no such thing, the sweep has no best trial, or the trial has left no checkpoint.
     """
     if Path(text).is_file() or (storage.is_uri(text) and Path(storage.name_of(text)).suffix):
         path = text if storage.is_uri(text) else str(Path(text).absolute())
         return Target(name=Path(text).stem, file=path)
+    if (Path(text) / ENCODER).is_file():
+        return Target(name=Path(text).absolute().name, file=str(Path(text).absolute() / ENCODER))
     sweep, number = text, None
     match = re.fullmatch(r"(.+)/(\d+)/?", text)
     if match is not None and not _is_sweep(text, storages):
@@ -142,6 +153,11 @@ def check(
         raise RequestError(
             f"sweep {target.sweep} runs, and its choices must not depend on `report`; evaluate on `select`, or wait "
             "until it has ended"
+        )
+    if untrained and target.is_weights:
+        raise RequestError(
+            f"--untrained needs a checkpoint, which says what its network started from, but {target.file} holds "
+            "weights alone; leave it out"
         )
     place = target.place if out is None else str(out.absolute())
     if not storage.is_uri(place) and (why := why_not_writable(Path(place))):
@@ -236,6 +252,8 @@ def load(target: Target) -> Subject:
     """ValueError where the file is damaged, or another one than the journal says."""
     from trainers.evaluation import subject
 
+    if target.is_weights:
+        return subject.from_weights(target.file, name=target.name)
     return subject.subject(target.checkpoint or target.file, name=target.name)
 
 
@@ -313,6 +331,8 @@ def _trial(result: SweepResult, number: int | None) -> Target:
 def _own_data(target: Target) -> OnData:
     """The data set that it was trained on."""
     config = target.config
+    if target.is_weights:
+        raise RequestError(f"{target.file} does not say what images it was trained on; name some with --data")
     if config is None:  # it is in the checkpoint alone, which takes torch
         from trainers import checkpoint, encoder
 

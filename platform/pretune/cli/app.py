@@ -17,7 +17,9 @@ from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
 from pretune.cli.enqueue import enqueue_command
 from pretune.cli.eval import eval_command
+from pretune.cli.export import export_command
 from pretune.cli.finalize import finalize_command
+from pretune.cli.import_weights import import_command
 from pretune.cli.leaderboard import leaderboard_command
 from pretune.cli.list import list_command
 from pretune.cli.logs import logs_command
@@ -63,6 +65,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finalize": finalize_command,
     "eval": eval_command,
     "report": report_command,
+    "export": export_command,
+    "import": import_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -127,6 +127,7 @@ LogTo = Annotated[
         "--log-to", metavar="TRACKER", help="mlflow[:URI], wandb[:PROJECT] or csv[:FILE], too; may be given again"
     ),
 ]
+License = Annotated[str, typer.Option("--license", metavar="NAME", help="for the model card, such as cc-by-nc-4.0")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")

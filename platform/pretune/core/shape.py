@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from trainers.config import TrialConfig
+from trainers.config import OwnBackbone, TrialConfig
 
 _NO_COST = (
     "seed",
@@ -73,6 +73,8 @@ def of(config: TrialConfig) -> Shape:
     values = config.model_dump(mode="json", exclude=set(_NO_COST))
     values["objective"] = {name: term for name, term in values["objective"].items() if term.get("weight", 1.0) != 0.0}
     values["data"] = {"path": config.data.path, "manifest": config.data.manifest}
+    if not isinstance(config.model.backbone, OwnBackbone):  # where it starts from costs nothing
+        del values["model"]["backbone"]["init"]
     masking = config.model.masking
     kept = config.masked_patch_counts
     if masking is not None:

@@ -79,15 +79,17 @@ def left_out(recipe: lookup.Recipe, assignments: Sequence[str]) -> list[str]:
 
 def with_own_parts(config: TrialConfig) -> TrialConfig:
     """`config` with what it names by reference found from anywhere and hashed, if it does what it must on a few random
-    rows (`trainers.contracts.check_parts`). RequestError in words.
+    rows (`trainers.contracts.check_parts`), and with weights to start from that fit. RequestError in words.
     """
-    if not config.own_parts and not isinstance(config.model.backbone, TimmConfig):
+    if not config.own_parts and not isinstance(config.model.backbone, TimmConfig) and config.init is None:
         return config
-    from trainers.contracts import check_parts
-
     config = usercode.checked(config, Path.cwd())
+    from trainers.contracts import check_parts
+    from trainers.weights.opening import check_init
+
     try:
         check_parts(config)
+        check_init(config)
     except ValueError as error:
         raise RequestError(str(error)) from error
     return config

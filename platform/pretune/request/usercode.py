@@ -17,6 +17,7 @@ from pretune.core.errors import RequestError, exit_place
 from pretune.core.messages import describe, did_you_mean, in_words
 from trainers import usercode
 from trainers.config import TrialConfig
+from trainers.storage import is_uri
 from trainers.usercode import Group, is_reference, parameters, plugins, where
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 Result = TypeVar("Result")
+INIT = ("model.backbone.init", "model.backbone.init.path")
+"""Where weights to start from are named."""
 
 
 def load(text: str, *, what: str, folder: Path) -> Callable[..., Any]:
@@ -71,13 +74,15 @@ def plugin(group: Group, name: str) -> str | None:
 
 
 def with_absolute_kinds(path: str, value: Any, folder: Path) -> Any:
-    """A value that was typed for `path`, with each `kind` in it meaning the same from anywhere.
+    """A value that was typed for `path`, with each `kind`, and weights to start from, meaning the same from anywhere.
 
     A file has its whole path, and the name of an installed package's term becomes the reference behind it.
     """
     if isinstance(value, Mapping):
         return {key: with_absolute_kinds(f"{path}.{key}", item, folder) for key, item in value.items()}
     steps = path.split(".")
+    if path in INIT and isinstance(value, str):
+        return str(folder / Path(value).expanduser()) if not is_uri(value) else value
     if steps[-1] != "kind" or not isinstance(value, str):
         return value
     if steps[0] == "objective" and len(steps) == 3 and not is_reference(value):

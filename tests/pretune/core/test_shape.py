@@ -29,6 +29,7 @@ def of(**changes: Any) -> shape.Shape:
         {"views.*.brightness": 0.1},
         {"sentinel.patience": 9},
         {"data.subset": 100},
+        {"model.backbone.init": "encoder.safetensors"},
     ],
 )
 def test_what_changes_no_cost_changes_no_shape(changes: dict[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""`pretune export`: an encoder in the hands of other libraries."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pretune.cli import completion
+from pretune.cli.exits import checking, fail, note, print_json, refuse, running
+from pretune.cli.options import STORAGE, Json, License, Storage
+from pretune.display import screen
+
+
+def export_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP[/TRIAL]|CHECKPOINT",
+            help="a sweep (its best trial), one trial of it (NAME/3), a checkpoint's file or URI, or an import",
+            autocompletion=completion.sweeps,
+        ),
+    ],
+    layout: Annotated[
+        Literal["torchvision", "timm", "onnx"],
+        typer.Option("--format", help="which library opens it, without pretune"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="a new folder; default: below exports/")
+    ] = None,
+    branch: Annotated[
+        Literal["student", "teacher"],
+        typer.Option("--branch", help="the network that was trained, or its moving average"),
+    ] = "student",
+    projector: Annotated[bool, typer.Option("--projector", help="the projector, too, in a file of its own")] = False,
+    license_name: License = "unknown",
+    storage: Storage = STORAGE,
+    as_json: Json = False,
+) -> None:
+    """An encoder as a folder that torchvision, timm or onnxruntime opens alone: weights, preprocessing, model card."""
+    from pretune.analysis import evaluate, export
+    from pretune.display import export as display
+    from pretune.display import tables
+
+    console = screen.console()
+    with checking():
+        asked = export.check(
+            evaluate.find(target, storage),
+            layout=layout,
+            out=out,
+            branch=branch,
+            projector=projector,
+            license_name=license_name,
+        )
+    if asked.target.live and not as_json:
+        note(console, f"the sweep {asked.target.sweep} runs: this is the trial as it is now")
+    try:
+        with running(), nullcontext() if as_json else console.status("writing, and opening it without pretune"):
+            written = export.run(asked)
+    except ValueError as error:
+        refuse(str(error))
+    except RuntimeError as error:
+        fail(str(error))
+    if as_json:
+        print_json(display.as_json(written))
+        return
+    screen.show(console, display.told(written))
+    place = shlex.quote(tables.relative(written.folder))
+    again = f"pretune eval {place} --data DATA"
+    console.print(tables.commands({f"less {place}/README.md": "how to open it", again: "judge it"}), soft_wrap=True)
