@@ -15,6 +15,7 @@ from pretune.cli.check import check_command
 from pretune.cli.clean import clean_command
 from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
+from pretune.cli.embed import embed_command
 from pretune.cli.enqueue import enqueue_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.leaderboard import leaderboard_command
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check_command,
     "finalize": finalize_command,
     "report": report_command,
+    "embed": embed_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

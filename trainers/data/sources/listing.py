@@ -131,6 +131,11 @@ def listing(path: Path, scratch: Path) -> Listing:
     return found
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether the file at `path` is an image itself, told as within a folder."""
+    return path.is_file() and _is_image(path.name, lambda: _head(path))
+
+
 def joined(found: Sequence[Listing]) -> Listing:
     """Several listings as one, in their order."""
     return Listing(
