@@ -17,6 +17,7 @@ from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
 from pretune.cli.embed import embed_command
 from pretune.cli.enqueue import enqueue_command
+from pretune.cli.eval import eval_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.leaderboard import leaderboard_command
 from pretune.cli.list import list_command
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,
+    "eval": eval_command,
     "report": report_command,
     "embed": embed_command,
 }
