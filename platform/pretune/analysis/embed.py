@@ -33,9 +33,8 @@ from trainers.data.report_reads import ReportRead
 from trainers.data.sources.base import Blob, BrokenImageError
 
 if TYPE_CHECKING:
-    from trainers.evaluation.subject import Subject
-
     from trainers.data.loader import Loaders
+    from trainers.evaluation.subject import Subject
 
 Split = Literal["train", "select", "unlabeled", "report"]
 Progress = Callable[[int, int], None]
@@ -175,12 +174,13 @@ def of_data(place: str, split: Split) -> OfData:
     return OfData(open_anywhere(place, expected_hash=dataset.manifest_hash, files=files), place, split)
 
 
-def named(paths: Sequence[Path], scratch: Path) -> NamedImages:
+def named(paths: Sequence[Path], scratch: Path, *, skipping: bool = False) -> NamedImages:
     """The images at `paths`; archives that are packed are unpacked into `scratch`. ValueError where there is none, one
-    is named twice, or some are no images by their headers.
+    is named twice, or some are no images by their headers, unless `skipping` those that are broken comes next.
     """
     found = named_images.collect(paths, scratch)
-    named_images.check_headers(found, threads=_threads())
+    if not skipping:
+        named_images.check_headers(found, threads=_threads())
     return found
 
 
@@ -349,6 +349,15 @@ def _thumbnails(
     return embedding.thumbnails_of_images([source.blobs[row] for row in rows], side, white=white)
 
 
+def _sha256(target: evaluate.Target) -> str | None:
+    """Of a checkpoint's file; an export's folder has none."""
+    from trainers import checkpoint
+
+    if target.checkpoint is None and Path(target.file).is_dir():
+        return None
+    return (target.checkpoint or checkpoint.find(target.file)).sha256
+
+
 def _metadata(request: Request, subject: Subject, width: int) -> dict[str, Any]:
     """What is needed to make the features again. No time: equal features make equal files."""
     source = request.images
@@ -361,6 +370,7 @@ def _metadata(request: Request, subject: Subject, width: int) -> dict[str, Any]:
         "format": 1,
         "subject": subject.name,
         "digest": subject.digest,
+        "checkpoint_sha256": _sha256(request.target),
         "source": subject.source,
         "size": subject.size,
         "mean": list(subject.mean),

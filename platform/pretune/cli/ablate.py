@@ -114,8 +114,11 @@ def ablate_command(
         base = request.configure(
             found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial
         )
+        base = request.measuring(base, [metric or metrics.DEFAULT])
         for line in request.left_out(found, settings or ()):
             note(console, f"--set {line}")
+        if weight := metrics.weight(metric or metrics.DEFAULT):
+            note(console, weight)
         varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
         space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
         place = request.experiment(space, found, base, name=name, options={"storage": storage})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,11 +108,14 @@ def embed_command(
                 image_map.check_target(map_file, overwrite=overwrite)
             if out is None and not neighbors and map_file is None:
                 out = FEATURES
-            _check_places([path for path in (out, picture, map_file) if path is not None])
+            written = [path for path in (out, picture, map_file) if path is not None]
+            _check_places(written)
             folder = stack.enter_context(scratch.folder())
             request = embed.Request(
                 target=evaluate.find(target, storage),
-                images=embed.of_data(data, split or "select") if data is not None else embed.named(images, folder),
+                images=embed.named(images, folder, skipping=skip_broken is not None)
+                if images
+                else embed.of_data(str(data), split or "select"),
                 source=source,
                 out=out,
                 overwrite=overwrite,
@@ -138,7 +140,6 @@ def embed_command(
             refuse(str(error))
         except ValueError as error:
             fail(str(error))
-    written = [path for path in (out, picture, map_file) if path is not None]
     if as_json:
         print_json(_as_json(request, made, written))
         return
@@ -152,12 +153,10 @@ def _check_use(options: Mapping[str, Any], given: bool, needs: str) -> None:
 
 
 def _check_places(paths: Sequence[Path]) -> None:
-    """RequestError where two files would be one, or one cannot be written."""
+    """RequestError where a file cannot be written."""
     from trainers.files import why_not_writable
 
-    for number, path in enumerate(paths):
-        if os.path.realpath(path) in map(os.path.realpath, paths[:number]):
-            raise RequestError(f"each file must have a place of its own, but {path} is named twice; change one")
+    for path in paths:
         if why := why_not_writable(path.absolute().parent):
             raise RequestError(f"{path} cannot be written, as {why}; name another place")
 

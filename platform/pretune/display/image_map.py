@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pretune.analysis.projection import Plane
 
 MARK = "made by pretune embed"
+LEGEND = 12
+"""Classes in a legend; more are in a list."""
 _QUALITY = 75  # of thumbnails, as JPEG
 
 
@@ -72,6 +74,7 @@ def page(found: Map) -> str:
         "names": list(found.names),
         "thumbnails": [_jpeg(pixels) for pixels in found.thumbnails],
         "classes": list(found.class_names),
+        "legend": LEGEND,
         "axes": [*found.plane.axes, found.method == "umap"],
     }
     ways = {
@@ -84,7 +87,7 @@ def page(found: Map) -> str:
         title=found.title,
         lead=[f"{drawn} Each point is an image; point at it, or tap it, to see which."],
         alt=f"A map of {shown:,} images by {found.method.upper()}",
-        how=f"{ways[found.method]} A class in the legend is hidden by a click, and alone after two.",
+        how=f"{ways[found.method]} {_choosing(len(found.class_names))}",
         class_names=found.class_names,
         made=found.made,
         images=images,
@@ -93,6 +96,13 @@ def page(found: Map) -> str:
         script=markupsafe.Markup(part("map.js")),
         plotly=markupsafe.Markup(get_plotlyjs()),
     )
+
+
+def _choosing(count: int) -> str:
+    """How some of the classes are looked at; with more than the page's script puts into a legend, by a list."""
+    if count > LEGEND:
+        return "One class alone is chosen from the list above the map."
+    return "A class in the legend is hidden by a click, and alone after two." if count else ""
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -31,6 +35,7 @@ def test_pca_takes_what_has_no_second_direction_or_none() -> None:
         assert not projection.project(np.ones((300, width), np.float32), "pca").points.any()
 
 
+@pytest.mark.slow
 def test_umap_is_a_function_of_features_and_seed_and_keeps_groups_together() -> None:
     generator = np.random.default_rng(0)
     centers = np.eye(3, 10) * 20
@@ -41,12 +46,29 @@ def test_umap_is_a_function_of_features_and_seed_and_keeps_groups_together() -> 
     middles = np.stack([one[labels == label].mean(0) for label in range(3)])
     nearest = ((one[:, None] - middles) ** 2).sum(2).argmin(1)
     assert (nearest == labels).all()
+    few = projection.project(rows[:3], "umap").points
+    assert few.shape == (3, 2)
+    assert np.isfinite(few).all()
 
 
-def test_umap_takes_as_few_images_as_a_map_does() -> None:
-    points = projection.project(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "umap").points
-    assert points.shape == (3, 2)
-    assert np.isfinite(points).all()
+def test_umap_is_asked_with_the_seed_on_one_thread_and_with_no_more_neighbors_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Umap:
+        def __init__(self, **settings: Any) -> None:
+            asked.append(settings)
+
+        def fit_transform(self, rows: Any) -> Any:
+            return rows[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+    for count in (3, 16, 40):
+        assert projection.project(np.ones((count, 4), np.float32), "umap", seed=7).points.shape == (count, 2)
+    assert [one["n_neighbors"] for one in asked] == [2, 15, 15]
+    assert [one["init"] for one in asked] == ["random", "spectral", "spectral"]
+    assert {(one["random_state"], one["n_jobs"], one["metric"]) for one in asked} == {(7, 1, "cosine")}
 
 
 def test_what_cannot_be_on_a_map_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainers.data import named_images
 from trainers.data.named_images import check_headers, collect, without_broken
-from trainers.data.sources.base import FileImages
+from trainers.data.sources.base import BrokenImageError, FileImages
 
 
 @pytest.fixture
@@ -102,15 +102,16 @@ def test_all_files_that_are_no_images_are_listed_by_their_headers(pets: Path, sc
 
 
 def test_broken_images_are_left_out_up_to_a_bound(pets: Path, scratch: Path) -> None:
-    whole = (pets / "cat/1.png").read_bytes()
-    (pets / "cat/1.png").write_bytes(whole[:-30])
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(pets / "cat/0.jpg")
+    (pets / "cat/0.jpg").write_bytes((pets / "cat/0.jpg").read_bytes()[:3000])
     found = collect([pets], scratch)
     check_headers(found, threads=1)  # its header is fine
     sound, skipped = without_broken(found, percent=34, threads=2)
-    assert (sound.names, skipped) == (["pets/cat/0.jpg", "pets/dog/2.png"], ["pets/cat/1.png"])
+    assert (sound.names, skipped) == (["pets/cat/1.png", "pets/dog/2.png"], ["pets/cat/0.jpg"])
     assert sound.labels is not None
     assert sound.labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="at most 33% of the files may be broken"):
         without_broken(found, percent=33, threads=2)
-    first = ValueError("x")
-    assert "cat/1.png" in str(named_images.all_broken(found, first, threads=1))  # type: ignore[arg-type]
+    first = BrokenImageError("met.png", "met first")
+    assert "cat/0.jpg" in str(named_images.all_broken(found, first, threads=1))

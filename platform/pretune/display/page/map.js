@@ -1,24 +1,23 @@
 "use strict";
 (() => {
-  const { points, labels, names, thumbnails, classes, axes } = JSON.parse(document.getElementById("images").textContent);
+  const { points, labels, names, thumbnails, classes, legend, axes } = JSON.parse(document.getElementById("images").textContent);
   const root = document.documentElement;
   const place = document.getElementById("map");
   const card = document.getElementById("card");
   const choice = document.getElementById("class");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const LEGEND = 12; // more classes are chosen from a list
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross"];
 
   // Plotly reads tags in a legend.
   const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  const listed = classes.length > LEGEND;
+  const listed = classes.length > legend;
   document.querySelector(".choose").hidden = !listed;
 
   // Hues that are far apart for neighbors in the list; lighter in the dark.
   const color = (number, count) => {
     if (number < 0) return getComputedStyle(root).getPropertyValue(count ? "--faint" : "--accent").trim();
-    const hue = count <= LEGEND ? (360 * number) / count : (137.508 * number) % 360;
+    const hue = count <= legend ? (360 * number) / count : (137.508 * number) % 360;
     return `hsl(${hue.toFixed(1)}, 65%, ${dark.matches ? 66 : number % 2 ? 34 : 44}%)`;
   };
 
