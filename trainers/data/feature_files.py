@@ -85,11 +85,7 @@ def _checked(batches: Iterator[Features], count: int) -> Iterator[Features]:
 def _check_room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{path} takes {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free on its disk; make room, or choose "
-            "another --out",
-        )
+        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free")
 
 
 def _json(about: About) -> str:

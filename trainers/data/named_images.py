@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainers.data.sources import broken
 from trainers.data.sources.base import Blob, BrokenImageError, FileImages, existing, shown
-from trainers.data.sources.listing import is_image_file, left_out, listing
+from trainers.data.sources.listing import foreign_image, is_image_file, left_out, listing
 
 _LISTED = 20
 _CHUNK = 1024
@@ -53,6 +53,8 @@ def collect(paths: Sequence[Path], scratch: Path) -> NamedImages:
             blobs.append(Blob(path, shown(path)))
             folders.append(None)
             continue
+        if path.is_file() and (what := foreign_image(path.name)):
+            raise ValueError(f"{shown(path)}: must be an image that is read here, but is a {what}")
         found = listing(path, scratch)
         blobs += [entry.blob for entry in found.entries]
         folders += [entry.folders[-1] if entry.folders else None for entry in found.entries]

@@ -44,6 +44,9 @@ Pixels = NDArray[np.uint8]
 THUMBNAIL, ON_A_MAP = 96, 64
 """Sides in pixels of the images in a picture and on a map."""
 
+MOST_QUERIES = 50
+"""Images whose neighbors are looked for at once: a picture has a row for each."""
+
 
 @dataclass(frozen=True)
 class OfData:
@@ -192,9 +195,15 @@ def without_broken(request: Request, percent: float) -> Request:
 
 
 def check(request: Request) -> None:
-    """RequestError where no image is there, `out` cannot be written, or `report` is not to be read yet."""
+    """RequestError where no image is there, too many are asked about, `out` cannot be written, or `report` is not to be
+    read yet.
+    """
     if request.out is not None and (why := feature_files.why_not(request.out, overwrite=request.overwrite)):
         raise RequestError(why)
+    if request.queries is not None and len(request.queries.blobs) > MOST_QUERIES:
+        raise RequestError(
+            f"--neighbors takes at most {MOST_QUERIES} images, but {len(request.queries.blobs):,} are named; name fewer"
+        )
     if not isinstance(request.images, OfData):
         return
     if not request.size:

@@ -135,7 +135,7 @@ def embed_command(
                 if map_file is not None:
                     _write(map_file, image_map.page(_map(request, made, way)))
         except KeyboardInterrupt as error:
-            interrupted("interrupted; what is not listed here was not written", error)
+            interrupted("interrupted; no file is half written", error)
         except RequestError as error:
             refuse(str(error))
         except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretune.analysis import projection
+from pretune.analysis import embed, projection
 from pretune.display import image_map, neighbors
 from tests.imports import imported
 from tests.pretune.cli.command import pretune, synthetic_sweep
@@ -40,7 +42,7 @@ REFUSED = [
     ("run.pt a.png --map map.pdf", "--map must end in .html"),
     ("run.pt a.png --neighbors a.png --picture x.gif", "--picture must end in .png or .pdf"),
     ("run.pt a.png --neighbors a.png --map x.html --method tsne", "--method must be one of pca, umap"),
-    ("run.pt a.png --neighbors notes.txt", "images must come from a folder, tar or zip"),
+    ("run.pt a.png --neighbors notes.txt", "notes.txt: not a complete tar file"),
     ("run.pt a.png --out run.pt/x.npz", "run.pt is a file"),
     ("run.pt a.png -k 3", "-k is of no use without --neighbors"),
     ("run.pt a.png --points 30", "--points is of no use without --map"),
@@ -75,6 +77,28 @@ def test_files_that_are_no_images_are_all_listed(there: Path) -> None:
     assert "2 of 4 are broken" in found.stderr
     assert "pets/d.jpg" in found.stderr
     assert "pets/e.png" in found.stderr
+
+
+def test_more_queries_than_a_picture_has_rows_are_refused(there: Path) -> None:
+    for number in range(51):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(there / "pets" / f"{number}.png")
+    found = pretune("embed", "run.pt", "a.png", "--neighbors", "pets")
+    assert found.exit_code == 2
+    assert "at most 50 images, but 53 are named" in found.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_is_full_or_read_only_is_one_message(
+    there: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(request: embed.Request, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(request.out))
+
+    monkeypatch.setattr(embed, "run", run)
+    found = pretune("embed", "run.pt", "a.png", "--out", "x.npz")
+    assert found.exit_code == 1
+    assert found.stderr.startswith("error: x.npz cannot be used")
+    assert found.stderr.count("\n") == 1
 
 
 def test_a_missing_extra_is_named(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,11 +83,18 @@ def test_members_of_a_tar_that_share_a_name_are_refused(pets: Path, scratch: Pat
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nothing", "must exist"), ("*.jpg", "must exist"), ("empty", "must hold images"), ("notes.txt", "tar")],
+    [
+        ("nothing", "must exist"),
+        ("*.jpg", "must exist"),
+        ("empty", "must hold images"),
+        ("notes.txt", "tar"),
+        ("a.jxl", "is a JPEG XL image; convert"),
+    ],
 )
 def test_what_holds_no_image_is_refused(pets: Path, scratch: Path, name: str, said: str) -> None:
     Path("empty").mkdir()
-    Path("notes.txt").write_text("no image at all")
+    for other in ("notes.txt", "a.jxl"):
+        Path(other).write_text("no image at all")
     with pytest.raises(ValueError, match=said):
         collect([pets, Path(name)], scratch)
     with pytest.raises(ValueError, match="none was named"):
