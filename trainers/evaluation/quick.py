@@ -25,7 +25,7 @@ TEMPERATURE = 0.07
 REGULARIZATIONS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Of which `linear_lbfgs` takes the one that is best on a held-out part of its images; of equal ones the strongest."""
 HELD_OUT = 5
-"""Every fifth image is."""
+"""One image in so many is held out, of each class alike."""
 
 
 @torch.no_grad()
@@ -74,10 +74,10 @@ def accuracies(
 
 
 def _strength(train: Tensor, labels: Tensor, *, class_count: int) -> float:
-    """The regularization that is best on the held-out images: every fifth of each class, as far as there are five."""
+    """The regularization that is best on the held-out images; the strongest where there is but one image."""
     order = torch.from_numpy(stratified_order(labels.cpu().numpy(), "eval/held-out")).to(train.device)
     held = torch.zeros(len(train), dtype=torch.bool, device=train.device)
-    held[order[::HELD_OUT]] = True
+    held[order[: max(1, len(train) // HELD_OUT)]] = True
     if bool(held.all()):
         return REGULARIZATIONS[0]
     scores = []

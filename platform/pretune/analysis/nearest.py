@@ -43,8 +43,8 @@ class Nearest:
         """The next rows [n, p]."""
         here = np.arange(self._seen, self._seen + len(features))
         self._seen += len(features)
-        finite = np.isfinite(features).all(1)
-        cosines = self._queries @ _unit(np.where(finite[:, None], features, 0)).T
+        finite: NDArray[np.bool_] = np.isfinite(features).all(axis=1)
+        cosines: NDArray[np.float64] = np.dot(self._queries, _unit(np.where(finite[:, None], features, 0)).T)
         cosines[:, ~finite] = -np.inf
         cosines[self._left_out[:, None] == here[None, :]] = -np.inf
         similarities = np.concatenate([self.similarities, cosines], axis=1)

@@ -61,7 +61,7 @@ def test_the_linear_probe_is_scikit_learns_with_the_regularization_that_a_held_o
 
     x, y = train.numpy(), train_labels.numpy()
     held = np.zeros(len(x), dtype=bool)
-    held[stratified_order(y, "eval/held-out")[:: quick.HELD_OUT]] = True
+    held[stratified_order(y, "eval/held-out")[: len(x) // quick.HELD_OUT]] = True
     assert np.bincount(y[held]).tolist() == [15] * CLASSES
     scores = [score(strength, x[~held], y[~held], x[held], y[held]) for strength in quick.REGULARIZATIONS]
     best = quick.REGULARIZATIONS[int(np.argmax(scores))]
