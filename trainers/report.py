@@ -26,8 +26,8 @@ METRICS: Mapping[str, str] = {
     "probe/full_train_images": "images that the full probes are fitted on",
     "eval/<protocol>": "accuracy on `select` of a protocol with fixed numbers, fitted on the images of `train` that "
     "the probe is fitted on; where it is asked for (`--metric`, `probe.protocols`): `knn5`, `knn20`, `knn200`, each "
-    "about what `probe/knn` takes, and `linear_lbfgs`, whose regularization is chosen on a held-out fifth, so that it "
-    "takes about five times what the linear probe takes",
+    "about what the linear probe takes, and `linear_lbfgs`, whose regularization is chosen on a held-out fifth, which "
+    "takes six to seven times as long",
     "eval/<protocol>_stderr": "its standard error over the images it is scored on",
     "report/<probe>": "the same probes on `report`; by `pretune finalize` alone",
     "report/<probe>_stderr": "their standard errors",

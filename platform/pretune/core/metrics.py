@@ -97,8 +97,8 @@ def weight(metric: str) -> str:
     if name is None:
         return ""
     if name == "linear_lbfgs":
-        return f"{metric} fits six linear probes at each epoch's probe: about five times what probe/linear takes"
-    return f"{metric} takes a vote of neighbors more at each epoch's probe: about what probe/knn takes"
+        return f"{metric} fits six linear probes at each epoch's probe: six to seven times what probe/linear takes"
+    return f"{metric} takes a vote of neighbors more at each epoch's probe: about what probe/linear takes"
 
 
 def check_labels(metric: str, config: TrialConfig, data: object) -> None:
