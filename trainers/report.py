@@ -24,6 +24,11 @@ METRICS: Mapping[str, str] = {
     "probe/full_knn": "kNN with all of `train`, on all of `select`; at the end of a run",
     "probe/<probe>_stderr": "standard error of a probe's accuracy over the images it is scored on",
     "probe/full_train_images": "images that the full probes are fitted on",
+    "eval/<protocol>": "accuracy on `select` of a protocol with fixed numbers, fitted on the images of `train` that "
+    "the probe is fitted on; where it is asked for (`--metric`, `probe.protocols`): `knn5`, `knn20`, `knn200`, each "
+    "about what the linear probe takes, and `linear_lbfgs`, whose regularization is chosen on a held-out fifth, which "
+    "takes six to seven times as long",
+    "eval/<protocol>_stderr": "its standard error over the images it is scored on",
     "report/<probe>": "the same probes on `report`; by `pretune finalize` alone",
     "report/<probe>_stderr": "their standard errors",
     "report/health/<kind>/<measure>": "health on `report`, of data without labels; by `pretune finalize` alone",

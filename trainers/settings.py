@@ -472,12 +472,17 @@ class ScheduleConfig(Config):
         return min(epochs - 1, math.floor(share * epochs + 1e-9))
 
 
+ProbeProtocol = Literal["knn5", "knn20", "knn200", "linear_lbfgs"]
+"""What can be measured at each probe (`trainers.evaluation.quick`)."""
+
+
 class ProbeConfig(Config):
     """How frozen features are judged: kNN and a linear probe fitted on part of `train`, scored on `select`.
 
     `every` is in epochs. `labels_per_class`, if given, replaces `train_images` by that many images of each class,
     drawn once per trial seed. `regularization` is the linear probe's L2 strength: it minimizes mean cross-entropy +
-    regularization / 2 * |W|^2 on standardized features. It is fixed, never tuned, so that trials compare.
+    regularization / 2 * |W|^2 on standardized features. It is fixed, never tuned, so that trials compare. `protocols`
+    are measured beside it, as the metrics `eval/<name>`; a search for one of these sets it.
     """
 
     every: int = Field(1, ge=1)
@@ -487,6 +492,7 @@ class ProbeConfig(Config):
     regularization: Positive = 1e-3
     neighbors: int = Field(20, ge=1)
     temperature: Positive = 0.07
+    protocols: tuple[ProbeProtocol, ...] = ()
 
 
 class SentinelConfig(Config):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -27,7 +28,7 @@ from trainers import checkpoint, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data.feed import feed, moved
 from trainers.data.loader import Batch, steps_per_epoch
-from trainers.evaluation import health, probe
+from trainers.evaluation import health, probe, quick
 from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.operations import Operations
@@ -256,7 +257,15 @@ def _run(
             model.eval()
             if dataset.has_labels:
                 metrics |= probe.evaluate(
-                    model.encode, dataset=dataset, loaders=loaders, config=config, device=device, full=done
+                    model.encode,
+                    dataset=dataset,
+                    loaders=loaders,
+                    config=config,
+                    device=device,
+                    full=done,
+                    beside=partial(
+                        quick.accuracies, config.probe.protocols, class_count=dataset.class_count, device=device
+                    ),
                 )
             metrics |= health.evaluate(model.embed, dataset=dataset, loaders=loaders, config=config, device=device)
             metrics["time/probe_s"] = time.perf_counter() - started

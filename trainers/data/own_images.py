@@ -10,7 +10,9 @@ Letters: n = images, S = a view's height and width in pixels.
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +26,10 @@ from trainers.data.sources.base import WHITE, Blob, FileImages, as_pixels, targe
 from trainers.data.views import evaluation_table, render
 from trainers.settings import Resampling
 
-OwnImage = Image.Image | str | Path | NDArray[np.uint8]
-"""An image file, one of Pillow's images, or pixels [height, width, 3] or [height, width], 0 to 255."""
+OwnImage = Image.Image | str | Path | Blob | NDArray[np.uint8]
+"""An image file, a part of a file that is one, one of Pillow's images, or pixels [height, width, 3] or [height, width],
+0 to 255.
+"""
 
 
 class _Stored(NamedTuple):
@@ -47,24 +51,37 @@ def rendered(
     batch_size: int,
     white: int = WHITE,
     max_side: int | None = None,
+    threads: int = 1,
 ) -> Iterator[NDArray[np.float32]]:
     """Batches [n, S, S, 3] of normalized pixels, in the order of `images`; the last one may be smaller.
 
     The shorter side is resized to S = `size`, the center cropped; `mean` and `deviation` per channel, 0..1 scale.
     `white`, `max_side`: as in the manifest of the data set trained on, the value of 16-bit gray that becomes white and
-    the longest side that an image was brought down to.
+    the longest side that an image was brought down to. Files are decoded by `threads` threads, a few ahead.
     ValueError, naming the image, where one is broken, of a kind that is not known, or larger than 65,535 pixels.
     """
     settings = evaluation_table(size, mean, deviation, resampling=resampling)
+    decoded = _decoded(images, white, max_side, threads)
     for start in range(0, len(images), batch_size):
         count = min(batch_size, len(images) - start)
         pixels = np.empty(count * size * size * 3, np.float32)
         for place in range(count):
-            name = f"images[{start + place}]"
-            _render(
-                _stored(images[start + place], name, white, max_side), name, pixels, settings, place=place, rows=count
-            )
+            _render(next(decoded), f"images[{start + place}]", pixels, settings, place=place, rows=count)
         yield pixels.reshape(count, size, size, 3)
+
+
+def _decoded(
+    images: Sequence[OwnImage] | NDArray[np.uint8], white: int, max_side: int | None, threads: int
+) -> Iterator[_Stored]:
+    """In their order; of large images, only a few are held."""
+    waiting: deque[Future[_Stored]] = deque()
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for index, image in enumerate(images):
+            waiting.append(pool.submit(_stored, image, f"images[{index}]", white, max_side))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _stored(image: OwnImage, name: str, white: int, max_side: int | None) -> _Stored:
@@ -72,6 +89,8 @@ def _stored(image: OwnImage, name: str, white: int, max_side: int | None) -> _St
     match image:
         case str() | Path():
             decoded, jpeg = FileImages([Blob(Path(image), str(image))]).read(0, white)
+        case Blob():
+            decoded, jpeg = FileImages([image]).read(0, white)
         case Image.Image():
             decoded = upright_rgb(image, white)
         case np.ndarray():

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 Integers = NDArray[np.int64]
 Encode = Callable[[Tensor], Tensor]
 """`Model.encode`, in evaluation mode: normalized images [n, 3, S, S] -> features [n, p]."""
+Beside = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, float]]
+"""What else is measured with the probe's features: those fitted on [n, p], their labels [n], those scored, theirs."""
 Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
 """`Model.embed`, in evaluation mode: normalized images [n, 3, S, S] -> features [n, p], projections [n, q]."""
 
@@ -120,13 +122,14 @@ def evaluate(
     config: TrialConfig,
     device: torch.device,
     full: bool = False,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """Accuracies on `select` of `encode`, frozen and in evaluation mode: `probe/linear`, `probe/knn`, and each one's
     `…_stderr`.
 
     With `full` also `probe/full_linear` and `probe/full_knn`, fitted on all of `train` and scored on all of `select`.
     Should the features of `train` exceed `FEATURE_BYTES`, the fit is on a stratified part; `probe/full_train_images`
-    says on how many.
+    says on how many. What `beside` makes of the search's own features is in it, too, by its own names.
 
     Standard errors are the binomial sqrt(a (1 - a) / n) over the n scored images, given the fitted probe: they say
     how well `select` stands for other images, not what another draw of labels or another seed would have given.
@@ -134,7 +137,8 @@ def evaluate(
     """
     judge = partial(_judge, encode, "search", dataset=dataset, loaders=loaders, config=config, device=device)
     scored = select_subset(dataset, config, full=full).ids
-    return {f"probe/{name}": value for name, value in judge(scored, full=full).items()}
+    found = judge(scored, full=full, beside=beside)
+    return {name if "/" in name else f"probe/{name}": value for name, value in found.items()}
 
 
 class Refits(NamedTuple):
@@ -239,6 +243,7 @@ def _judge(
     config: TrialConfig,
     device: torch.device,
     full: bool,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """Scores on the `scored` rows of the split's file; with `full` also under `full_…`, fitted on all of `train`.
 
@@ -288,7 +293,10 @@ def _judge(
             counted_rows, scored_labels = torch.arange(len(scored)), dataset.report_labels()[scored]
         target = torch.from_numpy(scored_labels)
         source = torch.from_numpy(labels[fit_ids])
-        scores = score(fit_features[searched_rows], source[searched_rows], features[counted_rows], target[counted_rows])
+        searches = fit_features[searched_rows], source[searched_rows], features[counted_rows], target[counted_rows]
+        scores = score(*searches)
+        if beside is not None:
+            scores |= beside(*searches)
         if full:
             rows = _rows(fit_ids, full_ids)
             whole = score(fit_features[rows], source[rows], features, target)

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.analysis import finalize, importance, measured
+from pretune.analysis import evaluated, finalize, importance, measured
+from pretune.analysis.evaluated import Evaluated
 from pretune.analysis.forecast import AgainstFact, against_fact
 from pretune.analysis.importance import Importance
 from pretune.core import journal
@@ -126,6 +127,8 @@ class Account:
     """What `pretune finalize` first read of the report split; empty before."""
     forecast: AgainstFact | None
     """What it was said to take, and what it took; None where nothing was said."""
+    evaluations: tuple[Evaluated, ...] = ()
+    """What protocols say of its checkpoints."""
 
 
 def of(result: SweepResult, *, seed: int = 0) -> Account:
@@ -180,6 +183,7 @@ def of(result: SweepResult, *, seed: int = 0) -> Account:
         else differences([experiment.base.model_dump(mode="json"), as_today(winner.config)]),
         final=_final(result),
         forecast=against_fact(result),
+        evaluations=evaluated.of(result),
     )
 
 

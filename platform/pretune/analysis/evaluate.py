@@ -192,8 +192,11 @@ def check(
     return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
 
 
-def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[ProtocolResult]:
-    """Each result as soon as it is there; one that was written before is read.
+def run(
+    asked: Request, report: Report = lambda what, done: None, *, recorded: bool = False
+) -> Iterator[ProtocolResult]:
+    """Each result as soon as it is there; one that was written before is read. `recorded`: that the report split is
+    read was written down by the caller.
 
     ValueError where the checkpoint is damaged or has no such source; RequestError where a result that is there can not
     be read.
@@ -214,7 +217,7 @@ def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[Pr
             one.at(protocol.source)
     store, loaders = features.Store(features.cache()), Loaders()
     for on in asked.data:
-        read = False
+        read = recorded
         for protocol in asked.protocols:
             seeds = tuple(range(asked.seeds if protocol.draws else 1))
             for place, one in enumerate(subjects):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pretune.analysis import candidates
+from pretune.analysis import candidates, evaluate
 from pretune.analysis.candidates import Candidate, Judged
 from pretune.analysis.optimism import Optimism
 from pretune.core.errors import RequestError
@@ -28,6 +28,7 @@ from trainers import storage
 from trainers.data import report_reads
 from trainers.data.lock import HeldError, held
 from trainers.data.report_reads import ReportRead
+from trainers.evaluation.protocol import ProtocolResult
 from trainers.files import why_not_writable, write_whole
 from trainers.report import Checkpoint
 
@@ -60,6 +61,8 @@ class Read(BaseModel):
     """The trials that were judged again, by several fits of the probe or several runs, best in the search first."""
     optimism: Optimism | None = None
     """How much too good the searched value is; None where the metric is no accuracy."""
+    evaluations: tuple[ProtocolResult, ...] = ()
+    """What the protocols say that were asked for; the files beside the checkpoint have their tables per class, too."""
 
 
 class ReportReads(BaseModel):
@@ -86,6 +89,7 @@ class Request(NamedTuple):
     others: tuple[Candidate, ...]
     earlier: tuple[Read, ...]
     again: bool
+    protocols: tuple[str, ...] = ()
 
 
 def path(result: SweepResult) -> Path:
@@ -93,12 +97,16 @@ def path(result: SweepResult) -> Path:
     return result.folder / FILE
 
 
-def check(result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = False) -> Request:
+def check(
+    result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = False, protocols: Sequence[str] = ()
+) -> Request:
     """The best `top` trials, if the report split may be read for one of them; `reseeded`: they will be run again.
+    `protocols` are of `pretune eval`, for the winner.
 
     RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, the
-    checkpoint of one is gone, its metric is no probe that can be fitted again, a later version has written in its
-    journal what this one does not understand, or the split was read before and `again` was not asked for.
+    checkpoint of one is gone, its metric is no probe that can be fitted again, a protocol is unknown or takes other
+    data, a later version has written in its journal what this one does not understand, or the split was read before
+    and `again` was not asked for.
     """
     check_understood(result)
     if result.live:
@@ -128,7 +136,9 @@ def check(result: SweepResult, *, again: bool, top: int = 1, reseeded: bool = Fa
     earlier = _read(result)
     if earlier and not again:
         raise RequestError(_was_read(result, earlier))
-    return Request(found, tuple(candidates.runners_up(result, found)), earlier, again)
+    if protocols:
+        _evaluation(result, found[0], protocols)
+    return Request(found, tuple(candidates.runners_up(result, found)), earlier, again, tuple(protocols))
 
 
 def run(
@@ -193,10 +203,35 @@ def run(
     else:
         metrics |= {f"report/{name}": value for name, value in look(split="report").items()}
     optimism = _optimism(result, winner, metrics, dataset, correct) if dataset.has_labels else None
-    with _one_at_a_time(result):  # others may have read meanwhile
+    read = read.model_copy(update={"metrics": metrics, "optimism": optimism})
+    told = _told(result, winner, read, place=len(earlier), recorded=recorded)
+    if not request.protocols:
+        return told
+    made = evaluate.run(_evaluation(result, winner, request.protocols), recorded=True)
+    short = tuple(one.model_copy(update={"classes": (), "confusion": ()}) for one in made)
+    read = read.model_copy(update={"evaluations": short})
+    return _told(result, winner, read, place=len(earlier), recorded=recorded)
+
+
+def _told(result: SweepResult, winner: Candidate, read: Read, *, place: int, recorded: bool) -> ReportReads:
+    """Writes what the read at that place has told; others may have read meanwhile."""
+    with _one_at_a_time(result):
         reads = list(_read(result))
-        reads[len(earlier)] = read.model_copy(update={"metrics": metrics, "optimism": optimism})
+        reads[place] = read
         return _write(result, winner, tuple(reads), recorded=recorded)
+
+
+def _evaluation(result: SweepResult, one: Candidate, protocols: Sequence[str]) -> evaluate.Request:
+    """RequestError, or a ValueError of the data set's, where a protocol cannot be run for this trial on `report`."""
+    target = evaluate.Target(
+        name=f"{result.name}/{one.trial}",
+        file=one.checkpoint.path,
+        checkpoint=one.checkpoint,
+        config=one.config,
+        sweep=result.remote or str(result.folder),
+        trial=one.trial,
+    )
+    return evaluate.check(target, protocols=protocols, split="report", threads=one.config.threads)
 
 
 def stored(result: SweepResult) -> ReportReads | None:

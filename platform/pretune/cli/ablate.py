@@ -110,14 +110,17 @@ def ablation_request(
     _check_together(until, seeds, max_seeds, budget, seconds, metric)
     found = request.recipe_or_best(recipe, storage)
     base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial)
+    judged_by = metric or metrics.DEFAULT
+    base = request.measuring(base, [judged_by])
     notes = [f"--set {line}" for line in request.left_out(found, settings or ())]
+    if weight := metrics.weight(judged_by):
+        notes.append(weight)
     varied = asked_levels.parse(base, factors=factors or (), levels=levels or (), leave_out=leave_out or ())
     space = lookup.FoundSpace(SPACE, f"ablate-{found.label}", unvaried, None, None)
     place = request.experiment(space, found, base, name=name, options={"storage": storage})
     request.check_folder_is_new(place)
     request.check_storage(place)
     _, dataset = request.with_data(base, data)
-    judged_by = metric or metrics.DEFAULT
 
     def check(config: TrialConfig) -> None:
         config.check_workers(workers_per_trial)

@@ -15,6 +15,7 @@ from pretune.cli.check import check_command
 from pretune.cli.clean import clean_command
 from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
+from pretune.cli.embed import embed_command
 from pretune.cli.enqueue import enqueue_command
 from pretune.cli.eval import eval_command
 from pretune.cli.export import export_command
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "import": import_command,
+    "embed": embed_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

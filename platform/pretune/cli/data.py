@@ -15,6 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pretune.cli.exits import checking, note
+from pretune.cli.options import percent
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -144,7 +145,7 @@ def data_command(
                     arrays=dict(_pair(text, "--array", "images=train_images") for text in array or ()),
                     columns=dict(_pair(text, "--column", "label=species", empty=True) for text in column or ()),
                     classes=classes,
-                    skip_broken=None if skip_broken is None else _percent(skip_broken),
+                    skip_broken=None if skip_broken is None else percent(skip_broken),
                     understood=partial(_show, console),
                 )
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -171,13 +172,6 @@ def _pair(text: str, option: str, example: str, *, empty: bool = False) -> tuple
         form = "NAME=KEY" if option == "--array" else "NAME=COLUMN"
         raise RequestError(f"{option} must be {form}, such as {example}, but is {text!r}; change it")
     return name, key
-
-
-def _percent(text: str) -> float:
-    try:
-        return float(text.strip().removesuffix("%"))
-    except ValueError as error:
-        raise RequestError(f"--skip-broken must be a percentage, such as 2%, but is {text!r}; change it") from error
 
 
 def _show(console: Console, branches: Sequence[Branch], notes: Sequence[str]) -> None:

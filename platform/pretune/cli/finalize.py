@@ -46,6 +46,10 @@ def finalize_command(
     slots: Annotated[
         int | None, typer.Option("--slots", min=1, help="with --seeds: trials at once; default: as the sweep had")
     ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", metavar="NAME,…", help="protocols of `pretune eval` to run on the winner, too"),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="read the report split although it was read before")] = False,
     address: Address = None,
     as_json: Json = False,
@@ -57,9 +61,10 @@ def finalize_command(
 
     console = screen.console()
     wanted = top or (1 if seeds is None else TOP_OF_SEEDS)
+    protocols = dict.fromkeys(name.strip() for names in protocol or () for name in names.split(","))
     with checking():
         result = request.read_sweep(sweep, storage, fresh=True)
-        asked = finalize.check(result, again=again, top=wanted, reseeded=seeds is not None)
+        asked = finalize.check(result, again=again, top=wanted, reseeded=seeds is not None, protocols=[*protocols])
         if seeds is None and slots is not None:
             raise RequestError("--slots is of the runs that --seeds asks for; add --seeds N, or leave it out")
     if len(asked.candidates) < wanted and not as_json:

@@ -10,6 +10,7 @@ import typer
 
 from pretune.cli import completion
 from pretune.core import choices
+from pretune.core.errors import RequestError
 
 
 def _gpus(typed: str) -> float | None:
@@ -33,6 +34,14 @@ def share(typed: str) -> float:
     if not 0.0 <= found <= 1.0:
         raise typer.BadParameter(f"must be a share from 0% to 100%, or from 0 to 1, but is {typed!r}")
     return found
+
+
+def percent(text: str) -> float:
+    """What `--skip-broken` is. RequestError where it is no number."""
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise RequestError(f"--skip-broken must be a percentage, such as 2%, but is {text!r}; change it") from error
 
 
 RUNS = Path("runs")

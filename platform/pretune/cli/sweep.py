@@ -124,6 +124,7 @@ def sweep_request(
     address: Address = None,
 ) -> SweepRequest:
     """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.core import metrics
     from pretune.request import lookup, request
 
     found_space, found_recipe = lookup.space_and_recipe(space, recipe)
@@ -162,6 +163,7 @@ def sweep_request(
         direction=direction,
     )
     experiment, notes = request.warmed(experiment, found_space.function, warm_start or ())
+    notes += filter(None, (metrics.weight(objective.metric) for objective in experiment.objectives))
     notes += [f"--set {line}" for line in request.left_out(found_recipe, settings or ())]
     notes += [
         f"the space sets {path} itself; --set {path} only changes what it starts from"

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from pretune.core.choices import Direction
 from pretune.core.errors import RequestError
+from pretune.core.messages import did_you_mean
 from trainers.config import TrialConfig
 from trainers.report import is_metric
+from trainers.settings import ProbeProtocol
 from trainers.terms import OwnTerm
 
 DEFAULT = "probe/linear"
@@ -45,8 +48,9 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "swav": ("information",),
 }
 """What shipped terms tell beyond their value, by kind."""
-_OF_LABELS = "probe/"
+_OF_LABELS = ("probe/", "eval/")
 """How the names of those begin that data without labels do not have."""
+_PROTOCOL = "eval/"
 _SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/", "memory/", "model/parameters")
 
 
@@ -67,7 +71,34 @@ def names(config: TrialConfig) -> list[str]:
     terms = {name: term for name, term in config.objective.items() if term.weight > 0.0}
     losses = [f"loss/{name}" for name in terms]
     told = [f"health/{name}/{measure}" for name, term in terms.items() for measure in MEASURES.get(term.kind, ())]
-    return [*_FIXED, *losses, *told]
+    return [*_FIXED, *(f"{_PROTOCOL}{name}" for name in config.probe.protocols), *losses, *told]
+
+
+def protocol(metric: str) -> ProbeProtocol | None:
+    """The protocol that is measured at each probe where `metric` is searched for; None where that is told anyway.
+
+    RequestError where there is no such protocol.
+    """
+    if not metric.startswith(_PROTOCOL):
+        return None
+    name, known = metric.removeprefix(_PROTOCOL), get_args(ProbeProtocol)
+    found: ProbeProtocol | None = next((one for one in known if one == name), None)
+    if found is None:
+        raise RequestError(
+            f"--metric {metric!r}: {name!r} is none of the protocols that are cheap enough for each epoch's probe; "
+            f"{did_you_mean(name, known)}"
+        )
+    return found
+
+
+def weight(metric: str) -> str:
+    """In words, what measuring `metric` adds to each epoch's probe; empty where it adds nothing."""
+    name = protocol(metric)
+    if name is None:
+        return ""
+    if name == "linear_lbfgs":
+        return f"{metric} fits six linear probes at each epoch's probe: six to seven times what probe/linear takes"
+    return f"{metric} takes a vote of neighbors more at each epoch's probe: about what probe/linear takes"
 
 
 def check_labels(metric: str, config: TrialConfig, data: object) -> None:

@@ -196,10 +196,10 @@ _LATEX = {
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(_latex_text(cell) for cell in cells) + r" \\"
+    return " & ".join(latex_text(cell) for cell in cells) + r" \\"
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
     """Signs of numbers are minus signs; an interval's bracket must not be taken for an argument of the row before."""
     escaped = "".join(_LATEX.get(letter, letter) for letter in text)
     number = text[:1] in "+-" and text[1:].replace(".", "").isdigit()

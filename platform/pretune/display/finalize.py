@@ -7,7 +7,7 @@ from rich.text import Text
 
 from pretune.analysis.finalize import Read, ReportReads
 from pretune.analysis.optimism import Optimism
-from pretune.display import format
+from pretune.display import evaluation, format
 from pretune.display.screen import Rows
 
 OF_LATER_READS = ("untrained/linear", "pixels/linear")
@@ -57,6 +57,8 @@ def table(found: ReportReads) -> Group:
     parts.append(grid)
     if newest.optimism is not None:
         parts += gap(newest.optimism)
+    if newest.evaluations:
+        parts.append(evaluation.table(newest.evaluations))
     return Group(*parts, Text(note, style="dim"))
 
 

@@ -20,7 +20,7 @@ from pretune.analysis.differences import request_of
 from pretune.core.errors import RequestError
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
-from pretune.display import figures, forecast, format, tables
+from pretune.display import figures, forecast, format, protocols, tables
 from pretune.display.document import (
     MARK,
     Block,
@@ -173,6 +173,8 @@ def _sections(one: Account) -> list[Section]:
         blocks: list[Block] = [Text("What was expected before the start, and what came.")]
         blocks.append(Table(head, forecast.rows(one.forecast), right=(1, 2, 3)))
         found.append(Section("Forecast and fact", blocks))
+    if one.evaluations:
+        found.append(Section("By the papers' protocols", protocols.blocks(one.evaluations)))
     if result.winner is not None and result.winner.config is not None:
         found.append(Section("The winner's config", _winner(one, result.winner)))
     found.append(Section("To do it again", _again(one)))

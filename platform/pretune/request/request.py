@@ -251,6 +251,15 @@ def objectives(metric: str | Sequence[str] | None, direction: str | Sequence[str
     ]
 
 
+def measuring(base: TrialConfig, names: Sequence[str]) -> TrialConfig:
+    """The config with the protocols that are searched for measured at each probe. RequestError for an unknown one."""
+    asked = [found for name in names if (found := metrics.protocol(name)) is not None]
+    if not asked:
+        return base
+    known = tuple(dict.fromkeys([*base.probe.protocols, *asked]))
+    return base.model_copy(update={"probe": base.probe.model_copy(update={"protocols": known})})
+
+
 def checked(
     space: lookup.FoundSpace,
     recipe: lookup.Recipe,
@@ -271,6 +280,7 @@ def checked(
     from pretune.core import points
 
     first, *beside = objectives(options.pop("metric", None), options.pop("direction", None))
+    base = measuring(base, [objective.metric for objective in (first, *beside)])
     asked = experiment(
         space,
         recipe,

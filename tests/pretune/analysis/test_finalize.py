@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretune.analysis import candidates, finalize
+from pretune.analysis import candidates, evaluated, finalize
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
@@ -20,6 +20,8 @@ from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.data import datasets, report_reads
 from trainers.data.report_reads import ReportRead
+from trainers.evaluation.protocol import ClassScore, ProtocolResult, Score
+from trainers.evaluation.protocols.knn import Knn
 from trainers.report import Checkpoint
 
 
@@ -358,3 +360,53 @@ def test_what_older_versions_wrote_is_opened(tmp_path: Path, data: datasets.Data
     shown = pretune("show", str(result.folder))
     assert (shown.exit_code, "must be what `pretune finalize` wrote" in shown.stdout) == (0, True)
     assert "finalized" not in json.loads(pretune("show", str(result.folder), "--json").stdout)
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_protocols_are_run_on_the_winner_once_and_their_results_are_kept_and_shown(
+    tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def run(protocol: Knn, subject: Any, on: Any, **given: Any) -> ProtocolResult:
+        asked.append((subject.name, on.split))
+        one = Score(
+            measure="knn20/top1", value=0.7, per_seed=(0.7,), interval=(0.6, 0.8), count=on.dataset.report_count
+        )
+        return ProtocolResult(
+            protocol=protocol.model_dump(mode="json"),
+            subject=subject.name,
+            digest=subject.digest,
+            data=on.name,
+            manifest=on.dataset.manifest_hash,
+            split=on.split,
+            seeds=(0,),
+            fitted=9,
+            scores=(one,),
+            classes=(ClassScore(name="0", value=0.7, count=3),),
+        )
+
+    monkeypatch.setattr(Knn, "run", run)
+    config, folder = on(data), tmp_path / "sweeps" / "known"
+    result = finished_sweep(folder, config, untrained_checkpoint(folder / "trials" / "0000" / "checkpoints", config))
+    for wrong, said in (("knnn", "there is no protocol 'knnn'"), ("knn,", "there is no protocol ''")):
+        refused = pretune("finalize", str(folder), "--protocol", wrong)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+    assert not finalize.path(result).exists()
+    done = pretune("finalize", str(folder), "--protocol", "knn")
+    assert done.exit_code == 0, done.output
+    assert asked == [("known/0", "report")]
+    assert "knn20/top1" in done.stdout
+    assert "0.6000 to 0.8000" in done.stdout
+    found = finalize.stored(results.read(folder))
+    assert found is not None
+    (read,) = found.reads
+    assert read.metrics["report/linear"] == 0.4
+    assert [(one.name, one.scores[0].value, one.classes) for one in read.evaluations] == [("knn", 0.7, ())]
+    assert len(report_reads.known(str(data.folder))) == 1, "probes and protocols are one read"
+    (beside,) = evaluated.of(results.read(folder))
+    assert (beside.checkpoint, beside.result.classes[0].count) == ("trial 0, epoch 1", 3)
+    again = pretune("finalize", str(folder), "--protocol", "knn", "--again")
+    assert again.exit_code == 0
+    assert len(asked) == 1, "what is there is not done again"

@@ -50,6 +50,8 @@ DIGITS_TRAIN = 997
         ("sweep kernels --warm-start nothing", "there is no sweep 'nothing'"),
         ("sweep kernels --metric probe/linaer", "did you mean 'probe/linear'?"),
         ("sweep kernels --metric linear", "did you mean 'probe/linear'?"),
+        ("sweep kernels --metric eval/knn21", "known: knn5, knn20, knn200, linear_lbfgs; did you mean 'knn20'?"),
+        ("ablate sfrik_tiny --factor epochs=1 --metric eval/finetune", "cheap enough for each epoch's probe"),
         ("sweep kernels --metric loss/mdm", "did you mean 'loss/mmd'?"),
         ("sweep kernels --metric loss/brownian", "one whose objective has alignment, mmd never reports it"),
         ("sweep kernels --metric report/linear", "is not told of each trial"),

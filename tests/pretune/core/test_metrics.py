@@ -10,6 +10,7 @@ import pytest
 from pretune.core import metrics
 from pretune.core.errors import RequestError
 from search_spaces import RECIPES
+from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.report import METRICS, is_metric
 from trainers.terms import SHIPPED_TERMS, Alignment, KernelMMD, OwnTerm, TermConfig
@@ -27,10 +28,11 @@ def test_every_name_that_may_be_searched_for_is_one_that_runs_report() -> None:
 def test_every_metric_is_searched_for_or_left_out_for_a_reason() -> None:
     once = {"time/first_step_s", "time/group_start_s", "memory/slot_bytes"}
     no_worth = {"epoch", "probe/<probe>_stderr", "probe/full_train_images", "report/<probe>", "report/<probe>_stderr"}
-    no_worth.add("report/health/<kind>/<measure>")
+    no_worth |= {"report/health/<kind>/<measure>", "eval/<protocol>_stderr"}
     patterned = {name for name in METRICS if "<" in name} - no_worth
     plain = set(METRICS) - once - no_worth - patterned
-    found = set(metrics.names(RECIPES["dilemma_mocov3_tiny"]()))
+    config = with_changes(RECIPES["dilemma_mocov3_tiny"](), {"probe.protocols": ("knn20",)})
+    found = set(metrics.names(config))
     assert plain <= found
     for pattern in patterned:
         assert any(name.startswith(pattern.partition("<")[0]) for name in found), pattern
@@ -127,3 +129,19 @@ def test_alpha_req_is_searched_for_with_a_direction_only_and_the_other_measures_
             metrics.direction(f"health/{place}/alpha_req")
         assert metrics.direction(f"health/{place}/rankme") == metrics.direction(f"health/{place}/lidar") == "maximize"
         metrics.check(f"health/{place}/alpha_req", [BASE])
+
+
+def test_a_protocol_is_told_where_the_config_asks_for_it_and_its_weight_is_said() -> None:
+    asking = with_changes(BASE, {"probe.protocols": ("knn20",)})
+    metrics.check("eval/knn20", [asking])
+    for metric, config in (("eval/knn20", BASE), ("eval/linear_lbfgs", asking)):
+        with pytest.raises(RequestError, match="never reports it"):
+            metrics.check(metric, [config])
+    assert metrics.direction("eval/knn20") == "maximize"
+    assert metrics.protocol("probe/knn") is None
+    assert metrics.weight("probe/knn") == ""
+    assert "six to seven times what probe/linear takes" in metrics.weight("eval/linear_lbfgs")
+    with pytest.raises(RequestError, match="did you mean 'linear_lbfgs'"):
+        metrics.protocol("eval/linear_bfgs")
+    with pytest.raises(RequestError, match="takes no labels"):
+        metrics.check_labels("eval/knn20", asking, "there")

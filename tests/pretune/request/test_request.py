@@ -55,6 +55,13 @@ def ablation(digits: Path, *points: dict[str, Any]) -> Experiment:
     )
 
 
+def test_what_is_searched_for_is_measured_at_each_probe_and_nothing_else_is(digits: Path) -> None:
+    assert search(digits).base.probe.protocols == ()
+    asked = search(digits, metric=["eval/knn20", "probe/linear", "eval/linear_lbfgs"])
+    assert asked.base.probe.protocols == ("knn20", "linear_lbfgs")
+    assert [objective.maximize for objective in asked.objectives] == [True] * 3
+
+
 @pytest.fixture(scope="module")
 def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unlabeled")

@@ -131,6 +131,20 @@ def listing(path: Path, scratch: Path) -> Listing:
     return found
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether the file at `path` is an image itself, told as within a folder."""
+    return path.is_file() and _is_image(path.name, lambda: _head(path))
+
+
+def foreign_image(name: str) -> str:
+    """What an image of a kind that is not read here is, and what to do; empty for any other file."""
+    called = _called(name)
+    remedy = next(
+        (text for end, text in _REMEDIES.items() if end.endswith(("image", "photo")) and called.endswith(end)), ""
+    )
+    return f"{called}; {remedy}" if remedy else ""
+
+
 def joined(found: Sequence[Listing]) -> Listing:
     """Several listings as one, in their order."""
     return Listing(
