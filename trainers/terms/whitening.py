@@ -31,11 +31,16 @@ class Whitening(TermConfig):
       runs as they are; each later one orders the images of the global batch anew, from (seed, step, repeat), which
       gathers all embeddings where there are several workers.
     * `factor`: the whitening matrix, see `trainers.terms.whitening_factor`; `newton_steps` is for "newton" only.
+    * `arithmetic`: how "zca" and "cholesky" are computed. "reference" by eigenvectors or torch's own triangular solves,
+      in float64. "float64" and "float32" by matrix products and Cholesky in that precision, with gradients of their own
+      (`trainers.terms.whitening_products`), which a GPU is quick at; blocks too badly conditioned for it go the next
+      slower way. Value and gradient are those of "reference" within 1e-7 and 1e-4, not bit for bit; so "reference", by
+      which every config without this setting was trained, is the default.
     * `shrinkage` (ε): S <- (1 - ε) S + ε trace(S) / size · I. Keep it at 0 or tiny: it opens a way into collapse, where
       batches whose images differ by less than about sqrt(ε / m) of their mean cost next to nothing.
 
-    Second moments, factors and products are float64 whatever the model's precision: with blocks this small it is
-    cheap, and nearly collapsed batches keep their digits.
+    Second moments and products with them are float64 whatever the model's precision, and so are factors but for
+    `arithmetic="float32"`: with blocks this small it is cheap, and nearly collapsed batches keep their digits.
 
     Copies of an image, blank and constant ones, leave S singular. Directions in which embeddings vary by no more than
     their own rounding (`resolution`) are left out of whitening (see `whitening_factor`): copies stay copies, and are
@@ -52,6 +57,7 @@ class Whitening(TermConfig):
     repeats: int = Field(1, ge=1, le=64)
     factor: Literal["zca", "cholesky", "pca", "newton"] = "zca"
     newton_steps: int = Field(12, ge=1, le=100)
+    arithmetic: Literal["reference", "float64", "float32"] = "reference"
     shrinkage: float = Field(0.0, ge=0.0, lt=1.0)
     normalize: bool = True
 
@@ -180,6 +186,11 @@ class Whitening(TermConfig):
 
     def _check(self, name: str, facts: Facts, workers: int | None) -> None:
         problem = self._problem(facts.width, facts.batch_size, workers)
+        if self.arithmetic != "reference" and self.factor not in ("zca", "cholesky"):
+            problem = (
+                f"has arithmetic={self.arithmetic}, which is for the factors zca and cholesky, but factor is "
+                f"{self.factor}; set objective.{name}.arithmetic=reference, or another factor"
+            )
         if len(facts.views) < 2:
             problem = f"compares views of one image and needs at least 2, but views has {len(facts.views)}; add a view"
         if problem is not None:
@@ -234,7 +245,7 @@ class ChannelWhitening(Whitening):
         from trainers.terms.whitening_factor import whiten
 
         moment = blocks @ blocks.mT / max(blocks.shape[-1] - 1, 1)
-        return whiten(blocks, self._shrink(moment), self.factor, self.newton_steps, noise)
+        return whiten(blocks, self._shrink(moment), self.factor, self.newton_steps, noise, self.arithmetic)
 
 
 class BatchWhitening(Whitening):
@@ -300,7 +311,9 @@ class BatchWhitening(Whitening):
         moment, count = channels @ blocks, blocks.shape[-2]
         if self.over == "batch":
             moment, count = dist.sum_over_ranks(moment), count * dist.world_size()
-        return whiten(channels, self._shrink(moment / (count - 1)), self.factor, self.newton_steps, noise).mT
+        return whiten(
+            channels, self._shrink(moment / (count - 1)), self.factor, self.newton_steps, noise, self.arithmetic
+        ).mT
 
 
 def resolution(dtype: torch.dtype) -> float:

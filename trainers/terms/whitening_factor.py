@@ -15,25 +15,70 @@ other, blank or constant. It is left out: Φ is 0 in it, so that Φ S Φᵀ is t
 gradient grows without bound as the direction's variance goes to 0. "zca" and "pca" leave out directions of an
 eigenvalue, "cholesky" each row that is made of those before it (which becomes 0), and "newton" damps them. What has no
 such direction is factored as if there were no floor, bit for bit. A matrix that is not finite gives NaN throughout.
+
+Eigenvectors are what a GPU is slow at. `Arithmetic` says whether "zca" and "cholesky" are to come of matrix products
+instead (`whitening_products`), wherever these are as good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainers.terms.whitening_products import factors
+
 FactorKind = Literal["zca", "cholesky", "pca", "newton"]
+Arithmetic = Literal["reference", "float64", "float32"]
 Noise = Tensor | float
+PRECISIONS: Mapping[Arithmetic, tuple[torch.dtype, ...]] = {
+    "reference": (),
+    "float64": (torch.float64,),
+    "float32": (torch.float32, torch.float64),
+}
+"""In which matrix products are tried, before eigenvectors."""
 
 
-def whiten(rows: Tensor, moment: Tensor, kind: FactorKind, newton_steps: int, noise: Noise = 0.0) -> Tensor:
-    """Φ X, [..., a, b], of rows X [..., a, b] with second moment S [..., a, a].
+def whiten(
+    rows: Tensor,
+    moment: Tensor,
+    kind: FactorKind,
+    newton_steps: int,
+    noise: Noise = 0.0,
+    arithmetic: Arithmetic = "reference",
+) -> Tensor:
+    """Φ X, [..., a, b], of rows X [..., a, b] with second moment S [..., a, a], both float64 but for "reference".
 
     `noise` is the variance that rounding alone gives a direction of X, by matrix [...] or for all.
     """
+    if kind in ("pca", "newton"):
+        return _whiten(rows, moment, kind, newton_steps, noise)
+    return _whiten_by_products(rows, moment, kind, newton_steps, noise, PRECISIONS[arithmetic])
+
+
+def _whiten_by_products(
+    rows: Tensor,
+    moment: Tensor,
+    kind: Literal["zca", "cholesky"],
+    newton_steps: int,
+    noise: Noise,
+    precisions: Sequence[torch.dtype],
+) -> Tensor:
+    """Each matrix in the first of the precisions that is good enough for it, else as `_whiten` does."""
+    if not precisions:
+        return _whiten(rows, moment, kind, newton_steps, noise)
+    factor, sound = factors(moment, kind, noise, precisions[0])
+    if sound.all():
+        return factor.view_as(moment) @ rows
+    noise = torch.as_tensor(noise, dtype=moment.dtype, device=moment.device).expand(sound.shape)
+    others = _whiten_by_products(rows[~sound], moment[~sound], kind, newton_steps, noise[~sound], precisions[1:])
+    return torch.zeros_like(rows).index_put((sound,), factor @ rows[sound]).index_put((~sound,), others)
+
+
+def _whiten(rows: Tensor, moment: Tensor, kind: FactorKind, newton_steps: int, noise: Noise) -> Tensor:
     if kind == "cholesky":
         factor, kept = cholesky_factor(moment, noise)
         rows = torch.where(kept[..., None], rows, 0.0)

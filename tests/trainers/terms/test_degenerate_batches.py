@@ -74,6 +74,11 @@ EXTREME: list[TermConfig] = [
         )
         for factor, steps in (("zca", 1), ("pca", 1), ("cholesky", 1), ("newton", 5), ("newton", 100))
     ),
+    *(
+        whitening.model_copy(update={"factor": factor, "arithmetic": "float32"})
+        for whitening in (ChannelWhitening(sub_batch_size=2, group_count=2), BatchWhitening(group_count=2))
+        for factor in ("zca", "cholesky")
+    ),
 ]
 EVERY = pytest.mark.parametrize("term", [*TERMS, *EXTREME], ids=repr)
 LOSE_SCALE = (Alignment, Covariance, Reconstruction)

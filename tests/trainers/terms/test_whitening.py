@@ -398,6 +398,8 @@ def test_gradients_are_finite_where_all_eigenvalues_are_equal() -> None:
 
 
 FACTORS: tuple[Any, ...] = ("zca", "cholesky", "pca", "newton")
+GAP_FREE = pytest.mark.parametrize("factor", ["zca", "cholesky"])
+PRODUCTS = pytest.mark.parametrize(("arithmetic", "tolerance"), [("float32", 1e-4), ("float64", 1e-7)])
 WHITENINGS = pytest.mark.parametrize(
     "term",
     [
@@ -431,6 +433,65 @@ def test_copies_and_blank_rows_leave_value_and_gradient_finite_and_bounded(
                 (gradient,) = torch.autograd.grad(value, left)
                 assert gradient.isfinite().all()
                 assert gradient.norm() < 1e3, (share, copy[0, :2], float(gradient.norm()))
+
+
+def value_and_gradient(term: Whitening, *views: Tensor) -> tuple[float, Tensor]:
+    """With respect to all views, [V, n, d]."""
+    leaf = torch.stack(views).requires_grad_()
+    value = term(outputs_of(*leaf))
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.item(), gradient.double()
+
+
+@PRODUCTS
+@GAP_FREE
+@WHITENINGS
+def test_products_are_the_reference_on_sound_batches_and_on_those_with_copies(
+    term: Whitening, factor: Any, arithmetic: Any, tolerance: float
+) -> None:
+    """0 to 90 % of the images are copies of one in both views."""
+    by_products = term.model_copy(update={"factor": factor, "arithmetic": arithmetic})
+    reference = term.model_copy(update={"factor": factor})
+    for dtype in (torch.float32, torch.float64):
+        first, second = (view.to(dtype) for view in random_views(2, 32, 64))
+        for share in (0.0, 0.1, 0.5, 0.9):
+            count = round(share * 32)
+            views = [torch.cat([view[:1].expand(count, 64), view[count:]]) for view in (first, second)]
+            (value, gradient), (expected, slope) = (value_and_gradient(way, *views) for way in (by_products, reference))
+            assert value == pytest.approx(expected, rel=tolerance, abs=1e-12), (dtype, share)
+            # A gradient of float32 is rounded once more.
+            rounding = 1e-6 if dtype == torch.float32 else 0.0
+            assert (gradient - slope).norm() <= (tolerance + rounding) * slope.norm() + 1e-12, (dtype, share)
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
+@GAP_FREE
+@WHITENINGS
+def test_products_are_finite_on_constant_batches_and_not_on_one_with_a_hole(
+    term: Whitening, factor: Any, arithmetic: Any
+) -> None:
+    term = term.model_copy(update={"factor": factor, "arithmetic": arithmetic})
+    sound = random_views(1, 32, 64)[0].float()
+    for bad in (sound[:1].expand(32, 64), torch.full_like(sound, 0.3), torch.zeros_like(sound), 1e25 * sound):
+        value, gradient = value_and_gradient(term, bad, sound)
+        assert math.isfinite(value)
+        assert gradient.isfinite().all()
+    broken = sound.clone()
+    broken[3, 5] = torch.nan
+    assert math.isnan(value_of(term, broken, sound))
+
+
+@pytest.mark.parametrize("factor", ["pca", "newton"])
+def test_arithmetic_without_eigenvectors_is_refused_for_the_factors_that_have_no_use_for_it(factor: Any) -> None:
+    term = ChannelWhitening(factor=factor, arithmetic="float32")
+    model = ModelConfig(projector=MLPConfig(widths=(64,)))
+    said = (
+        rf"objective.spread \(channel_whitening\) has arithmetic=float32, which is for the factors zca and cholesky, "
+        rf"but factor is {factor}; set objective.spread.arithmetic=reference, or another factor"
+    )
+    with pytest.raises(ValueError, match=said):
+        TrialConfig(objective={"spread": term}, model=model)
+    assert TrialConfig(objective={"spread": term.model_copy(update={"arithmetic": "reference"})}, model=model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -512,8 +573,10 @@ def _share(term: Whitening, views: tuple[Tensor, ...]) -> tuple[Tensor, list[Ten
         PLAIN.model_copy(update={"factor": "cholesky", "repeats": 2}),
         BatchWhitening(group_count=8),
         BatchWhitening(group_count=16, over="sub_batch", sub_batch_size=8, repeats=2, share_partition=False),
+        CHANNEL.model_copy(update={"arithmetic": "float32"}),
+        BatchWhitening(group_count=8, arithmetic="float64"),
     ],
-    ids=["channel", "repeats", "cholesky", "batch", "sub-batch"],
+    ids=["channel", "repeats", "cholesky", "batch", "sub-batch", "float32", "float64"],
 )
 def test_two_processes_equal_one(two_processes: TwoProcesses, term: Whitening) -> None:
     """Oracle 13; batch norm is in the contract test of all terms."""

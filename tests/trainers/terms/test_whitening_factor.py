@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainers.terms.whitening_factor import (
     principal_factor,
     whiten,
 )
+from trainers.terms.whitening_products import factors
 
 SPECTRA = {
     "identity": [1.0, 1, 1, 1, 1, 1],
@@ -190,3 +192,116 @@ def test_newton_steps_whiten_slowly_as_published() -> None:
         errors.append(float((torch.linalg.eigvalsh(white @ white.T / 127) - 1).abs().max()))
     assert errors[:3] == pytest.approx([0.92, 0.66, 0.014], rel=0.35, abs=0.02)
     assert errors[3] < 1e-4
+
+
+# --- by matrix products ---
+
+
+def conditioned(kappa: float, size: int = 16, count: int = 3) -> Tensor:
+    """Moments [count, size, size] of that condition number, with their eigenvalues evenly apart in logarithm."""
+    values = torch.logspace(0, -math.log10(kappa), size, dtype=torch.float64)
+    turns = torch.stack([rotation(size, seed) for seed in range(count)])
+    return 3 * (turns * values) @ turns.mT
+
+
+def rows_of(moment: Tensor, count: int = 24) -> Tensor:
+    """Rows [..., a, count] of just that second moment, times `count`."""
+    size = moment.shape[-1]
+    flat = rotation(count)[:size]
+    return torch.linalg.cholesky(moment) @ flat
+
+
+def weighted(rows: Tensor, kind: Any, arithmetic: Any, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Whitened rows, and the gradient with respect to `rows` of a sum of them that treats all alike."""
+    leaf = rows.clone().requires_grad_()
+    white = whiten(leaf, leaf @ leaf.mT, kind, 12, noise, arithmetic)
+    weight = torch.randn(white.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((white * weight).sum(), leaf)
+    return white.detach(), gradient
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest matrix's, relative to it."""
+    return float(((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
+
+
+PRODUCTS = pytest.mark.parametrize(("arithmetic", "tolerance"), [("float32", 1e-4), ("float64", 1e-7)])
+GAP_FREE = pytest.mark.parametrize("kind", ["zca", "cholesky"])
+
+
+@PRODUCTS
+@GAP_FREE
+@pytest.mark.parametrize("size", [2, 16, 64])
+def test_products_give_the_value_and_gradient_of_eigenvectors(
+    kind: Any, arithmetic: Any, tolerance: float, size: int
+) -> None:
+    for kappa in (1.0, 10.0, 1e3, 5e3, 1e6, 1e9):  # float32 itself up to 1e4 or so; from there on what it falls back to
+        rows = rows_of(conditioned(kappa, size), 2 * size)
+        expected, slope = weighted(rows, kind, "reference")
+        white, gradient = weighted(rows, kind, arithmetic)
+        assert error(white, expected) < tolerance, kappa
+        assert error(gradient, slope) < tolerance, kappa
+
+
+@PRODUCTS
+@GAP_FREE
+@pytest.mark.parametrize("spectrum", ["identity", "repeated", "clustered", "generic"])
+def test_products_need_no_gap_between_eigenvalues(kind: Any, arithmetic: Any, tolerance: float, spectrum: str) -> None:
+    rows = rows_of(torch.stack([moment_of(spectrum), torch.diag(torch.tensor(SPECTRA[spectrum]).double())]))
+    expected, slope = weighted(rows, kind, "reference")
+    white, gradient = weighted(rows, kind, arithmetic)
+    assert error(white, expected) < tolerance
+    assert error(gradient, slope) < tolerance
+
+
+@GAP_FREE
+@pytest.mark.parametrize("spectrum", ["identity", "repeated", "generic"])
+def test_products_have_an_exact_gradient_in_double_precision(kind: Any, spectrum: str) -> None:
+    moment = moment_of(spectrum)[None].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda moment: factors((moment + moment.mT) / 2, kind, 0.0, torch.float64).factor,
+        (moment,),
+        eps=1e-6,
+        atol=1e-8,
+        rtol=1e-6,
+    )
+
+
+@GAP_FREE
+@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float32, 1e3, 1e6), (torch.float64, 1e8, 1e11)])
+def test_products_answer_what_is_well_conditioned_and_nothing_else(
+    kind: Any, dtype: torch.dtype, least: float, most: float
+) -> None:
+    fine, poor = conditioned(least), conditioned(most)
+    broken = fine[:1].clone()
+    broken[0, 3, 3] = torch.nan
+    others = [poor, broken, -fine[:1], torch.zeros_like(broken), torch.ones_like(broken), torch.inf * fine[:1]]
+    answered = factors(torch.cat([fine, *others]), kind, 0.0, dtype)
+    assert answered.sound.tolist() == [True] * 3 + [False] * (3 + 5)
+    assert len(answered.factor) == 3
+    # Directions of no more than rounding are left to those who leave them out.
+    assert not factors(fine, kind, 3.1 / least, dtype).sound.any()
+    assert factors(1e30 * fine, kind, 0.0, dtype).sound.all()
+    assert factors(1e-30 * fine, kind, 0.0, dtype).sound.all()
+
+
+@PRODUCTS
+@GAP_FREE
+def test_a_matrix_without_a_factor_changes_nothing_beside_it(kind: Any, arithmetic: Any, tolerance: float) -> None:
+    """0 to 90 % of the rows are copies: what eigenvectors make of them, to the last bit, beside sound ones."""
+    fine = rows_of(conditioned(100.0))
+    copied = fine.clone()
+    for index, share in enumerate((0.1, 0.5, 0.9)):
+        copied[index, : 1 + round(share * 15)] = copied[index, :1]
+    (expected, slope), (white, gradient) = (
+        weighted(torch.cat([fine, copied]), kind, way, noise=1e-24) for way in ("reference", arithmetic)
+    )
+    assert torch.equal(white[3:], expected[3:])
+    assert torch.equal(gradient[3:], slope[3:])
+    assert error(white[:3], expected[:3]) < tolerance
+    assert error(gradient[:3], slope[:3]) < tolerance
+    broken = torch.cat([fine, copied])
+    broken[1, 0, 0] = torch.nan
+    holed, _ = weighted(broken, kind, arithmetic, noise=1e-24)
+    assert holed[1].isnan().any()
+    assert holed[[0, 2, 3, 4, 5]].isfinite().all()

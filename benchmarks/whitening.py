@@ -1,0 +1,193 @@
+"""What whitening costs by eigenvectors and by matrix products, and its share of a step.
+
+    python benchmarks/whitening.py [--threads 1] [--runs 5] [--share] [--conditions 100]
+
+The term alone, forward and backward down to the embeddings, at the sizes of the recipes: CW-RGP (batch 256, four views
+of 512 dimensions, sub-batches of 64, four groups; ZCA) and W-MSE (batch 512, two views of 64 dimensions, runs of 128;
+Cholesky). Embeddings have eigenvalues evenly apart in logarithm, up to `--conditions` apart: 100 is what a batch has at
+the start, thousands are what training makes of it, and beyond about 5,000 "float32" is done in float64. `copies`: every
+fourth image is a copy, so that no block has a factor but by eigenvectors. Each row is `reference` over the other, the
+smallest and the largest of `--runs` pairs of runs taken in turn, each the best of three steps.
+
+With `--share`: each term's share of a whole step, at the size of the recipe that uses it but for the batch, which is
+64 there: the network's part and that of most terms grow with it alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from search_spaces import RECIPES
+from trainers.changes import with_changes
+from trainers.model import build_model
+from trainers.objective import Objective
+from trainers.terms import BatchWhitening, ChannelWhitening, Outputs
+from trainers.terms.whitening import Whitening
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES: dict[str, tuple[Whitening, int, int, int]] = {
+    "cw-rgp": (ChannelWhitening(sub_batch_size=64, group_count=4), 4, 256, 512),
+    "w-mse": (BatchWhitening(over="sub_batch", sub_batch_size=128, group_count=1, factor="cholesky"), 2, 512, 64),
+}
+"""By name: the term as its recipe has it, number of views, images, dimensions."""
+SHARED = (
+    ("cw_rgp_cifar10", {}),
+    ("cw_rgp_cifar10", {"objective.channel_whitening.arithmetic": "float64"}),
+    ("cw_rgp_cifar10", {"objective.channel_whitening.arithmetic": "float32"}),
+    ("w_mse_cifar10", {}),
+    ("sfrik_cifar10", {}),
+    ("msbreg_cifar10", {}),
+    ("vicreg_cifar10", {}),
+    ("barlow_twins_cifar10", {}),
+    ("simclr_cifar10", {}),
+    ("byol_cifar10", {}),
+)
+"""Recipes and what is changed in them, of which terms' shares are told."""
+SMALL_BATCH = 64
+
+
+def embeddings(views: int, count: int, width: int, condition: float, *, copies: bool = False) -> list[Tensor]:
+    """Views [n, d] of common images, whose second moment has that condition number."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -0.5 * torch.log10(torch.tensor(condition)).item(), width)
+    images = torch.randn(count, width, generator=generator)
+    found = [images + torch.randn(count, width, generator=generator) for _ in range(views)]
+    if copies:
+        for view in found:
+            view[::4] = view[:1]
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    return [((view * scales) @ turn).to(DEVICE).requires_grad_() for view in found]
+
+
+def outputs_of(views: list[Tensor]) -> Outputs:
+    """As a model would make them."""
+    return Outputs(
+        features=tuple(views),
+        projections=tuple(views),
+        predictions=None,
+        targets=None,
+        sample_ids=torch.arange(len(views[0]), device=DEVICE),
+        seed=0,
+        step=0,
+    )
+
+
+def best(step: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the quickest of so many."""
+    taken = []
+    for _ in range(times):
+        _wait()
+        start = time.perf_counter()
+        step()
+        _wait()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ratio(name: str, arithmetic: str, runs: int, condition: float, *, copies: bool) -> tuple[list[float], list[float]]:
+    """Of reference over `arithmetic`: seconds' ratio in each pair of runs; and the seconds of `arithmetic`."""
+    term, view_count, count, width = CASES[name]
+    outputs = outputs_of(embeddings(view_count, count, width, condition, copies=copies))
+    ways = [term, term.model_copy(update={"arithmetic": arithmetic})]
+
+    def step(way: Whitening) -> None:
+        torch.autograd.grad(way(outputs), outputs.projections)
+
+    for way in ways:
+        step(way)
+    pairs = [[best(lambda way=way: step(way)) for way in ways] for _ in range(runs)]  # type: ignore[misc]
+    return [first / second for first, second in pairs], [second for _, second in pairs]
+
+
+def shares(recipe: str, changes: dict[str, object]) -> tuple[str, float, dict[str, float]]:
+    """The recipe, seconds of a step's network part, and each term's seconds, forward and backward."""
+    config = with_changes(RECIPES[recipe](), {"batch_size": SMALL_BATCH, "precision": "float32", **changes})
+    model, objective = build_model(config).to(DEVICE).to(memory_format=torch.channels_last), Objective(config.objective)
+    generator = torch.Generator().manual_seed(0)
+    views = tuple(
+        torch.randn(SMALL_BATCH, 3, view.size, view.size, generator=generator).to(DEVICE) for view in config.views
+    )
+    ids = torch.arange(SMALL_BATCH, device=DEVICE)
+
+    def network() -> Outputs:
+        outputs: Outputs = model(views, ids, 0, 0)
+        sum(rows.sum() for rows in (*outputs.projections, *(outputs.predictions or ()))).backward()  # type: ignore[union-attr]
+        model.zero_grad(set_to_none=True)
+        return outputs
+
+    network()
+    seconds = best(network, 2)
+    with torch.no_grad():
+        found: Outputs = model(views, ids, 0, 0)
+
+    def leaves(rows: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        return None if rows is None else tuple(one.detach().requires_grad_() for one in rows)
+
+    outputs = found._replace(
+        features=leaves(found.features),
+        projections=leaves(found.projections),
+        predictions=leaves(found.predictions),
+        scores=leaves(found.scores),
+    )
+    of_terms = {}
+    for name, term in objective.terms.items():
+
+        def step(term: object = term) -> None:
+            term(outputs).backward()  # type: ignore[operator]
+
+        step()
+        of_terms[name] = best(step, 5)
+    return recipe, seconds, of_terms
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--share", action="store_true")
+    parser.add_argument("--conditions", type=float, nargs="+", default=[100.0, 3000.0, 1e5])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.share:
+        print("| recipe, batch 64 | changed | network, ms | term | ms | share of both |")
+        print("|:--|:--|--:|:--|--:|--:|")
+        for recipe, changes in SHARED:
+            if recipe not in RECIPES:
+                continue
+            name, seconds, of_terms = shares(recipe, dict(changes))
+            whole = seconds + sum(of_terms.values())
+            for term, taken in of_terms.items():
+                changed = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
+                print(
+                    f"| `{name}` | {changed} | {1e3 * seconds:.0f} | {term} | {1e3 * taken:.2f} "
+                    f"| {100 * taken / whole:.1f} % |",
+                    flush=True,
+                )
+        return
+    print("| term | embeddings | arithmetic | ms | reference / this, min to max |")
+    print("|:--|:--|:--|--:|:--|")
+    for name in CASES:
+        cases = [(f"condition {condition:g}", condition, False) for condition in arguments.conditions]
+        for words, condition, copies in [*cases, ("copies", arguments.conditions[0], True)]:
+            for arithmetic in ("float64", "float32"):
+                ratios, seconds = ratio(name, arithmetic, arguments.runs, condition, copies=copies)
+                print(
+                    f"| {name} | {words} | {arithmetic} | {1e3 * min(seconds):.1f} "
+                    f"| {min(ratios):.2f} to {max(ratios):.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
