@@ -74,7 +74,7 @@ chaos: env-dev
 	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
 benchmarks: env
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
 
 # `python -m build` makes the wheel from the source distribution, so that one is tried as well.
 wheel: env-dev
