@@ -75,7 +75,7 @@ chaos: env-dev
 	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
 benchmarks: env
-	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
 
 bench-gpu: env
 	@$(BIN)/python -m benchmarks.gpu
