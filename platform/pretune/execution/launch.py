@@ -46,6 +46,10 @@ class TrainingFailedError(RuntimeError):
     """A process of the training raised, died or hung. The text holds its traceback, where there is one."""
 
 
+class HungError(TrainingFailedError):
+    """For too long a process did no step."""
+
+
 @dataclass(frozen=True)
 class _Reported:
     report: EpochReport
@@ -185,7 +189,7 @@ class _Family:
             silent = {rank: time.monotonic() - heard[rank] for rank in waiting.values()}
             for rank, silence in silent.items():
                 if rank not in outcomes and silence > hang_timeout_s:
-                    raise TrainingFailedError(f"rank {rank} hung: no sign of life for {silence:.0f} s")
+                    raise HungError(f"rank {rank} hung: no sign of life for {silence:.0f} s")
         self._finished = True
         return outcomes[0]
 

@@ -139,6 +139,10 @@ def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float
             hang_timeout_s=SILENT_S,
             apart=True,
         )
+    except launch.HungError as error:
+        raise NotMeasuredError(
+            f"no step was done in {SILENT_S:.0f} s, too slow to be measured here; plan on the machine that it is for"
+        ) from error
     except launch.TrainingFailedError as error:
         said = str(error).splitlines()[0]
         if "exit code -9" in said:

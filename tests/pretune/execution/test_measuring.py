@@ -60,6 +60,11 @@ def test_a_few_steps_say_what_a_trial_takes(tiny: TrialConfig) -> None:
             NotMeasuredError,
             "raised KeyError: 'x'$",
         ),
+        (
+            launch.HungError("rank 0 hung: no sign of life for 90 s"),
+            NotMeasuredError,
+            "no step was done in 90 s, too slow to be measured here",
+        ),
     ],
 )
 def test_what_cannot_be_measured_says_why(
