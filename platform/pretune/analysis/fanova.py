@@ -6,9 +6,9 @@ evenly, its upper decade is nearly all of it, and a loss weight that decides eve
 nothing. And a choice is exactly one of its values, where a box over columns of zeros and ones counts two at once.
 
 Optuna walks each tree from its root for each value of a parameter. Here a tree is its leaves' boxes, and all values are
-one product of matrices, for intervals need dozens of forests (`benchmarks/README.md` has the times). With y_l the value
-of leaf l, and E_l(q) the share of parameter q's range that its box has, the tree predicts at a value x of p, in the
-mean over everything else, a(x) = Σ y_l Π E_l(q) over q ≠ p and the leaves whose box has x. The share of p is the
+one product of matrices, a fifth of the time with the fit of 100 trials, for intervals need dozens of forests. With y_l
+the value of leaf l, and E_l(q) the share of parameter q's range that its box has, the tree predicts at a value x of p,
+in the mean over everything else, a(x) = Σ y_l Π E_l(q) over q ≠ p and the leaves whose box has x. The share of p is the
 variance of a over x, divided by that of all predictions. Splits cut a range into pieces on which a is constant.
 """
 

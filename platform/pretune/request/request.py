@@ -438,7 +438,9 @@ def read_sweeps(storage: str) -> tuple[list[results.SweepResult], list[results.U
         names = [
             name
             for name in storages.folders(storage)
-            if storages.names(storages.join(storage, name, journal_remote.FOLDER))
+            # A URI does without quoting only such names, and a sweep has no other.
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
+            and storages.names(storages.join(storage, name, journal_remote.FOLDER))
         ]
     except storages.StorageError as error:
         raise RequestError(str(error)) from error

@@ -177,6 +177,6 @@ def test_the_leaderboard_ranks_sweeps_behind_a_uri(here: Path) -> None:
     assert told.exit_code == 0, told.output
     (board,) = json.loads(told.stdout)
     assert [entry["sweep"] for entry in board["entries"]] == ["one", "other"]
-    assert "sweep broken is left out" in pretune("leaderboard", "--storage", bucket).stderr
+    assert "sweep broken is left out" in " ".join(pretune("leaderboard", "--storage", bucket).output.split())
     nowhere = pretune("leaderboard", "--storage", f"file://{here / 'nowhere'}")
     assert "has a complete trial" in nowhere.stdout
