@@ -100,7 +100,8 @@ def thumbnails_of_data(
 
 
 def _bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    return found
 
 
 def _device(subject: Subject) -> torch.device:
