@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def _vit(tensors: Mapping[str, Tensor], patches: Tensor, *, timm: bool) -> Guess
     depth = _count(tensors, pattern)
     positions = tensors["pos_embed" if timm else "encoder.pos_embedding"]
     known = _VITS.get(width) if depth == 12 else None
-    values = {"kind": known} if known else {"kind": "vit_micro", "embed_dim": width, "depth": depth}
+    values: dict[str, Any] = {"kind": known} if known else {"kind": "vit_micro", "embed_dim": width, "depth": depth}
     config = ViTConfig.model_validate({**values, "patch_size": patch_size})
     return Guess(config, round((positions.shape[1] - 1) ** 0.5) * patch_size)
 

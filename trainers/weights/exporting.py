@@ -24,7 +24,7 @@ from trainers.settings import OwnBackbone, ResNetConfig, TimmConfig, ViTConfig
 from trainers.weights import programs
 from trainers.weights.folder import CONFIG, MODEL, ONNX, PROJECTOR, Description, Layout, config_json
 from trainers.weights.matching import Branch
-from trainers.weights.names import theirs
+from trainers.weights.names import Library, theirs
 from trainers.weights.opening import Weights, settled
 
 PROJECTOR_PROGRAM = "projector.py"
@@ -112,7 +112,7 @@ def write(folder: Path, given: Exportable) -> Exported:
     from safetensors.torch import save_file
 
     known = given.description
-    library = "torchvision" if known.layout == "torchvision" else "timm"
+    library: Library = "torchvision" if known.layout == "torchvision" else "timm"
     names = theirs(known.backbone, given.network, library)
     state = {names[ours]: _plain(tensor) for ours, tensor in given.network.state_dict().items()}
     save_file(state, folder / ENCODER, metadata={"format": "pt"})
