@@ -150,7 +150,7 @@ class TrialConfig(Config):
                 f"batch_size must be a multiple of accumulate={self.accumulate}, but is {self.batch_size}; change one "
                 "of them"
             )
-        if self.accumulate > 1 and self.accumulate_batch_norm == "exact" and (where := self._batch_norm()):
+        if self.accumulate > 1 and self.accumulate_batch_norm == "exact" and (where := self.batch_norm_place):
             raise ValueError(
                 f"accumulate={self.accumulate} is exact without batch norm only, whose statistics would be those of a "
                 f"part of the batch, but {where}; set model.norm=layer, or accept them with "
@@ -246,7 +246,8 @@ class TrialConfig(Config):
                     found |= term.loaded.reads_heads
         return frozenset(found)
 
-    def _batch_norm(self) -> str:
+    @property
+    def batch_norm_place(self) -> str:
         """Which part of the model has batch norm, as far as the config alone tells; empty where it tells of none."""
         model = self.model
         if model.norm == "layer":

@@ -71,6 +71,14 @@ class Counters:
     """Its value."""
 
 
+@dataclass
+class Footprint:
+    """What a run that runs out of memory is told of."""
+
+    fixed_bytes: float = 0.0
+    """For parameters, buffers, gradients and the optimizer's moments, whatever the batch."""
+
+
 def _ignore(epoch: int, step: int) -> bool:
     """The default for `progress`."""
     return False
@@ -103,7 +111,8 @@ def train(
 
     ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
     does not belong to this config and data. CUDA running out of memory is an outcome on one rank; with several it is
-    raised, as the other ranks then wait in a collective and the group must be replaced.
+    raised, as the other ranks then wait in a collective and the group must be replaced. Either says what the run held,
+    and what would need less.
     """
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -112,13 +121,21 @@ def train(
             f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
             "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
         )
-    counters = Counters()
+    counters, footprint = Counters(), Footprint()
     try:
-        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters)
+        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters, footprint)
     except torch.OutOfMemoryError as error:
+        held = memory.peaks(device)
+        remedy = memory.remedy(
+            config,
+            workers=dist.world_size(),
+            peak_bytes=held.get("memory/gpu_peak_bytes", held["memory/host_peak_bytes"]),
+            fixed_bytes=footprint.fixed_bytes,
+            capacity_bytes=memory.capacity_bytes(device),
+        )
+        reason = f"GPU memory ran out: {str(error).splitlines()[0].rstrip('.')}; {remedy}"
         if dist.world_size() > 1:
-            raise
-        reason = f"GPU memory ran out: {str(error).splitlines()[0]}"
+            raise torch.OutOfMemoryError(reason) from error
     # Only here are the run's tensors unreachable; the next trial in this process needs their memory.
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -135,6 +152,7 @@ def _run(
     progress: Callable[[int, int], bool | None],
     device: torch.device,
     counters: Counters,
+    footprint: Footprint,
 ) -> Outcome:
     # --- set-up -------------------------------------------------------------------------------------------------------
     called = time.perf_counter()
@@ -153,6 +171,7 @@ def _run(
     objective = Objective(config.objective)
     operations = Operations(config.views)
     optimizer = optim.build_optimizer(model, config.optimizer)
+    footprint.fixed_bytes = _fixed_bytes(model, config)
     state = _state_to_go_on_from(checkpoints, resume, config, dataset)
     meter = StepMeter()
     if state is not None:
@@ -351,6 +370,13 @@ class TrainingStep:
         optim.set_step(self._optimizer, self._config.optimizer, rate, step, total_steps)
         self._optimizer.step()
         self._model.update_teacher(step, total_steps)
+
+
+def _fixed_bytes(model: Model, config: TrialConfig) -> float:
+    moments = 2 if config.optimizer.kind in ("adam", "adamw") else 1
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return float(held + (1 + moments) * trained)
 
 
 def _autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
