@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers.config import TrialConfig
 from trainers.model import Model
 from trainers.terms import Outputs, Patches
+
+READ = ("features", "projections", "predictions", "scores")
+READ_OF_PATCHES = ("tokens", "mismatch_logits", "reconstruction")
+"""Fields of `Outputs` and of `Patches` through which terms reach the parameters."""
 
 
 class Part(NamedTuple):
@@ -101,9 +105,9 @@ def behind(part: Outputs, whole: Outputs, index: int, count: int) -> Iterator[tu
 
 def leaves(outputs: Outputs) -> list[Tensor]:
     """All that a gradient comes back through, in a fixed order."""
-    found = [*outputs.features, *outputs.projections, *(outputs.predictions or ()), *(outputs.scores or ())]
+    found = [rows for name in READ for rows in getattr(outputs, name) or ()]
     for seen in outputs.patches:
-        found += [rows for rows in (seen.tokens, seen.mismatch_logits, seen.reconstruction) if rows is not None]
+        found += [rows for name in READ_OF_PATCHES if (rows := getattr(seen, name)) is not None]
     return found
 
 
@@ -113,31 +117,25 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     def together(rows: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(rows), 1).flatten(0, 1)
 
-    def each(name: str, *, leaf: bool) -> tuple[Tensor, ...] | None:
+    def each(name: str) -> tuple[Tensor, ...] | None:
         if getattr(first, name) is None:
             return None
         joined = (together(views) for views in zip(*(getattr(part, name) for part in parts), strict=True))
-        return tuple(rows.requires_grad_(leaf) for rows in joined)
+        return tuple(rows.requires_grad_(name in READ) for rows in joined)
 
     def patches(place: int) -> Patches:
         seen = [part.patches[place] for part in parts]
-        values = {
-            name: None if getattr(seen[0], name) is None else together([getattr(one, name) for one in seen])
-            for name in Patches._fields
-            if name != "view"
-        }
-        for name in ("tokens", "mismatch_logits", "reconstruction"):
-            if values[name] is not None:
-                values[name] = values[name].requires_grad_()
+        values: dict[str, Any] = {}
+        for name in Patches._fields:
+            rows = [getattr(one, name) for one in seen]
+            if name != "view" and rows[0] is not None:
+                values[name] = together(rows)
+                values[name].requires_grad_(name in READ_OF_PATCHES)
         return seen[0]._replace(**values)
 
+    values: dict[str, Any] = {name: each(name) for name in (*READ, "targets", "target_scores")}
     return first._replace(
-        features=each("features", leaf=True),
-        projections=each("projections", leaf=True),
-        predictions=each("predictions", leaf=True),
-        scores=each("scores", leaf=True),
-        targets=each("targets", leaf=False),
-        target_scores=each("target_scores", leaf=False),
+        **values,
         sample_ids=together([part.sample_ids for part in parts]),
         patches=tuple(patches(place) for place in range(len(first.patches))),
     )
