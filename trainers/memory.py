@@ -8,7 +8,6 @@ ones. Where the system does not allow that, it is the peak since the process beg
 
 from __future__ import annotations
 
-import math
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,10 +58,10 @@ def capacity_bytes(device: torch.device) -> float | None:
 def remedy(
     config: TrialConfig, *, workers: int, peak_bytes: float, fixed_bytes: float, capacity_bytes: float | None
 ) -> str:
-    """In words, what a run that did not fit held, and with which `accumulate` it would need little enough.
+    """In words, what a run that did not fit held, and the smallest `accumulate` that needs less.
 
     `fixed_bytes` of that are parameters, gradients and the optimizer's moments; the rest is a part's activations, which
-    `accumulate` divides. At its end the run wanted more than its peak, so what is named is the least, not a promise.
+    `accumulate` divides. How much more the run would have wanted nobody knows: what is named is the least, no promise.
     """
     held = f"this run held {_gib(peak_bytes)} at most"
     if capacity_bytes is not None:
@@ -71,11 +70,7 @@ def remedy(
     rows = config.batch_size // workers
     if capacity_bytes is not None and fixed_bytes >= capacity_bytes:
         return f"{held}; these do not fit, whatever the batch: choose a smaller model"
-    least = config.accumulate + 1
-    if capacity_bytes is not None:
-        whole = config.accumulate * max(0.0, peak_bytes - fixed_bytes)
-        least = max(least, math.ceil(whole / (capacity_bytes - fixed_bytes)))
-    fitting = next((count for count in range(least, rows + 1) if rows % count == 0), None)
+    fitting = next((count for count in range(config.accumulate + 1, rows + 1) if rows % count == 0), None)
     if fitting is None:
         return f"{held}; its batch cannot be cut into more parts: choose a smaller model or smaller views"
     norm = ""
