@@ -65,7 +65,9 @@ LAYERS: dict[str, set[str]] = {
         "trainers.config",
         "trainers.upgrade",
     },
+    "trainers.accumulation": {"trainers.model", "trainers.terms", "trainers.config"},
     "trainers.train": {
+        "trainers.accumulation",
         "trainers.sentinel",
         "trainers.evaluation",
         "trainers.objective",
@@ -171,7 +173,7 @@ LAYERS: dict[str, set[str]] = {
     "trainers.storage": {"trainers.files"},
     "trainers.files": set(),
     "trainers.scratch": set(),
-    "trainers.memory": set(),
+    "trainers.memory": {"trainers.config"},
     "trainers.dist": set(),
 }
 """Every arrow between parts that is allowed: what a part may import, in a function or for types as well. No others."""

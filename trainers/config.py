@@ -93,6 +93,17 @@ class TrialConfig(Config):
     sentinel: SentinelConfig | None = SentinelConfig()
     epochs: int = Field(10, ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(256, ge=2)
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts of each worker's batch that go through the network one by one, for memory: terms are exact "
+        "over the whole batch all the same, at the cost of a second forward pass",
+    )
+    accumulate_batch_norm: Literal["exact", "per_part"] = Field(
+        "exact",
+        description="with accumulate above 1: exact refuses networks with batch norm; per_part lets it normalize each "
+        "part by itself, over all workers, which is another network than that of the whole batch",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast, on a GPU only")
     deterministic: bool = Field(False, description="on a GPU: deterministic kernels, at some cost; a CPU run always is")
@@ -135,6 +146,24 @@ class TrialConfig(Config):
                 "checkpoint_every_steps needs a checkpoint at the end of each epoch, but checkpoint_every is "
                 f"{self.checkpoint_every}; set it to 1, or checkpoint_every_steps to null"
             )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate={self.accumulate}, but is {self.batch_size}; change one "
+                "of them"
+            )
+        prototypes = self.model.prototypes
+        if self.accumulate > 1 and prototypes is not None and prototypes.queue:
+            raise ValueError(
+                f"accumulate={self.accumulate} goes through the batch in parts, and model.prototypes.queue="
+                f"{prototypes.queue} keeps whole batches; set accumulate=1, or model.prototypes.queue=0 and the batch "
+                "that the queue stands for"
+            )
+        if self.accumulate > 1 and self.accumulate_batch_norm == "exact" and (where := self.batch_norm_place):
+            raise ValueError(
+                f"accumulate={self.accumulate} is exact without batch norm only, whose statistics would be those of a "
+                f"part of the batch, but {where}; set model.norm=layer, or accept them with "
+                "accumulate_batch_norm=per_part"
+            )
         if "total" in self.objective:
             raise ValueError("objective.total: a term may not be named 'total', which is the sum; choose another name")
         if not any(term.weight > 0.0 for term in self.objective.values()):
@@ -153,6 +182,11 @@ class TrialConfig(Config):
             raise ValueError(
                 f"batch_size must be a multiple of the {workers} workers, but is {self.batch_size}; change one of "
                 f"them, for example --set batch_size={self.batch_size // workers * workers or workers}"
+            )
+        if self.batch_size // workers % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide the batch of a worker, which is {self.batch_size // workers} ({workers} "
+                f"workers), but is {self.accumulate}; change batch_size or accumulate"
             )
         for name, term in self.objective.items():
             if term.weight > 0.0:
@@ -229,6 +263,20 @@ class TrialConfig(Config):
                 with usercode.named(f"objective.{name}"):
                     found |= term.loaded.reads_heads
         return frozenset(found)
+
+    @property
+    def batch_norm_place(self) -> str:
+        """Which part of the model has batch norm, as far as the config alone tells; empty where it tells of none."""
+        model = self.model
+        if model.norm == "layer":
+            return ""
+        if isinstance(model.backbone, ResNetConfig):
+            return f"model.backbone.kind={model.backbone.kind} has it"
+        heads = {"projector": model.projector, "predictor": model.predictor}
+        for name, head in heads.items():
+            if head is not None and (head.final_norm or (head.hidden_norm and len(head.widths) > 1)):
+                return f"model.{name} has it"
+        return ""
 
     def _check_masking(self, masking: MaskingConfig) -> None:
         backbone = self.model.backbone

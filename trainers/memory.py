@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from trainers.config import TrialConfig
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
@@ -42,6 +44,43 @@ def peaks(device: torch.device) -> dict[str, float]:
 
         found["memory/gpu_peak_bytes"] = float(torch.cuda.max_memory_reserved(device))
     return found
+
+
+def capacity_bytes(device: torch.device) -> float | None:
+    """What a GPU has in all; None on a host, which is shared with all else that runs there."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[1])
+
+
+def remedy(
+    config: TrialConfig, *, workers: int, peak_bytes: float, fixed_bytes: float, capacity_bytes: float | None
+) -> str:
+    """In words, what a run that did not fit held, and the smallest `accumulate` that needs less.
+
+    `fixed_bytes` of that are parameters, gradients and the optimizer's moments; the rest is a part's activations, which
+    `accumulate` divides. How much more the run would have wanted nobody knows: what is named is the least, no promise.
+    """
+    held = f"this run held {_gib(peak_bytes)} at most"
+    if capacity_bytes is not None:
+        held += f" of the {_gib(capacity_bytes)} there are"
+    held += f", {_gib(fixed_bytes)} of it for parameters, gradients and moments"
+    rows = config.batch_size // workers
+    if capacity_bytes is not None and fixed_bytes >= capacity_bytes:
+        return f"{held}; these do not fit, whatever the batch: choose a smaller model"
+    fitting = next((count for count in range(config.accumulate + 1, rows + 1) if rows % count == 0), None)
+    if fitting is None:
+        return f"{held}; its batch cannot be cut into more parts: choose a smaller model or smaller views"
+    norm = ""
+    if config.accumulate == 1 and config.accumulate_batch_norm == "exact" and config.batch_norm_place:
+        norm = ", with model.norm=layer or accumulate_batch_norm=per_part"
+    return f"{held}; it may fit with accumulate={fitting} or more{norm}, or with a smaller batch_size"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 def host_peak_bytes() -> int:

@@ -127,11 +127,13 @@ class Model(nn.Module):
         if "mismatch_head" in heads:
             self.mismatch_head = nn.Linear(self.feature_count, 1)
 
-    def forward(self, views: tuple[Tensor, ...], sample_ids: Tensor, seed: int, step: int) -> Outputs:
+    def forward(
+        self, views: tuple[Tensor, ...], sample_ids: Tensor, seed: int, step: int, with_targets: bool = True
+    ) -> Outputs:
         """One training pass: views each [n, 3, S, S], sample_ids [n] int64.
 
         With masking the student sees a part of each masked view, in evaluation mode too. The teacher sees all of it,
-        as `encode` and `embed` do.
+        as `encode` and `embed` do; and nothing without `with_targets`, for a pass whose targets are known.
         """
         features: tuple[Tensor, ...] = ()
         patches: tuple[Patches, ...] = ()
@@ -144,7 +146,7 @@ class Model(nn.Module):
         projections = tuple(self.projector(rows) for rows in features)
         predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
         targets = target_scores = scores = queued_scores = center = None
-        if self.teacher is not None:
+        if self.teacher is not None and with_targets:
             with torch.no_grad():
                 seen_views = (views[place] for place in self._teacher_views if place < len(views))
                 rows_of = (self.teacher["projector"](self.teacher["backbone"](view)) for view in seen_views)
@@ -157,8 +159,7 @@ class Model(nn.Module):
                 target_scores = tuple(self.teacher["prototypes"](rows, step) for rows in targets)
                 center = self.center.clone()
                 if self.training:
-                    mean = dist.mean_over_ranks(torch.stack(target_scores).mean((0, 1)))
-                    self.center.lerp_(mean.to(center.dtype), 1.0 - self._center_momentum)
+                    self.move_center(target_scores)
         return Outputs(
             features=tuple(self._wide(rows) for rows in features),
             projections=tuple(self._wide(rows) for rows in projections),
@@ -182,6 +183,15 @@ class Model(nn.Module):
         """Features and projections of the same images, [n, 3, S, S] -> [n, p] and [n, q]. Call it as `encode`."""
         features = self._encode(images)
         return self._wide(features), self._wide(self.projector(features))
+
+    @torch.no_grad()
+    def move_center(self, target_scores: Sequence[Tensor]) -> None:
+        """Move the center, where there is one, towards the mean of a batch's scores [n, M] of each view that the
+        teacher sees.
+        """
+        if self.center is not None:
+            mean = dist.mean_over_ranks(torch.stack(list(target_scores)).mean((0, 1)))
+            self.center.lerp_(mean.to(self.center.dtype), 1.0 - self._center_momentum)
 
     @torch.no_grad()
     def update_teacher(self, step: int, total_steps: int) -> None:

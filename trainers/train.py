@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import checkpoint, dist, memory, optim, sentinel, storage
+from trainers import accumulation, checkpoint, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data.feed import feed, moved
 from trainers.data.loader import Batch, steps_per_epoch
@@ -74,6 +74,14 @@ class Counters:
     """Its value."""
 
 
+@dataclass
+class Footprint:
+    """What a run that runs out of memory is told of."""
+
+    fixed_bytes: float = 0.0
+    """For parameters, buffers, gradients and the optimizer's moments, whatever the batch."""
+
+
 def _ignore(epoch: int, step: int) -> bool:
     """The default for `progress`."""
     return False
@@ -106,7 +114,8 @@ def train(
 
     ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
     does not belong to this config and data. CUDA running out of memory is an outcome on one rank; with several it is
-    raised, as the other ranks then wait in a collective and the group must be replaced.
+    raised, as the other ranks then wait in a collective and the group must be replaced. Either says what the run held,
+    and what would need less.
     """
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -115,13 +124,21 @@ def train(
             f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
             "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
         )
-    counters = Counters()
+    counters, footprint = Counters(), Footprint()
     try:
-        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters)
+        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters, footprint)
     except torch.OutOfMemoryError as error:
+        held = memory.peaks(device)
+        remedy = memory.remedy(
+            config,
+            workers=dist.world_size(),
+            peak_bytes=held.get("memory/gpu_peak_bytes", held["memory/host_peak_bytes"]),
+            fixed_bytes=footprint.fixed_bytes,
+            capacity_bytes=memory.capacity_bytes(device),
+        )
+        reason = f"GPU memory ran out: {str(error).splitlines()[0].rstrip('.')}; {remedy}"
         if dist.world_size() > 1:
-            raise
-        reason = f"GPU memory ran out: {str(error).splitlines()[0]}"
+            raise torch.OutOfMemoryError(reason) from error
     # Only here are the run's tensors unreachable; the next trial in this process needs their memory.
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -138,6 +155,7 @@ def _run(
     progress: Callable[[int, int], bool | None],
     device: torch.device,
     counters: Counters,
+    footprint: Footprint,
 ) -> Outcome:
     # --- set-up -------------------------------------------------------------------------------------------------------
     called = time.perf_counter()
@@ -152,9 +170,11 @@ def _run(
     # --- model, objective, optimizer ----------------------------------------------------------------------------------
     # Channels last is 1.2 times as fast on a CPU too (resnet_tiny at 16 px), and the loaders' views come so.
     model = build_model(config).to(device).to(memory_format=torch.channels_last)
+    accumulation.check_batch_norm(model, config)
     objective = Objective(config.objective)
     operations = Operations(config.views)
     optimizer = optim.build_optimizer(model, config.optimizer)
+    footprint.fixed_bytes = _fixed_bytes(model, config)
     state = _state_to_go_on_from(checkpoints, resume, config, dataset)
     meter = StepMeter()
     if state is not None:
@@ -339,12 +359,21 @@ class TrainingStep:
 
     def gradients(self, views: tuple[Tensor, ...], sample_ids: Tensor, step: int) -> Found:
         """Forward, loss, backward and clipping, for views [n, 3, S, S] and global sample ids [n] on the same device."""
-        with _autocast(self._config, sample_ids.device):
-            outputs = self._network(views, sample_ids, self._config.seed, step)
+        precision, seed = _autocast(self._config, sample_ids.device), self._config.seed
+        batch: list[accumulation.Part] = []
+        if self._config.accumulate > 1:
+            batch = accumulation.parts_of(views, sample_ids, self._config.accumulate)
+        with precision:
+            if batch:
+                outputs = accumulation.read_by_terms(self._model, batch, seed=seed, step=step)
+            else:
+                outputs = self._network(views, sample_ids, seed, step)
         loss, parts = self._objective(outputs)
         health_parts = self._objective.metrics(outputs)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if batch:
+            accumulation.send_back(self._network, batch, outputs, precision)
         settings = self._config.optimizer
         gradient_norm = optim.clip_gradients(self._trained, settings.clip_norm, settings.clip_scope)
         return Found(outputs, loss, parts, health_parts, gradient_norm)
@@ -354,6 +383,13 @@ class TrainingStep:
         optim.set_step(self._optimizer, self._config.optimizer, rate, step, total_steps)
         self._optimizer.step()
         self._model.update_teacher(step, total_steps)
+
+
+def _fixed_bytes(model: Model, config: TrialConfig) -> float:
+    moments = 2 if config.optimizer.kind in ("adam", "adamw") else 1
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return float(held + (1 + moments) * trained)
 
 
 def _autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
@@ -499,10 +535,21 @@ def _data_parallel(
     batch = moved(Batch(noise, torch.arange(rows) + dist.row_offset(rows)), device)
     inputs = (*batch, config.seed, 0)
     model.eval()
+    parts = accumulation.parts_of(*inputs[:2], config.accumulate) if config.accumulate > 1 else []
+    seed, step = inputs[2:]
     with _autocast(config, device):
-        outputs = model(*inputs)
-    reached = _parameters_behind(objective(outputs)[0])
-    del outputs  # both graphs together might not fit in memory
+        outputs = accumulation.read_by_terms(model, parts, seed=seed, step=step) if parts else model(*inputs)
+    loss = objective(outputs)[0]
+    if parts:
+        loss.backward()  # type: ignore[no-untyped-call]
+        with _autocast(config, device):
+            part = model(*parts[0], seed, step, with_targets=False)
+        reached = _parameters_behind(*(end for end, _ in accumulation.behind(part, outputs, 0, len(parts))))
+        del part
+    else:
+        reached = _parameters_behind(loss)
+        del outputs  # both graphs together might not fit in memory
+    del loss
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in reached)
     network = DistributedDataParallel(
@@ -511,18 +558,21 @@ def _data_parallel(
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
-    with _autocast(config, device):
-        outputs = network(*inputs)
-    objective(outputs)[0].backward()  # type: ignore[no-untyped-call]
+    if parts:
+        accumulation.send_back(network, parts, outputs, _autocast(config, device))
+    else:
+        with _autocast(config, device):
+            outputs = network(*inputs)
+        objective(outputs)[0].backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
     return network
 
 
-def _parameters_behind(loss: Tensor) -> set[Tensor]:
-    """The leaves of the graph that made `loss`."""
+def _parameters_behind(*ends: Tensor) -> set[Tensor]:
+    """The leaves of the graph that made `ends`."""
     found: set[Tensor] = set()
     seen: set[object] = set()
-    waiting = [loss.grad_fn]
+    waiting = [end.grad_fn for end in ends]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from trainers import memory
+from trainers.config import TrialConfig
 
 CPU = torch.device("cpu")
 MUCH = 128 * 2**20
@@ -45,3 +47,40 @@ def test_where_the_system_keeps_the_mark_the_peak_is_that_of_the_process(
 
 def test_on_a_cpu_nothing_is_said_of_a_gpu() -> None:
     assert memory.peaks(CPU).keys() == {"memory/host_peak_bytes"}
+
+
+GIB = float(2**30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "peak", "fixed", "capacity", "said"),
+    [
+        ({}, 75.0, 5.0, 80.0, "; it may fit with accumulate=2 or more, or with a smaller batch_size"),
+        # It divides the 64 images of a worker.
+        ({"accumulate": 4}, 75.0, 5.0, 80.0, "; it may fit with accumulate=8 or more, or with a smaller batch_size"),
+        ({"accumulate": 64}, 20.0, 5.0, 25.0, "; its batch cannot be cut into more parts: choose a smaller model or"),
+        ({}, 20.0, 30.0, 25.0, "; these do not fit, whatever the batch: choose a smaller model"),
+        ({}, 20.0, 5.0, None, "; it may fit with accumulate=2 or more, or with a smaller batch_size"),
+        (
+            {"model": {}},
+            20.0,
+            5.0,
+            None,
+            "=2 or more, with model.norm=layer or accumulate_batch_norm=per_part, or with",
+        ),
+    ],
+)
+def test_a_run_that_did_not_fit_is_told_what_may(
+    changes: dict[str, Any], peak: float, fixed: float, capacity: float | None, said: str
+) -> None:
+    values = {"model": {"norm": "layer"}, "objective": {"alignment": {}}, "batch_size": 128, **changes}
+    found = memory.remedy(
+        TrialConfig.model_validate(values),
+        workers=2,
+        peak_bytes=peak * GIB,
+        fixed_bytes=fixed * GIB,
+        capacity_bytes=None if capacity is None else capacity * GIB,
+    )
+    assert said in found
+    assert found.startswith(f"this run held {peak:.2f} GiB at most")
+    assert f"{fixed:.2f} GiB of it for parameters" in found

@@ -849,10 +849,41 @@ def test_out_of_memory_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return original(self, views, sample_ids, seed, step)
 
     monkeypatch.setattr(Model, "forward", greedy)
-    outcome = run(tmp_path, Recorder(), config())
+    outcome = run(tmp_path / "greedy", Recorder(), config())
     assert outcome.state == "out_of_memory"
     assert outcome.epochs == 1
-    assert outcome.reason == "GPU memory ran out: CUDA out of memory. Tried to allocate 2.00 GiB."
+    said = (
+        r"GPU memory ran out: CUDA out of memory\. Tried to allocate 2\.00 GiB; this run held \d+\.\d\d GiB at most, "
+        r"0\.00 GiB of it for parameters, gradients and moments; it may fit with accumulate=2 or more, with "
+        r"model\.norm=layer or accumulate_batch_norm=per_part, or with a smaller batch_size"
+    )
+    assert re.fullmatch(said, outcome.reason)
+    monkeypatch.undo()
+    after, fresh = Recorder(), Recorder()
+    run(tmp_path / "after", after, config(epochs=1))
+    run(tmp_path / "fresh", fresh, config(epochs=1))
+    assert fingerprint(after.checkpoint) == fingerprint(fresh.checkpoint), "the next trial in this process is sound"
+
+
+def starved(trial: dict[str, Any], folder: str) -> str:
+    def greedy(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with patch.object(TrainingStep, "gradients", greedy):
+        try:
+            run(Path(folder), Recorder(), TrialConfig.model_validate(trial))
+        except torch.OutOfMemoryError as error:
+            return str(error)
+    return "an outcome"
+
+
+def test_out_of_memory_on_several_workers_is_raised_with_what_would_fit(
+    two_processes: TwoProcesses, tmp_path: Path
+) -> None:
+    trial = config(model={"norm": "layer"}, accumulate=2).model_dump(mode="json")
+    for said in two_processes.run(starved, trial, str(tmp_path)):
+        assert said.startswith("GPU memory ran out: CUDA out of memory; this run held ")
+        assert said.endswith("; it may fit with accumulate=3 or more, or with a smaller batch_size")
 
 
 def test_bf16_without_a_gpu_is_refused_with_a_remedy(tmp_path: Path) -> None:

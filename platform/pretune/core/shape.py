@@ -87,7 +87,7 @@ def of(config: TrialConfig) -> Shape:
     facts = tuple(sorted(_leaves("", values)))
     sizes = math.prod(1.0 + value for path, value in facts if path.startswith("model.") and _is_size(value))
     rows = config.batch_size * views
-    return Shape(facts, work=rows * sizes, rows=rows)
+    return Shape(facts, work=rows * sizes, rows=rows / config.accumulate)
 
 
 def chosen(shapes: Sequence[Shape], *, count: int) -> list[Shape]:
