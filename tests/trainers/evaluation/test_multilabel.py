@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tests.trainers.evaluation import small
 from trainers.evaluation.multilabel import average_precision, mean_average_precision
@@ -15,7 +16,7 @@ from trainers.evaluation.protocols.multilabel import Multilabel, read
 from trainers.evaluation.regression import fit_multilabel
 
 
-def ranked(seed: int, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def ranked(seed: int, count: int = 200) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     generator = np.random.default_rng(seed)
     targets = (generator.random((count, 4)) < 0.3).astype(np.int64)
     scores = np.round(generator.normal(size=(count, 4)) + targets, 1)  # many are equal
