@@ -238,7 +238,7 @@ class Surface:
         near = np.argsort(-alike, kind="stable")[:NEAR]
         told = self._told(alike[self._kept] @ self._weights + process.errors[rng.choice(near)])
         paces = process.paces(params)
-        return Trial(params, told.tolist(), paces[rng.integers(len(paces))])
+        return Trial(params, told.tolist(), paces[int(rng.integers(len(paces)))])
 
     def best(self, points: Iterable[Params]) -> float:
         """The most that one of `points` is worth in the end."""
