@@ -125,7 +125,7 @@ class Tune:
     """Ray Tune's scheduler and searcher, with its own defaults where nothing else is said."""
 
     def __init__(
-        self, recording: Recording, space: Space, base: TrialConfig, *, seed: int, trials: int, **rungs: float
+        self, recording: Recording, space: Space, base: TrialConfig, *, seed: int, trials: int, **rungs: Any
     ) -> None:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch

@@ -11,7 +11,8 @@ is worth, which recorded curves alone do not tell.
 * Noise: the whole curve of errors that the process makes at a recorded point like this one when that point is left out,
   all errors scaled to what the process takes for noise. So a curve's errors hang together as recorded ones do, and bad
   regions may be noisier than good ones. What of the worth is too rough for the process counts as noise.
-* Seconds: those of one recorded trial of the same branch, epoch by epoch.
+* Seconds: those of one recorded trial of the same branch, epoch by epoch; not of those that took more than twice the
+  median, which are the first ones of each slot, with code to compile, and those that shared the machine.
 * Each replay has a surface of its own, fitted to a resample of the recorded trials, so that nothing rests on one shape.
 
 Trials that diverged or collapsed are left out.
@@ -141,6 +142,8 @@ class Process:
         self.mean, self.spread = curves.mean(axis=0), curves.std(axis=0)
         self.heights: Numbers = (curves - self.mean) / self.spread
         """The recorded curves, each epoch with mean 0 and deviation 1."""
+        most = 2 * statistics.median(sum(trial.seconds) for trial in trials)
+        self._usual = {number: one.seconds for number, one in enumerate(trials) if sum(one.seconds) <= most}
         self._fit(np.random.default_rng(seed))
         inverse = np.linalg.inv(self.alike + self.noise * np.eye(len(trials)))
         left_out: Numbers = (inverse @ self.heights) / np.diag(inverse)[:, None]
@@ -149,15 +152,21 @@ class Process:
         self.errors: Numbers = left_out * math.sqrt(self.noise / np.mean(left_out**2))
         """By recorded trial, its curve less what the process says of it when it is left out, scaled to its noise."""
 
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch, in the mean."""
+        return float(np.mean(list(self._usual.values())))
+
     def to(self, params: Params) -> Numbers:
         """How like the point is to each recorded one."""
         return self._combined(*self._distances(self._point(params)))
 
-    def same_branch(self, params: Params) -> NDArray[np.intp]:
-        """The recorded trials of its branch; all, where there is none."""
+    def paces(self, params: Params) -> Sequence[Sequence[float]]:
+        """The seconds by epoch of recorded trials of its branch; of all, where there is none."""
         branch, _ = self._point(params)
-        found = np.array([number for number, (other, _) in enumerate(self._points) if other == branch], dtype=np.intp)
-        return found if len(found) else np.arange(len(self._points))
+        return [self._usual[number] for number in self._usual if self._points[number][0] == branch] or [
+            *self._usual.values()
+        ]
 
     def _point(self, params: Params) -> tuple[tuple[Any, ...], dict[str, float]]:
         """Its branch, and its numbers as shares of their ranges."""
@@ -228,8 +237,8 @@ class Surface:
         alike = process.to(params)
         near = np.argsort(-alike, kind="stable")[:NEAR]
         told = self._told(alike[self._kept] @ self._weights + process.errors[rng.choice(near)])
-        shown = process.recording.trials[rng.choice(process.same_branch(params))]
-        return Trial(params, told.tolist(), shown.seconds)
+        paces = process.paces(params)
+        return Trial(params, told.tolist(), paces[int(rng.integers(len(paces)))])
 
     def best(self, points: Iterable[Params]) -> float:
         """The most that one of `points` is worth in the end."""
