@@ -25,12 +25,13 @@ from pretune.core.journal import (
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
+_UNFINISHED = ("WAITING", "RUNNING")
 
 
 @dataclass
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
-    order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
+    order events, which the clocks of several machines do not. `epochs` are in their order. `checkpoints` are those that were written, by epoch;
     retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
     the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
     whose result and epochs this one has; it was not run again. `condemned`: the stopping rule would have ended it, but
@@ -65,7 +66,7 @@ class TrialHistory:
 
     @property
     def ended(self) -> bool:
-        return self.state not in ("WAITING", "RUNNING")
+        return self.state not in _UNFINISHED
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -78,11 +79,11 @@ class TrialHistory:
     @property
     def last_epoch(self) -> int:
         """Epochs finished, 0 before the first."""
-        return max(self.epochs, default=0)
+        return next(reversed(self.epochs), 0)
 
     def last(self, metric: str) -> float | None:
         """The newest value of `metric`, None where it was never measured. The best over epochs would reward luck."""
-        for epoch in sorted(self.epochs, reverse=True):
+        for epoch in reversed(self.epochs):
             if metric in self.epochs[epoch]:
                 return self.epochs[epoch][metric]
         return None
@@ -104,7 +105,7 @@ class History:
     request; `requests` are all that were ever taken in.
     """
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record | StoredEpoch] = ()) -> None:
         self.opened: Opened | None = None
         self.trials = Trials()
         self.target = 0

@@ -29,16 +29,19 @@ import os
 import re
 import shlex
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from pretune.core.errors import RequestError, refused_by_files
 from pretune.core.experiment import Experiment
@@ -55,8 +58,8 @@ LOCK = "journal.lock"
 
 End = Literal["COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 
-_PREFIX, _MIDDLE, _SUFFIX = b'{"crc32":"', b'","record":', b"}\n"
-_HEAD = len(_PREFIX) + 8 + len(_MIDDLE)
+_START, _SUFFIX = b'{"crc32":"%08x","record":', b"}\n"
+_HEAD = len(_START % 0)
 """Where the record begins in its line."""
 
 _EPOCHS_SINCE = 2
@@ -64,7 +67,14 @@ _EPOCHS_SINCE = 2
 
 # An epoch's line, up to its numbers and after them.
 _EPOCH = re.compile(rb'\{"time":([-+.e\d]+),"kind":"epoch","number":(\d+),"epoch":(\d+),"metrics":\{')
-_CHECKPOINT = re.compile(rb',"checkpoint":(null|\{"path":"[^"{}\\]*","sha256":"[^"{}\\]*","epoch":\d+\})\}')
+_OPENING = ord("{")
+_CHECKPOINT_KEY = b',"checkpoint":'
+_CHECKPOINT = re.compile(rb'%b(null|\{"path":"[^"{}\\]*","sha256":"[^"{}\\]*","epoch":\d+\})\}' % _CHECKPOINT_KEY)
+
+# The line of a trial that was asked, up to its parameters, between them and its config, and after that.
+_ASKED = re.compile(rb'\{"time":([-+.e\d]+),"kind":"asked","number":(\d+),"params":')
+_DISTRIBUTIONS, _CONFIG, _DUPLICATE = b',"distributions":', b',"config":', b',"duplicate_of":'
+_ASKED_END = re.compile(rb'%b(?:null|(\d+)),"enqueued":(?:null|"([^"\\]*)")\}' % _DUPLICATE)
 
 
 class _Record(BaseModel):
@@ -74,12 +84,11 @@ class _Record(BaseModel):
     time: float = 0.0
     """Unix seconds at which it was written; set by `append`."""
 
-    _unknown: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @property
+    @cached_property
     def unknown(self) -> dict[str, Any]:
         """Keys that this version does not know, by dotted path, of a record that was read."""
-        return self._unknown
+        # No field, and no private attribute: to give each record one takes twice as long as to read it.
+        return {}
 
 
 class Opened(_Record):
@@ -258,6 +267,8 @@ Known = Annotated[
 Record = Known | Unknown
 _KNOWN: TypeAdapter[Known] = TypeAdapter(Known)
 _METRICS = TypeAdapter(dict[str, float])
+_TEXTS = TypeAdapter(dict[str, str])
+_VALUES = TypeAdapter(dict[str, Any])
 _KINDS = {
     *("opened", "asked", "started", "epoch", "attempt", "condemned", "ended", "extended"),
     *("stop", "enqueued", "resumed", "closed"),
@@ -322,12 +333,13 @@ class NotUnderstood:
     def see(self, record: Record) -> None:
         if isinstance(record, Unknown):
             self._kinds[record.kind] = None
-        if isinstance(record, Opened | Resumed) or record.kind == "resumed":
+        if record.kind in ("opened", "resumed"):
             said = record.content if isinstance(record, Unknown) else dict(record)
             self._format = said.get("format", self._format)
             self._version = said.get("versions", {}).get("pretune", "unknown")
-        for path in record.unknown:
-            self._keys[f"{record.kind}.{path}"] = None
+        if "unknown" in vars(record):  # few have any
+            for path in record.unknown:
+                self._keys[f"{record.kind}.{path}"] = None
 
     def later(self) -> Later | None:
         """As the function `later`, of what was seen."""
@@ -336,27 +348,52 @@ class NotUnderstood:
         return Later(self._format, self._version, tuple(self._kinds), tuple(self._keys))
 
 
+class Source:
+    """An open journal, from which epochs that stay on the disk are read: where the sweep lies, and the metric that is
+    searched for. It is closed with the last epoch that lies in it, or by `close`.
+    """
+
+    def __init__(self, handle: int, place: Place, metric: str) -> None:
+        """`handle` is a file's, and this one's own from now on."""
+        self.place, self.metric = place, metric
+        self.key = json.dumps(metric, ensure_ascii=False).encode() + b":"
+        """The metric as it stands in an epoch's line."""
+        self._handle = handle
+        self.close = weakref.finalize(self, os.close, handle)
+
+    def bytes(self, begin: int, count: int) -> bytes:
+        if not self.close.alive:
+            raise ValueError("the journal is closed")
+        return os.pread(self._handle, count, begin)
+
+
 class StoredEpoch(Mapping[str, float]):
-    """An `Epoch` that stays on the disk: it is the mapping of its own `metrics`, read when a number is asked for.
+    """An `Epoch` that stays on the disk: it is the mapping of its own `metrics`, read when a number is asked for. Only
+    the searched metric, which makes curves and decisions, is at hand.
 
     Of a large sweep nearly all lines are epochs, and who shows it needs the last of each trial.
     """
 
-    __slots__ = ("_checkpoint", "_file", "_metrics", "_place", "epoch", "number", "time")
+    __slots__ = ("_begin", "_checkpoint", "_count", "_source", "_value", "epoch", "number", "time")
+
+    kind: ClassVar[Literal["epoch"]] = "epoch"
 
     def __init__(
         self,
-        file: BinaryIO,
-        place: Place,
+        source: Source,
         time: float,
         number: int,
         epoch: int,
-        metrics: tuple[int, int],
-        checkpoint: tuple[int, int] | None,
+        value: float | None,
+        begin: int,
+        count: int,
+        checkpoint: int,
     ) -> None:
-        """`metrics` and `checkpoint` are the bytes' place in `file`: where they begin, how many they are."""
-        self._file, self._place, self.time, self.number, self.epoch = file, place, time, number, epoch
-        self._metrics, self._checkpoint = metrics, checkpoint
+        """`value` is that of the searched metric, None where it was not measured. The bytes of `metrics` begin at
+        `begin` and are `count`, those of its checkpoint, which follow, are `checkpoint`, 0 where it has none.
+        """
+        self._source, self.time, self.number, self.epoch = source, time, number, epoch
+        self._value, self._begin, self._count, self._checkpoint = value, begin, count, checkpoint
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -364,25 +401,35 @@ class StoredEpoch(Mapping[str, float]):
 
     @property
     def has_checkpoint(self) -> bool:
-        return self._checkpoint is not None
+        return self._checkpoint > 0
 
     def read_checkpoint(self) -> Checkpoint | None:
-        if self._checkpoint is None:
+        if not self._checkpoint:
             return None
-        return self._place.absolute(Checkpoint.model_validate_json(self._bytes(*self._checkpoint)))
+        begin = self._begin + self._count + len(_CHECKPOINT_KEY)
+        found = json.loads(self._source.bytes(begin, self._checkpoint))
+        path = self._source.place.path(found["path"])
+        return Checkpoint(path=path, sha256=found["sha256"], epoch=found["epoch"])
 
     def read_metrics(self) -> dict[str, float]:
-        return _METRICS.validate_json(self._bytes(*self._metrics))
+        return _METRICS.validate_json(self._source.bytes(self._begin, self._count))
+
+    def whole(self) -> Epoch:
+        """The same, all of it in memory."""
+        return Epoch.model_construct(
+            time=self.time,
+            number=self.number,
+            epoch=self.epoch,
+            metrics=self.read_metrics(),
+            checkpoint=self.read_checkpoint(),
+        )
 
     def __getitem__(self, name: str) -> float:
-        # What makes a curve asks each epoch for one number. Within a name a quotation mark has a backslash before it.
-        metrics, key = self._bytes(*self._metrics), json.dumps(name, ensure_ascii=False).encode() + b":"
-        begin = metrics.find(key)
-        if begin < 1 or metrics[begin - 1] not in b"{,":
-            return self.read_metrics()[name]
-        begin += len(key)
-        end = metrics.find(b",", begin)
-        return float(metrics[begin : end if end >= 0 else -1].strip(b'"'))
+        if name == self._source.metric:
+            if self._value is None:
+                raise KeyError(name)
+            return self._value
+        return self.read_metrics()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.read_metrics())
@@ -390,8 +437,21 @@ class StoredEpoch(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self.read_metrics())
 
-    def _bytes(self, begin: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, begin)
+
+def _value_in(body: bytes, source: Source, begin: int, end: int) -> float | None:
+    """The searched metric in the metrics of an epoch's line, which lie from `begin` to `end`; None where it was not
+    measured. ValueError where they are no numbers.
+    """
+    # Within a name a quotation mark has a backslash before it.
+    found = body.find(source.key, begin, end)
+    if found > begin and body[found - 1] in b"{,":
+        found += len(source.key)
+        comma = body.find(b",", found, end)
+        text = body[found : comma if comma >= 0 else end - 1]
+        return float(text[1:-1] if text.startswith(b'"') else text)
+    if found < 0 and body.find(b"\\", begin, end) < 0 and body.find(source.key[:-1], begin, end) < 0:
+        return None
+    return _METRICS.validate_json(body[begin:end]).get(source.metric)
 
 
 @contextmanager
@@ -416,8 +476,8 @@ def read(folder: Path, *, remote: str | None = None) -> list[Record]:
         RequestError: no journal there, a corrupt or missing line (named), or a line that this version does not
             understand and cannot do without.
     """
-    with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
-        return list(_records(lines, _Reader(Place.of(folder, remote))))
+    with reading(folder, remote=remote) as records:
+        return [record.whole() if isinstance(record, StoredEpoch) else record for record in records]
 
 
 @contextmanager
@@ -427,7 +487,11 @@ def reading(folder: Path, *, remote: str | None = None) -> Iterator[Iterator[Rec
     RequestError as for `read`, while they are gone through.
     """
     with collecting_no_garbage(), _Lines.opened(folder / FILE) as lines:
-        yield _records(lines, _Reader(Place.of(folder, remote)), stored=True)
+        reader = _Reader(Place.of(folder, remote), lines.file)
+        try:
+            yield _records(lines, reader)
+        finally:
+            reader.close()
 
 
 class Follower:
@@ -482,25 +546,29 @@ class Follower:
         """Epochs that stay on the disk can no longer be read."""
         if self._lines is not None:
             self._lines.file.close()
+            self._reader.close()
             self._lines = None
 
     def _anew(self) -> list[Record | StoredEpoch]:
-        before = self._lines
-        self._lines, self._reader = _Lines(self.path, self.path.open("rb")), _Reader(self._place)
+        before = self._lines, self._reader
+        file = self.path.open("rb")
+        self._lines, self._reader = _Lines(self.path, file), _Reader(self._place, file)
         try:
             records = self._more()
         except (RequestError, OSError):
-            self._lines.file.close()
-            self._lines = before
+            self.close()
+            self._lines, self._reader = before
             raise
-        if before is not None:
-            before.file.close()
+        lines, reader = before
+        if lines is not None:
+            lines.file.close()
+            reader.close()
         return records
 
     def _more(self) -> list[Record | StoredEpoch]:
         assert self._lines is not None
         with collecting_no_garbage():
-            return list(_records(self._lines, self._reader, stored=True))
+            return list(_records(self._lines, self._reader))
 
     def _goes_on(self, seen: tuple[int, ...]) -> bool:
         """Whether the file at the path is the one that was read, as far as it was read. Its last line's checksum is
@@ -528,7 +596,8 @@ def begun(folder: Path) -> bool:
 class Journal:
     """The journal of one sweep, opened by the one process that may write it.
 
-    `records` is all that is in it; `dropped_bytes` is the length of a torn last line that was cut off.
+    `records` is all that is in it, with most epochs of earlier drivers left on the disk; `dropped_bytes` is the length
+    of a torn last line that was cut off.
     """
 
     def __init__(
@@ -549,7 +618,6 @@ class Journal:
         self.path = folder / FILE
         self._clock = clock
         self._publish = publish
-        reader = _Reader(Place.of(folder, remote))
         if not new and not self.path.exists():
             raise RequestError(f"no sweep in {folder}: {FILE} is missing; `pretune show` lists the sweeps there are")
         try:
@@ -558,17 +626,18 @@ class Journal:
         except OSError as error:
             raise RequestError(refused_by_files(error)) from error
         try:
-            self.records: list[Record] = []
+            self.records: list[Record | StoredEpoch] = []
             self._checksum, size = 0, 0
+            self._place = Place.of(folder, remote)
             if self.path.exists():
                 with collecting_no_garbage(), _Lines.opened(self.path) as lines:
+                    reader = _Reader(self._place, lines.file)
                     self.records = list(_records(lines, reader))
-                self._checksum, size = lines.checksum, lines.size
-            self._place = reader.place
+                self._checksum, size, self._place = lines.checksum, lines.size, reader.place
             sessions = [record.format for record in self.records if isinstance(record, Opened | Resumed)]
             self._format = sessions[-1] if sessions else FORMAT
             """Of the last `opened` or `resumed`."""
-            found = later(self.records)
+            found = later(record for record in self.records if not isinstance(record, StoredEpoch))
             if found is not None and (refusal := found.refusal()) is not None:
                 raise RequestError(f"{self.path}: {refusal}")
             if new and self.records:
@@ -725,7 +794,7 @@ def _take(handle: int) -> None:
 def _line(record: Record, previous: int) -> tuple[bytes, int]:
     body = record.model_dump_json().encode()
     checksum = zlib.crc32(body, previous)
-    return _PREFIX + f"{checksum:08x}".encode() + _MIDDLE + body + _SUFFIX, checksum
+    return _START % checksum + body + _SUFFIX, checksum
 
 
 class _Lines:
@@ -759,9 +828,10 @@ class _Lines:
         with open(os.dup(self.file.fileno()), "rb") as file:
             file.seek(self.size)
             for line in file:
-                line = line[: end - self.size]
-                if not line:
-                    return
+                if self.size + len(line) > end:
+                    line = line[: end - self.size]
+                    if not line:
+                        return
                 found = _body(line, self.checksum)
                 if found is None:
                     rest = end - self.size - len(line)
@@ -781,45 +851,53 @@ class _Lines:
                 yield body
 
 
-def _records(lines: _Lines, reader: _Reader, *, stored: bool = False) -> Iterator[Any]:
-    """What `lines` say; `stored`: epochs stay on the disk where they are as this version writes them. RequestError as
-    for `read`.
-    """
+def _records(lines: _Lines, reader: _Reader) -> Iterator[Any]:
+    """What `lines` say. RequestError as for `read`."""
     path, begin = lines.path, lines.size
     for body in lines:
         if lines.count == 1:
             _check_first(path, json.loads(body))
-        if stored and (epoch := reader.stored(lines.file, begin + _HEAD, body)) is not None:
-            yield epoch
-        else:
-            try:
-                yield reader.read(body)
-            except ValidationError as error:
-                raise RequestError(
-                    f"{path}: line {lines.count}, of format {reader.format}, was written by pretune {reader.version} "
-                    f"and is not understood: {error}; use that version (this is {this_version()})"
-                ) from error
+        try:
+            epoch = reader.stored(begin + _HEAD, body)
+            yield reader.read(body) if epoch is None else epoch
+        except ValidationError as error:
+            raise RequestError(
+                f"{path}: line {lines.count}, of format {reader.format}, was written by pretune {reader.version} "
+                f"and is not understood: {error}; use that version (this is {this_version()})"
+            ) from error
         begin = lines.size
 
 
 class _Reader:
     """Makes records of lines, one after another, whatever version wrote them; knows who wrote the last one."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, file: BinaryIO | None = None) -> None:
+        """`file` is where the lines are, if epochs are to stay there as far as they can."""
         self.place = place
         self.format = 0
         self.version = "unknown"
+        self._file = file
+        self._source: Source | None = None
         self._space = ""
         self._base: dict[str, Any] = {}
+        self._common = _Common({})
         self._understood: set[Hashable] = set()
         """Parts of configs without an unknown key, by their names and what keys they have."""
+        self._distributions: dict[bytes, dict[str, str]] = {}
+        """By how they stand in a line: most trials have the same."""
         self._texts: dict[str, str] = {}
-        self._here = b""
-        """The sweep's folder as it stands before a path in a line, where it is a folder."""
 
-    def stored(self, file: BinaryIO, begin: int, body: bytes) -> StoredEpoch | None:
-        """An epoch's line that needs no closer look, its record at `begin` in `file`."""
-        head = _EPOCH.match(body) if _EPOCHS_SINCE <= self.format <= FORMAT else None
+    def close(self) -> None:
+        """Epochs that stayed on the disk can no longer be read."""
+        if self._source is not None:
+            self._source.close()
+
+    def stored(self, begin: int, body: bytes) -> StoredEpoch | None:
+        """An epoch's line that needs no closer look, its record at `begin` in the file."""
+        source = self._source
+        if source is None or not _EPOCHS_SINCE <= self.format <= FORMAT:
+            return None
+        head = _EPOCH.match(body)
         if head is None:
             return None
         metrics = head.end()
@@ -827,20 +905,35 @@ class _Reader:
         tail = _CHECKPOINT.fullmatch(body, end + 1)
         if tail is None or body.find(b"{", metrics, end) >= 0:
             return None
-        place = None if tail[1] == b"null" else (begin + tail.start(1), len(tail[1]))
-        time, number, epoch = float(head[1]), int(head[2]), int(head[3])
-        return StoredEpoch(file, self.place, time, number, epoch, (begin + metrics - 1, end - metrics + 2), place)
+        first, last = tail.span(1)
+        time, number, epoch = head.groups()
+        try:
+            return StoredEpoch(
+                source,
+                float(time),
+                int(number),
+                int(epoch),
+                _value_in(body, source, metrics - 1, end + 1),
+                begin + metrics - 1,
+                end - metrics + 2,
+                0 if body[first] != _OPENING else last - first,
+            )
+        except ValueError:  # no number
+            return None
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
-        record = self._todays(body) or _with_paths(self._another(json.loads(body)), self.place.absolute)
+        with suppress(ValueError):
+            if (asked := self._asked(body)) is not None:
+                return asked
+        record = self._todays(body)
+        if record is None:
+            record = _with_paths(self._another(json.loads(body)), self.place.absolute)
         if isinstance(record, Opened):
             self.place = _place_of(record, self.place)
-            if self.place.remote is None:
-                self._here = json.dumps(os.path.join(self.place.folder, ""))[1:-1].encode()
             record = record.model_copy(update={"experiment": record.experiment.at(self.place)})
-            self._base = record.experiment.base.model_dump(mode="json")
-        if isinstance(record, Asked | Extended | Enqueued) and record.config is not None:
+            self._begin(record.experiment)
+        elif isinstance(record, Asked | Extended | Enqueued) and record.config is not None:
             record.unknown.update(self._share(record.config))
         if isinstance(record, Asked | Enqueued):
             # A distribution's text is that of all trials.
@@ -848,31 +941,55 @@ class _Reader:
                 record.distributions[name] = self._texts.setdefault(text, text)
         return record
 
+    def _begin(self, experiment: Experiment) -> None:
+        self._base = experiment.base.model_dump(mode="json")
+        self._common = _Common(self._base)
+        if self._file is not None:
+            self._source = Source(os.dup(self._file.fileno()), self.place, experiment.metric)
+
     def _todays(self, body: bytes) -> Record | None:
         """The record of a line of today's format, None where it needs a closer look. Most lines need none."""
         if self.format != FORMAT:
             return None
-        placed = self._placed(body)
         try:
-            record = _KNOWN.validate_json(placed or body)
+            record = _KNOWN.validate_json(body)
         except ValidationError:
             return None
-        if isinstance(record, Opened | Resumed):
-            return None
-        return record if placed else _with_paths(record, self.place.absolute)
+        return None if isinstance(record, Opened | Resumed) else _with_paths(record, self.place.absolute)
 
-    def _placed(self, body: bytes) -> bytes | None:
-        """An epoch's line with its path made absolute: a copy of the record with another path would take as long as the
-        record itself. None where the line needs a closer look.
+    def _asked(self, body: bytes) -> Asked | None:
+        """The record of a line of today's format about a trial that was asked, None where it needs a closer look. What
+        it has in common with others, nearly all of it, is known by its text.
+
+        ValueError: no JSON; a closer look says where.
         """
-        head = _EPOCH.match(body)
-        tail = None if head is None else _CHECKPOINT.fullmatch(body, body.find(b"}", head.end()) + 1)
-        if tail is None or tail[1] == b"null":
-            return None if tail is None else body
-        path = tail.start(1) + len(b'{"path":"')
-        if not self._here or not body.startswith(b"trials/", path):
+        # In a string a quotation mark has a backslash before it, so that each of these is a key. Where it is one of an
+        # inner object, what lies before it is no JSON.
+        if self.format != FORMAT or (head := _ASKED.match(body)) is None:
             return None
-        return body[:path] + self._here + body[path:]
+        params = body.find(_DISTRIBUTIONS, head.end())
+        begin = params + len(_DISTRIBUTIONS)
+        end = body.find(_CONFIG, begin)
+        found = self._common.config(body, end + len(_CONFIG)) if 0 < params < end else None
+        if found is None:
+            return None
+        config, shapes, position = found
+        tail = _ASKED_END.fullmatch(body, position)
+        if tail is None or not self._understood.issuperset(shapes):
+            return None
+        distributions = self._distributions.get(body[begin:end])
+        if distributions is None:
+            distributions = self._distributions[body[begin:end]] = _TEXTS.validate_json(body[begin:end])
+        duplicate_of, enqueued = tail.groups()
+        return Asked.model_construct(
+            time=float(head[1]),
+            number=int(head[2]),
+            params=_VALUES.validate_json(body[head.end() : params]),
+            distributions=distributions,
+            config=config,
+            duplicate_of=None if duplicate_of is None else int(duplicate_of),
+            enqueued=None if enqueued is None else enqueued.decode(),
+        )
 
     def _share(self, config: dict[str, Any]) -> dict[str, Any]:
         """Keys of a trial's config that this version does not know. What is as in the sweep's base is made the very
@@ -908,6 +1025,81 @@ class _Reader:
             return _set_aside(values)
         record.unknown.update(unknown)
         return record
+
+
+class _Part(NamedTuple):
+    """A part of the base as it stands in a line: how it begins there, all of it, and what follows it. To the text
+    belongs the comma or the brace after it: a number may go on otherwise.
+    """
+
+    name: str
+    begin: bytes
+    text: bytes
+    value: Any
+    next: bytes
+
+
+class _Common:
+    """What the trials' configs have in common with the sweep's base, as it stands in their lines: most of each."""
+
+    def __init__(self, base: Mapping[str, Any]) -> None:
+        begins = [to_json(name) + b":" for name in base]
+        nexts = [*(b"," + begin for begin in begins[1:]), b"}" + _DUPLICATE]
+        self._parts = [
+            _Part(name, begin, begin + to_json(value, inf_nan_mode="strings") + following[:1], value, following)
+            for (name, value), begin, following in zip(base.items(), begins, nexts, strict=False)
+        ]
+        self._varied: set[str] = set()
+        """The parts in which a trial was seen to differ."""
+        self._steps = self._planned()
+
+    def config(self, body: bytes, position: int) -> tuple[dict[str, Any] | None, list[Hashable], int] | None:
+        """The config that begins at `position` in a line, the shapes of its own parts, and where it ends; None where it
+        needs a closer look. What is as in the base is the very same object. ValueError: no JSON.
+        """
+        if body.startswith(b"null", position):
+            return None, [], position + len(b"null")
+        config: dict[str, Any] = {}
+        shapes: list[Hashable] = []
+        position += len(b"{")
+        for same, values, part in self._steps:
+            if body.startswith(same, position):
+                config.update(values)
+                position += len(same)
+            elif part is None:
+                self._vary(body, position, values)
+                return None
+            elif body.startswith(part.begin, position):
+                begin, end = position + len(part.begin), body.find(part.next, position)
+                config[part.name] = own = from_json(body[begin:end])
+                shapes.append((part.name, _shape(own)))
+                position = end + 1
+            else:
+                return None
+        return config, shapes, position
+
+    def _vary(self, body: bytes, position: int, run: Mapping[str, Any]) -> None:
+        """Notes the first part of `run`, which begins at `position`, that is not as in the base."""
+        for part in self._parts:
+            if part.name in run:
+                if not body.startswith(part.text, position):
+                    self._varied.add(part.name)
+                    break
+                position += len(part.text)
+        self._steps = self._planned()
+
+    def _planned(self) -> list[tuple[bytes, dict[str, Any], _Part | None]]:
+        """The parts in their order, text and values: those between two that vary are looked for at once."""
+        steps: list[tuple[bytes, dict[str, Any], _Part | None]] = []
+        for part in self._parts:
+            if part.name in self._varied:
+                steps.append((part.text, {part.name: part.value}, part))
+            elif steps and steps[-1][2] is None:
+                text, values, _ = steps[-1]
+                steps[-1] = text + part.text, values | {part.name: part.value}, None
+            else:
+                steps.append((part.text, {part.name: part.value}, None))
+        return steps
 
 
 def _place_of(opened: Opened, found: Place) -> Place:
@@ -946,7 +1138,7 @@ def _body(line: bytes, previous: int) -> tuple[bytes, int] | None:
     """The record's bytes and their checksum; None where the line is torn or its checksum does not fit."""
     body = line[_HEAD : -len(_SUFFIX)]
     checksum = zlib.crc32(body, previous)
-    whole = line.endswith(_SUFFIX) and line.startswith(b"%b%08x%b" % (_PREFIX, checksum, _MIDDLE))
+    whole = line.startswith(_START % checksum) and line.endswith(_SUFFIX)
     return (body, checksum) if whole else None
 
 
