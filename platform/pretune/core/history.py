@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,15 +28,44 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"
 _UNFINISHED = ("WAITING", "RUNNING")
 
 
+class Checkpoints(MutableMapping[int, Checkpoint]):
+    """By epoch. Those of epochs that stay on the disk are read when they are asked for."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self, found: Mapping[int, Checkpoint] | None = None) -> None:
+        self._found: dict[int, Checkpoint | StoredEpoch] = dict(found or {})
+
+    def leave(self, epoch: StoredEpoch) -> None:
+        """Adds the one of an epoch that has one, and leaves it where it is."""
+        self._found[epoch.epoch] = epoch
+
+    def __getitem__(self, epoch: int) -> Checkpoint:
+        found = self._found[epoch]
+        return found.read_checkpoint() if isinstance(found, StoredEpoch) else found
+
+    def __setitem__(self, epoch: int, checkpoint: Checkpoint) -> None:
+        self._found[epoch] = checkpoint
+
+    def __delitem__(self, epoch: int) -> None:
+        del self._found[epoch]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 @dataclass
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
-    order events, which the clocks of several machines do not. `epochs` are in their order. `checkpoints` are those that were written, by epoch;
-    retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
-    the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
-    whose result and epochs this one has; it was not run again. `condemned`: the stopping rule would have ended it, but
-    it was let live. `stop_requested` is why somebody wants it to end (None: nobody does); `enqueued`: somebody handed
-    it in. `asked_s`, `started_s` (the first time) and `ended_s` (the last) are Unix seconds, for who looks at it.
+    order events, which the clocks of several machines do not. `epochs` are in their order; `checkpoints` are those that
+    were written, by epoch: retention may have removed older ones. `extended`: it was made longer after its end.
+    `result_of`: the trial of an equal config whose result and epochs this one has; it was not run again. `condemned`:
+    the stopping rule would have ended it, but it was let live. `stop_requested` is why somebody wants it to end (None:
+    nobody does); `enqueued`: somebody handed it in. `asked_s`, `started_s` (the first time) and `ended_s` (the last)
+    are Unix seconds, for who looks at it.
     """
 
     number: int
@@ -50,8 +79,7 @@ class TrialHistory:
     attempts: int = 0
     failures: int = 0
     epochs: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
-    stored_checkpoint: StoredEpoch | None = None
+    checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints())
     extended: bool = False
     value: float | None = None
     reason: str = ""
@@ -71,10 +99,7 @@ class TrialHistory:
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The newest one, where the trial goes on from."""
-        newest, stored = max(self.checkpoints, default=0), self.stored_checkpoint
-        if stored is not None and stored.epoch > newest:
-            return stored.read_checkpoint()
-        return self.checkpoints.get(newest)
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
 
     @property
     def last_epoch(self) -> int:
@@ -200,7 +225,7 @@ class History:
         trial.epochs[record.epoch] = record.metrics
         if isinstance(record, StoredEpoch):
             if record.has_checkpoint:
-                trial.stored_checkpoint = record
+                trial.checkpoints.leave(record)
         elif record.checkpoint is not None:
             trial.checkpoints[record.epoch] = record.checkpoint
 
@@ -229,7 +254,7 @@ class History:
                 # What came after the checkpoint is told anew, under another schedule.
                 kept = record.checkpoint.epoch
                 trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
-                trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
+                trial.checkpoints = Checkpoints({kept: record.checkpoint})
                 trial.config, trial.extended = record.config, True
                 trial.state, trial.value, trial.reason, trial.rung = "WAITING", None, "", None
                 trial.stop_requested = trial.ended_s = None

@@ -403,9 +403,9 @@ class StoredEpoch(Mapping[str, float]):
     def has_checkpoint(self) -> bool:
         return self._checkpoint > 0
 
-    def read_checkpoint(self) -> Checkpoint | None:
-        if not self._checkpoint:
-            return None
+    def read_checkpoint(self) -> Checkpoint:
+        """Of one that has a checkpoint."""
+        assert self.has_checkpoint
         begin = self._begin + self._count + len(_CHECKPOINT_KEY)
         found = json.loads(self._source.bytes(begin, self._checkpoint))
         path = self._source.place.path(found["path"])
@@ -421,7 +421,7 @@ class StoredEpoch(Mapping[str, float]):
             number=self.number,
             epoch=self.epoch,
             metrics=self.read_metrics(),
-            checkpoint=self.read_checkpoint(),
+            checkpoint=self.read_checkpoint() if self.has_checkpoint else None,
         )
 
     def __getitem__(self, name: str) -> float:

@@ -139,6 +139,9 @@ def test_a_driver_that_takes_a_sweep_up_leaves_its_epochs_on_the_disk_and_decide
         again = Conductor(book, Search(made, branching))
     # The journal is closed, and its file was removed: what a result needs can be read all the same.
     (tmp_path / FILE).unlink()
+    assert [trial.checkpoints for trial in again.history.trials] == [
+        trial.checkpoints for trial in conductor.history.trials
+    ]
     assert [_result(trial, made) for trial in again.history.trials] == [
         _result(trial, made) for trial in conductor.history.trials
     ]
