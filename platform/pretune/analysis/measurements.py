@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from pretune.core import journal, retention
 from pretune.core import shape as shapes
-from pretune.core.journal import Asked, StoredEpoch
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Asked
 from pretune.core.results import SweepResult
 from pretune.core.shape import Shape
 from pretune.execution.measuring import Measurement

@@ -20,7 +20,11 @@ from pretune.core.alike import Alike
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import (
+from pretune.core.journal import Journal
+from pretune.core.landing import Landing
+from pretune.core.lines import collecting_no_garbage
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import (
     Asked,
     Attempt,
     Closed,
@@ -30,15 +34,11 @@ from pretune.core.journal import (
     Enqueued,
     Epoch,
     Extended,
-    Journal,
     Opened,
     Record,
     Started,
     StopRequested,
-    StoredEpoch,
-    collecting_no_garbage,
 )
-from pretune.core.landing import Landing
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.core.search import Proposer, Wait
 from pretune.core.stopping import Stop, spent

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretune.core.journal import (
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import (
     Asked,
     Attempt,
     Closed,
@@ -20,7 +21,6 @@ from pretune.core.journal import (
     Resumed,
     Started,
     StopRequested,
-    StoredEpoch,
 )
 from trainers.report import Checkpoint
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Ended, Enqueued, Epoch, Opened, Record, Resumed, Started, StopRequested, StoredEpoch
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Ended, Enqueued, Epoch, Opened, Record, Resumed, Started, StopRequested
 from pretune.core.stopping import Stop
 from trainers.config import TrialConfig
 

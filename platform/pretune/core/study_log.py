@@ -16,8 +16,8 @@ from pretune.core.alike import Alike
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.journal import Asked, Ended, Epoch, Extended, Record, Started
 from pretune.core.parameters import Names, flat
+from pretune.core.records import Asked, Ended, Epoch, Extended, Record, Started
 from pretune.core.study import STATES, distributions, values, worth
 from trainers.files import opened_whole
 

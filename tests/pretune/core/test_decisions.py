@@ -8,7 +8,7 @@ import pytest
 
 from pretune.core import generations, known
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Asked, Opened
+from pretune.core.records import Asked, Opened
 from pretune.core.search import Search
 from tests.pretune.core.decisions import SWEEPS, TRIALS, experiment, recorded, search
 

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pretune.core import journal, results
+from pretune.core import results
 from pretune.core.conductor import Conductor
 from pretune.core.history import History
-from pretune.core.journal import FILE, Asked, Ended, Epoch, Extended, Journal, Opened, StoredEpoch, read, reading
+from pretune.core.journal import FILE, Journal, read, reading
+from pretune.core.lines import HEAD
 from pretune.core.place import Place
+from pretune.core.reader import Reader, StoredEpoch
+from pretune.core.records import Asked, Closed, Ended, Epoch, Extended, Opened, Record
 from pretune.core.results import TrialResult, _result
 from pretune.core.search import Search
 from pretune.core.upgrade import FORMAT
@@ -93,11 +96,11 @@ def test_an_epoch_stays_on_the_disk_until_its_numbers_are_asked_for(
 def test_an_epoch_that_looks_otherwise_is_looked_at_closely(tmp_path: Path) -> None:
     book = swept(tmp_path, trials=1)
     line = (tmp_path / FILE).read_bytes().splitlines()[-2]
-    body = line[journal._HEAD : -1]
+    body = line[HEAD:-1]
     assert b'"kind":"epoch"' in body
     with book.path.open("rb") as file:
-        reader = journal._Reader(Place(tmp_path), file)
-        reader.read((tmp_path / FILE).read_bytes().splitlines()[0][journal._HEAD : -1])
+        reader = Reader(Place(tmp_path), file)
+        reader.read((tmp_path / FILE).read_bytes().splitlines()[0][HEAD:-1])
         assert reader.format == FORMAT
         assert reader.stored(0, body) is not None
         for changed in (
@@ -156,29 +159,29 @@ def test_a_trial_that_was_asked_is_read_by_its_text_as_by_a_closer_look(
     swept(tmp_path)
     found = read(tmp_path)
     by_text = 0
-    quick = journal._Reader._asked
+    quick = Reader._asked
 
-    def counted(reader: journal._Reader, body: bytes) -> Asked | None:
+    def counted(reader: Reader, body: bytes) -> Asked | None:
         nonlocal by_text
         asked = quick(reader, body)
         by_text += asked is not None
         return asked
 
-    monkeypatch.setattr(journal._Reader, "_asked", counted)
+    monkeypatch.setattr(Reader, "_asked", counted)
     assert read(tmp_path) == found
     asked = [record for record in found if isinstance(record, Asked)]
     assert by_text >= len(asked) - 3, "the first ones say which parts vary"
-    monkeypatch.setattr(journal._Reader, "_asked", lambda reader, body: None)
+    monkeypatch.setattr(Reader, "_asked", lambda reader, body: None)
     assert read(tmp_path) == found
 
 
 def test_a_line_that_only_begins_like_a_config_is_looked_at_closely(tmp_path: Path) -> None:
     swept(tmp_path)
     lines = (tmp_path / FILE).read_bytes().splitlines()
-    body = next(line for line in reversed(lines) if b'"kind":"asked"' in line)[journal._HEAD : -1]
-    reader = journal._Reader(Place(tmp_path))
+    body = next(line for line in reversed(lines) if b'"kind":"asked"' in line)[HEAD:-1]
+    reader = Reader(Place(tmp_path))
     for line in lines:
-        reader.read(line[journal._HEAD : -1])
+        reader.read(line[HEAD:-1])
     assert reader._asked(body) == reader.read(body)
     for old, new, kept in (
         (b'"seed":0', b'"seed":01', False),
@@ -190,8 +193,8 @@ def test_a_line_that_only_begins_like_a_config_is_looked_at_closely(tmp_path: Pa
     ):
         changed = body.replace(old, new, 1)
         assert changed != body
-        slow = journal._Reader(Place(tmp_path))
-        slow.read(lines[0][journal._HEAD : -1])
+        slow = Reader(Place(tmp_path))
+        slow.read(lines[0][HEAD:-1])
         slow._asked = lambda body: None  # type: ignore[method-assign]
         try:
             expected = slow.read(changed)
@@ -210,7 +213,7 @@ def test_what_is_appended_while_a_journal_is_read_is_left_for_the_next_reader(tm
     before = len(book.records)
     with reading(tmp_path) as records:
         first = next(records)
-        book.append(journal.Closed(reason="finished"))
+        book.append(Closed(reason="finished"))
         assert isinstance(first, Opened)
         assert sum(1 for _ in records) == before - 1
     assert read(tmp_path)[-1].kind == "closed"
@@ -223,7 +226,7 @@ def test_equal_parts_of_configs_are_one_object_and_unknown_keys_are_found_in_the
     assert second is not None
     assert first["model"] is second["model"]
     assert first["optimizer"] != second["optimizer"]
-    reader = journal._Reader(Place(tmp_path))
+    reader = Reader(Place(tmp_path))
     reader.read(read(tmp_path)[0].model_dump_json().encode())
     assert reader._share(dict(first)) == {}
     optimizer = {**first["optimizer"], "later": 1}
@@ -236,13 +239,13 @@ def test_equal_parts_of_configs_are_one_object_and_unknown_keys_are_found_in_the
 def test_appending_looks_at_no_earlier_record(tmp_path: Path) -> None:
     book = swept(tmp_path, trials=1)
 
-    class Untouched(list[journal.Record | StoredEpoch]):
+    class Untouched(list[Record | StoredEpoch]):
         def __iter__(self) -> object:  # type: ignore[override]
             raise AssertionError("a record was looked at")
 
         __reversed__ = __iter__  # type: ignore[assignment]
 
     book.records = Untouched(book.records)
-    book.append(journal.Closed(reason="finished"))
+    book.append(Closed(reason="finished"))
     assert isinstance(book.records[0], Opened)
     assert isinstance(book.records[-2], Ended)

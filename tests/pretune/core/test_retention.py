@@ -10,7 +10,7 @@ import pytest
 
 from pretune.core import retention
 from pretune.core.history import Checkpoints, History, TrialHistory
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Record, Started
+from pretune.core.records import Asked, Closed, Ended, Epoch, Record, Started
 from tests.toys import Ear, begin, experiment, space
 from trainers import storage
 from trainers.report import Checkpoint
