@@ -26,6 +26,7 @@ from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 _UNFINISHED = ("WAITING", "RUNNING")
+_EPOCHS = (StoredEpoch, Epoch)
 
 
 class Checkpoints(MutableMapping[int, Checkpoint]):
@@ -148,7 +149,7 @@ class History:
     def apply(self, record: Record | StoredEpoch) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
         position, self._count = self._count, self._count + 1
-        if isinstance(record, Epoch | StoredEpoch):  # nearly all are: first
+        if isinstance(record, _EPOCHS):  # nearly all are: first
             self._report(self._trial(record, "epoch", position), record, position)
             return
         if isinstance(record, Opened | Resumed):
@@ -211,18 +212,19 @@ class History:
         if record.number >= len(self.trials):
             raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which was never asked")
         trial = self.trials[record.number]
-        if trial.ended != isinstance(record, Extended):
+        if (trial.state not in _UNFINISHED) != (kind == "extended"):
             state = "has ended" if trial.ended else "has not ended"
             raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which {state}")
         return trial
 
     def _report(self, trial: TrialHistory, record: Epoch | StoredEpoch, position: int) -> None:
-        if record.epoch <= trial.last_epoch:
+        epochs = trial.epochs
+        if epochs and record.epoch <= trial.last_epoch:
             raise ValueError(
                 f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
             )
         trial.state = "RUNNING"
-        trial.epochs[record.epoch] = record.metrics
+        epochs[record.epoch] = record.metrics
         if isinstance(record, StoredEpoch):
             if record.has_checkpoint:
                 trial.checkpoints.leave(record)
