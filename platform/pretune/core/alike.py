@@ -31,6 +31,8 @@ class Keys:
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
     def _text(self, part: Any) -> str:
+        if type(part) is int:  # most that are no objects are
+            return str(part)
         known = self._texts.get(id(part))
         if known is not None:
             return known[1]

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 
@@ -73,8 +74,7 @@ class Source:
     def __init__(self, handle: int, place: Place, metric: str) -> None:
         """`handle` is a file's, and this one's own from now on."""
         self.place, self.metric = place, metric
-        self.key = json.dumps(metric, ensure_ascii=False).encode() + b":"
-        """The metric as it stands in an epoch's line."""
+        self.key = _key(metric)
         self._handle = handle
         self.close = weakref.finalize(self, os.close, handle)
 
@@ -146,7 +146,9 @@ class StoredEpoch(Mapping[str, float]):
             if self._value is None:
                 raise KeyError(name)
             return self._value
-        return self.read_metrics()[name]
+        metrics = self._source.bytes(self._begin, self._count)
+        found = _number_in(metrics, _key(name), 0, len(metrics))
+        return self.read_metrics()[name] if found is None else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.read_metrics())
@@ -155,18 +157,34 @@ class StoredEpoch(Mapping[str, float]):
         return len(self.read_metrics())
 
 
+@lru_cache(maxsize=1024)
+def _key(metric: str) -> bytes:
+    """A metric's name as it stands in an epoch's line."""
+    return json.dumps(metric, ensure_ascii=False).encode() + b":"
+
+
+def _number_in(body: bytes, key: bytes, begin: int, end: int) -> float | None:
+    """The number under `key` in the metrics that lie from `begin` to `end`; None where a first look does not find it.
+    ValueError where it is none.
+    """
+    # Within a name a quotation mark has a backslash before it.
+    found = body.find(key, begin, end)
+    if found <= begin or body[found - 1] not in b"{,":
+        return None
+    found += len(key)
+    comma = body.find(b",", found, end)
+    text = body[found : comma if comma >= 0 else end - 1]
+    return float(text[1:-1] if text.startswith(b'"') else text)
+
+
 def _value_in(body: bytes, source: Source, begin: int, end: int) -> float | None:
     """The searched metric in the metrics of an epoch's line, which lie from `begin` to `end`; None where it was not
     measured. ValueError where they are no numbers.
     """
-    # Within a name a quotation mark has a backslash before it.
-    found = body.find(source.key, begin, end)
-    if found > begin and body[found - 1] in b"{,":
-        found += len(source.key)
-        comma = body.find(b",", found, end)
-        text = body[found : comma if comma >= 0 else end - 1]
-        return float(text[1:-1] if text.startswith(b'"') else text)
-    if found < 0 and body.find(b"\\", begin, end) < 0 and body.find(source.key[:-1], begin, end) < 0:
+    found = _number_in(body, source.key, begin, end)
+    if found is not None:
+        return found
+    if body.find(b"\\", begin, end) < 0 and body.find(source.key[:-1], begin, end) < 0:
         return None
     return _METRICS.validate_json(body[begin:end]).get(source.metric)
 
