@@ -44,7 +44,8 @@ from optuna.storages.journal import JournalFileBackend
 from pretune.core import study_log
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Journal, Opened, Resumed
+from pretune.core.journal import Journal
+from pretune.core.records import Opened, Resumed
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Search, Space
 from trainers.config import TrialConfig

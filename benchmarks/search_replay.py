@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from benchmarks.search_surface import Params, Recording, Surface, Trial
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Journal, Opened
+from pretune.core.journal import Journal
+from pretune.core.records import Opened
 from pretune.core.rows import Row
 from pretune.core.search import Search, Space
 from trainers.config import TrialConfig

@@ -41,7 +41,8 @@ LIMIT_S, IMPORT_LIMIT_S = 1.0, 0.1
 def prepare(folder: Path) -> None:
     """The built-in data and a sweep, as its journal tells it."""
     from pretune.core.experiment import Experiment
-    from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+    from pretune.core.journal import Journal
+    from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
     from search_spaces import RECIPES
     from trainers.data import datasets
 

@@ -30,7 +30,8 @@ from unittest import mock
 import scale  # type: ignore[import-not-found]  # beside this script
 
 from pretune.analysis.following import Followed
-from pretune.core.journal import Asked, Epoch, Journal, Opened, Resumed
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Epoch, Opened, Resumed
 from pretune.display.watch import _text
 
 Result = TypeVar("Result")

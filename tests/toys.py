@@ -26,8 +26,9 @@ from ray import tune
 from pretune.core import points
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
-from pretune.core.journal import FILE, Asked, Ended, Epoch, Journal, Opened, Record, Started, read
+from pretune.core.journal import FILE, Journal, read
 from pretune.core.place import Place
+from pretune.core.records import Asked, Ended, Epoch, Opened, Record, Started
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Space
 from pretune.execution.slot import Slot, SlotSettings

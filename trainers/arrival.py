@@ -41,7 +41,7 @@ def arriving(config: TrialConfig) -> TrialConfig:
 
 
 def _lost(path: str, given: Any, told: Any) -> Iterator[tuple[str, str]]:
-    """Where `given` is not what arrives, and how."""
+    """Where `given`, which is more than a number or a text, is not what arrives, and how."""
     if isinstance(told, BaseModel):
         if isinstance(given, BaseModel):
             yield from _lost_of_a_class(path, given, told)
@@ -49,14 +49,17 @@ def _lost(path: str, given: Any, told: Any) -> Iterator[tuple[str, str]]:
         held = {**held, **(getattr(given, "model_extra", None) or {})}
         fields = {name: getattr(told, name) for name in type(told).model_fields} | (told.model_extra or {})
         for name, value in held.items():
-            yield from _lost(f"{path}.{name}".lstrip("."), value, fields.get(name))
+            if not usercode.is_plain(value):
+                yield from _lost(f"{path}.{name}".lstrip("."), value, fields.get(name))
     elif isinstance(told, Mapping) and isinstance(given, Mapping):
         for name, value in given.items():
-            yield from _lost(f"{path}.{name}", value, told.get(name))
+            if not usercode.is_plain(value):
+                yield from _lost(f"{path}.{name}", value, told.get(name))
     elif isinstance(told, list | tuple) and isinstance(given, list | tuple) and len(told) == len(given):
         for place, (value, other) in enumerate(zip(given, told, strict=True)):
-            yield from _lost(f"{path}.{place}", value, other)
-    elif not (usercode.is_plain(given) or usercode.alike(given, told)):
+            if not usercode.is_plain(value):
+                yield from _lost(f"{path}.{place}", value, other)
+    elif not usercode.alike(given, told):
         yield (
             path,
             f"is {given!r} (a {type(given).__name__}), which JSON cannot say: it would arrive as {told!r}; give a "

@@ -21,8 +21,8 @@ from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History
-from pretune.core.journal import Extended, Opened, Record, Resumed
 from pretune.core.landing import Landing
+from pretune.core.records import Extended, Opened, Record, Resumed
 from pretune.core.requests import Inbox
 from pretune.core.results import SweepResult
 from pretune.core.retention import Trimming

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core import journal, results
-from pretune.core.journal import Ended, Epoch, Started
+from pretune.core.records import Ended, Epoch, Opened, Started
 from tests.chaos import clusters, driver
 from tests.chaos.counts import Counts
 from tests.toys import begin, decisions, epochs_run, follow, space
@@ -108,7 +108,7 @@ def _compare(counts: Counts, folder: Path) -> None:
     counts.add("epochs begun again", ran - len({(n, e) for n, epochs in epochs_run(folder).items() for e in epochs}))
     replayed = folder.with_name("replayed")
     opened = records[0]
-    assert isinstance(opened, journal.Opened)
+    assert isinstance(opened, Opened)
     kept = [record for record in records if record.kind in ("opened", "asked", "epoch", "ended")]
     conductor = begin(replayed, opened.experiment, space)
     follow(conductor, kept)

@@ -17,7 +17,8 @@ import optuna
 
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import Ended, Record, read
+from pretune.core.journal import read
+from pretune.core.records import Ended, Record
 from tests.chaos.counts import Counts
 from tests.toys import BASE, Executor, again, begin, branching, decisions, experiment, follow, space
 

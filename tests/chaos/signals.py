@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from pretune.core import journal
-from pretune.core.journal import Asked, Closed, Ended, Record
+from pretune.core.records import Asked, Closed, Ended, Record
 from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT
 from trainers import scratch

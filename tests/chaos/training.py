@@ -18,7 +18,7 @@ from typing import Any
 
 from pretune.analysis.verify import timeless
 from pretune.core import journal
-from pretune.core.journal import Epoch
+from pretune.core.records import Epoch
 from tests.chaos import clusters
 from tests.chaos.counts import Counts
 from tests.chaos.driver import ROOT

@@ -18,7 +18,8 @@ from pretune import sweep as sweeps
 from pretune.cli.app import app
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Journal, Opened
+from pretune.core.journal import Journal
+from pretune.core.records import Opened
 from pretune.request import lookup
 from search_spaces import RECIPES, SPACES, kernels
 from tests.imports import imported

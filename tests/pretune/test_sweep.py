@@ -20,7 +20,8 @@ import ray
 from pretune import sweep
 from pretune.core import results
 from pretune.core.errors import RequestError
-from pretune.core.journal import Attempt, Closed, Opened, Resumed, Started, read
+from pretune.core.journal import read
+from pretune.core.records import Attempt, Closed, Opened, Resumed, Started
 from pretune.core.search import PROBES
 from pretune.execution.cluster import connected
 from tests.chaos import clusters

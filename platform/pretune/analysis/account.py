@@ -20,7 +20,7 @@ from pretune.analysis.importance import Importance
 from pretune.core import journal
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Attempt, Ended, Opened, Resumed, Started
+from pretune.core.records import Attempt, Ended, Opened, Resumed, Started
 from pretune.core.results import SweepResult
 from trainers.config import TrialConfig
 

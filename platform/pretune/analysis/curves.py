@@ -21,7 +21,8 @@ import numpy as np
 from pretune.core import journal, stopping
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, local_root
-from pretune.core.journal import Epoch, Opened, StoredEpoch
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Epoch, Opened
 
 Curve = Mapping[int, float]
 """The metric of one trial by epoch, from 1."""

@@ -23,19 +23,8 @@ from pretune.core.conductor import folder_name
 from pretune.core.errors import RequestError, refused_by_files
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import (
-    Asked,
-    Closed,
-    Ended,
-    Epoch,
-    Extended,
-    NotUnderstood,
-    Opened,
-    Record,
-    Resumed,
-    Started,
-    StoredEpoch,
-)
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Asked, Closed, Ended, Epoch, Extended, NotUnderstood, Opened, Record, Resumed, Started
 from pretune.core.results import SweepResult
 from pretune.execution.logfile import TRIAL_LOG
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pretune.core import journal
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Opened, Resumed
+from pretune.core.records import Opened, Resumed
 from pretune.core.results import SweepResult
 
 

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from pretune.core import journal, retention
 from pretune.core import shape as shapes
-from pretune.core.journal import Asked, StoredEpoch
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Asked
 from pretune.core.results import SweepResult
 from pretune.core.shape import Shape
 from pretune.execution.measuring import Measurement
@@ -101,9 +102,8 @@ class _Seen:
         for name, value in _named(metrics):
             self.numbers.setdefault(name, []).append(value)
         self.report = max(self.report, len(json.dumps(metrics)))
-        pointer = record.read_checkpoint() if self.checkpoint is None else None
-        if pointer is not None:
-            self.checkpoint = retention.size(pointer)
+        if self.checkpoint is None and record.has_checkpoint:
+            self.checkpoint = retention.size(record.read_checkpoint())
 
     def measurement(self) -> Measurement | None:
         """None where they do not say enough: of an older version, or of trials that ended in their first epoch."""

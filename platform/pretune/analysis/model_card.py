@@ -15,7 +15,7 @@ from pretune.analysis import finalize
 from pretune.analysis.finalize import ReportReads
 from pretune.core import journal
 from pretune.core.errors import RequestError
-from pretune.core.journal import Opened
+from pretune.core.records import Opened
 from pretune.core.results import SweepResult, TrialResult
 from trainers import storage
 from trainers.config import TrialConfig

@@ -16,7 +16,7 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State
-from pretune.core.journal import Attempt, Ended, Epoch, Extended, Record, Started
+from pretune.core.records import Attempt, Ended, Epoch, Extended, Record, Started
 from pretune.core.results import SweepResult, TrialResult
 from pretune.request import overrides, request
 from trainers.config import TrialConfig

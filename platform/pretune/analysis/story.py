@@ -13,7 +13,7 @@ from pretune.analysis.measured import measured
 from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.history import History
-from pretune.core.journal import Attempt, Condemned, Ended, Extended, Started, StopRequested
+from pretune.core.records import Attempt, Condemned, Ended, Extended, Started, StopRequested
 from pretune.core.results import SweepResult
 
 LOG_LINES = 10

@@ -26,7 +26,8 @@ def replay_command(
         from pretune import sweep as sweeps
         from pretune.analysis import replay
         from pretune.core.history import History
-        from pretune.core.journal import Opened, Resumed, read
+        from pretune.core.journal import read
+        from pretune.core.records import Opened, Resumed
         from pretune.display import replay as display
         from pretune.display import tables
         from pretune.execution import launch

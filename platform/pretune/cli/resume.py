@@ -17,7 +17,7 @@ from pretune.core.errors import RequestError
 from pretune.display import screen
 
 if TYPE_CHECKING:
-    from pretune.core.journal import Record
+    from pretune.core.records import Record
 
 
 def resume_command(
@@ -43,6 +43,7 @@ def resume_command(
         from pretune.core.experiment import MOST_TRIALS
         from pretune.core.history import History
         from pretune.core.place import Place
+        from pretune.core.records import Opened, Resumed
         from pretune.request import request
         from trainers.files import why_not_writable
 
@@ -85,7 +86,7 @@ def resume_command(
             )
         points.proposer(experiment, space).check()
         if not accept_changes:
-            began = [record for record in earlier if isinstance(record, journal.Opened | journal.Resumed)]
+            began = [record for record in earlier if isinstance(record, Opened | Resumed)]
             sweeps.check_unchanged(began[-1], space, experiment.base)
         trackers = logging_to(log_to)
 

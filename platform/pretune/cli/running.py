@@ -25,7 +25,7 @@ from pretune.execution.interruption import Interrupted
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
     from pretune.core.forecast import Forecast
-    from pretune.core.journal import Record
+    from pretune.core.records import Record
     from pretune.core.results import SweepResult
     from pretune.core.search import Space
     from pretune.display.trackers import Tracker

@@ -21,7 +21,7 @@ def stop_command(
     """End a trial of a sweep, whether the sweep runs or not; its checkpoint and its last value are kept."""
     with checking():
         from pretune.core import requests, results
-        from pretune.core.journal import StopRequested
+        from pretune.core.records import StopRequested
         from pretune.request import request
 
         result = request.sweep_to_change(sweep, storage)

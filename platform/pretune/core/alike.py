@@ -31,6 +31,8 @@ class Keys:
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
     def _text(self, part: Any) -> str:
+        if type(part) is int:  # most that are no objects are
+            return str(part)
         known = self._texts.get(id(part))
         if known is not None:
             return known[1]
@@ -50,10 +52,12 @@ class Alike:
         self._keys: dict[int, bytes] = {}
         self._numbers: dict[bytes, list[int]] = {}
         """In their order."""
+        self._last: tuple[dict[str, Any], bytes] | None = None
+        """Who asks whether a config is new adds it next."""
 
     def add(self, number: int, config: dict[str, Any]) -> None:
         """The next trial."""
-        self._keys[number] = self._key.of(config)
+        self._keys[number] = self._key_of(config)
         self._numbers.setdefault(self._keys[number], []).append(number)
 
     def remove(self, number: int) -> None:
@@ -63,7 +67,14 @@ class Alike:
 
     def first(self, config: dict[str, Any]) -> int | None:
         """The first trial of this config."""
-        return next(iter(self._numbers.get(self._key.of(config), ())), None)
+        self._last = config, self._key.of(config)
+        return next(iter(self._numbers.get(self._last[1], ())), None)
+
+    def _key_of(self, config: dict[str, Any]) -> bytes:
+        last, self._last = self._last, None
+        if last is not None and len(last[0]) == len(config) and all(config.get(one) is last[0][one] for one in last[0]):
+            return last[1]
+        return self._key.of(config)
 
     def before(self, number: int) -> Sequence[int]:
         """The earlier trials of the same config."""

@@ -20,7 +20,11 @@ from pretune.core.alike import Alike
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import (
+from pretune.core.journal import Journal
+from pretune.core.landing import Landing
+from pretune.core.lines import collecting_no_garbage
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import (
     Asked,
     Attempt,
     Closed,
@@ -30,14 +34,11 @@ from pretune.core.journal import (
     Enqueued,
     Epoch,
     Extended,
-    Journal,
     Opened,
     Record,
     Started,
     StopRequested,
-    collecting_no_garbage,
 )
-from pretune.core.landing import Landing
 from pretune.core.rows import Handout, Row, RowOutcome
 from pretune.core.search import Proposer, Wait
 from pretune.core.stopping import Stop, spent
@@ -100,11 +101,11 @@ class Conductor:
         self._failed = 0
         self._failed_in_all = 0
         """Since this driver took the sweep: whoever resumes one has mended what was wrong."""
-        last: Epoch | None = None
+        last: Epoch | StoredEpoch | None = None
         with collecting_no_garbage():
             for record in journal.records:
                 stop = self._apply(record)
-                if isinstance(record, Epoch):
+                if isinstance(record, StoredEpoch | Epoch):
                     last, self._overdue = record, stop
                 elif isinstance(record, Ended | Condemned) and last is not None and record.number == last.number:
                     self._overdue = None  # another one's end may come from outside (`request`)
@@ -475,10 +476,10 @@ class Conductor:
             self.listener.on_event(record)
         return stop
 
-    def _apply(self, record: Record) -> Stop | None:
+    def _apply(self, record: Record | StoredEpoch) -> Stop | None:
         self.history.apply(record)
         self._landing.see(record)
-        if isinstance(record, Epoch):
+        if isinstance(record, StoredEpoch | Epoch):
             return self._judge(record)
         if isinstance(record, Asked) and record.config is not None:
             self.alike.add(record.number, record.config)
@@ -491,14 +492,14 @@ class Conductor:
             self.alike.remove(record.number)
         return None
 
-    def _judge(self, record: Epoch) -> Stop | None:
+    def _judge(self, record: Epoch | StoredEpoch) -> Stop | None:
         stop, late = self._condemn(record), self._landing.judge(record.number)
         # Who is audited lives on where the rule, but not where time ends it.
         if late is not None and (stop is None or stopping.is_audited(self.experiment, record.number)):
             return late
         return stop
 
-    def _condemn(self, record: Epoch) -> Stop | None:
+    def _condemn(self, record: Epoch | StoredEpoch) -> Stop | None:
         """What the stopping rule says to a report."""
         trial = self.history.trials[record.number]
         if trial.extended or trial.condemned is not None:

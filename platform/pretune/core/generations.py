@@ -3,7 +3,7 @@
 Optuna's `CmaEsSampler` keeps its state on the trials: on each its generation, and where a generation begins all that
 it has learned, pickled. A journal must never have to be unpickled, so that these notes are not in it. They follow from
 the journal: when a sweep is taken up, its asks and ends are gone through once, in their order, and where a generation
-begins the sampler is asked again.
+begins the sampler is asked again, if what it learned there is the ground of the next one.
 
 At an ask the sampler reads no other trials than those of the generation that it is in, the newest state, and one
 complete trial for the names and ranges. So it is shown only these, whatever their number is in all.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from bisect import insort
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +28,17 @@ from pretune.core.optuna_private import generation_of, has_state, notes_of
 
 Notes = Mapping[str, Any]
 _NONE: Notes = {}
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """A generation begins: what the sampler noted on trial `number` follows from what it had `seen`. Several trials
+    that run at once begin it, and of one of them the next generation needs it.
+    """
+
+    number: int
+    generation: int
+    seen: Sequence[FrozenTrial]
 
 
 class Generations:
@@ -42,16 +54,18 @@ class Generations:
         draw: Callable[[int, Sequence[FrozenTrial]], Notes],
     ) -> None:
         self._frozen, self._draw = frozen, draw
-        self._notes: dict[int, Notes] = {}
+        self._notes: dict[int, Notes | _Beginning] = {}
         """Of trials that run, and of the next one."""
         self._complete: FrozenTrial | None = None
         """The first that was told as complete."""
         self._newest: FrozenTrial | None = None
         """Of the trials with a state that are over, the one that was asked last."""
+        self._unread: _Beginning | None = None
+        """How its state is found, where it is not noted on it."""
         self._of: dict[int, list[tuple[int, FrozenTrial]]] = {}
         """By generation, its trials that are over, by number."""
-        self._begun: tuple[Hashable, Notes] | None = None
-        """What was noted last where a generation began, and on which trials' account."""
+        self._begun: tuple[Hashable, _Beginning] | None = None
+        """Where a generation began last, and on which trials' account."""
 
     def note(self, number: int, notes: Notes) -> None:
         """What the sampler noted when it was asked for trial `number`."""
@@ -66,7 +80,9 @@ class Generations:
         """A trial is over. One that was stopped counts with its last value: else a generation of trials that all stop
         would never end.
         """
-        notes = self._notes.pop(trial.number, _NONE)
+        noted = self._notes.pop(trial.number, _NONE)
+        beginning = noted if isinstance(noted, _Beginning) else None
+        notes = notes_of(noted.generation) if isinstance(noted, _Beginning) else noted
         frozen = self._frozen(trial)
         if frozen.state == TrialState.COMPLETE and (self._complete is None or trial.number < self._complete.number):
             self._complete = _noted(frozen, trial.number, {})
@@ -77,8 +93,9 @@ class Generations:
             return
         frozen = _noted(frozen, trial.number, notes)
         generation = generation_of(notes)
-        if has_state(notes) and (self._newest is None or self._newest.number < trial.number):
-            self._newest = frozen
+        begins = beginning is not None or has_state(notes)
+        if begins and (self._newest is None or self._newest.number < trial.number):
+            self._newest, self._unread = frozen, beginning
             for earlier in [one for one in self._of if generation is not None and one < generation]:
                 del self._of[earlier]
         if generation is not None and generation >= self._generation:
@@ -91,6 +108,9 @@ class Generations:
         found = {self._complete.number: self._complete}
         found |= dict(self._of.get(self._generation, ()))
         if self._newest is not None:
+            if self._unread is not None:
+                self._newest.system_attrs = dict(self._draw(self._unread.number, self._unread.seen))
+                self._unread = None
             found[self._newest.number] = self._newest
         return [found[number] for number in sorted(found)]
 
@@ -99,7 +119,7 @@ class Generations:
         found = None if self._newest is None else generation_of(self._newest.system_attrs)
         return found or 0
 
-    def _drawn_again(self, number: int) -> Notes:
+    def _drawn_again(self, number: int) -> Notes | _Beginning:
         varied = {} if self._complete is None else self._complete.distributions
         dimensions = sum(not distribution.single() for distribution in varied.values())
         if dimensions < 2:
@@ -111,7 +131,7 @@ class Generations:
         # has ended note the same.
         told = (self._newest and self._newest.number, *(member for member, _ in members[: _population(dimensions)]))
         if self._begun is None or self._begun[0] != told:
-            self._begun = told, self._draw(number, self.seen())
+            self._begun = told, _Beginning(number, self._generation + 1, self.seen())
         return self._begun[1]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretune.core.journal import (
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import (
     Asked,
     Attempt,
     Closed,
@@ -20,22 +21,52 @@ from pretune.core.journal import (
     Resumed,
     Started,
     StopRequested,
-    StoredEpoch,
 )
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
+_UNFINISHED = ("WAITING", "RUNNING")
+_EPOCHS = (StoredEpoch, Epoch)
+
+
+class Checkpoints(MutableMapping[int, Checkpoint]):
+    """By epoch. Those of epochs that stay on the disk are read when they are asked for."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self, found: Mapping[int, Checkpoint] | None = None) -> None:
+        self._found: dict[int, Checkpoint | StoredEpoch] = dict(found or {})
+
+    def leave(self, epoch: StoredEpoch) -> None:
+        """Adds the one of an epoch that has one, and leaves it where it is."""
+        self._found[epoch.epoch] = epoch
+
+    def __getitem__(self, epoch: int) -> Checkpoint:
+        found = self._found[epoch]
+        return found.read_checkpoint() if isinstance(found, StoredEpoch) else found
+
+    def __setitem__(self, epoch: int, checkpoint: Checkpoint) -> None:
+        self._found[epoch] = checkpoint
+
+    def __delitem__(self, epoch: int) -> None:
+        del self._found[epoch]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclass
 class TrialHistory:
     """One trial, as the journal tells it. `asked_at` and `ended_at` (its first end) are positions of records: they
-    order events, which the clocks of several machines do not. `checkpoints` are those that were written, by epoch;
-    retention may have removed older ones. Of epochs that stay on the disk (`journal.reading`) `stored_checkpoint` is
-    the newest that has one. `extended`: it was made longer after its end. `result_of`: the trial of an equal config
-    whose result and epochs this one has; it was not run again. `condemned`: the stopping rule would have ended it, but
-    it was let live. `stop_requested` is why somebody wants it to end (None: nobody does); `enqueued`: somebody handed
-    it in. `asked_s`, `started_s` (the first time) and `ended_s` (the last) are Unix seconds, for who looks at it.
+    order events, which the clocks of several machines do not. `epochs` are in their order; `checkpoints` are those that
+    were written, by epoch: retention may have removed older ones. `extended`: it was made longer after its end.
+    `result_of`: the trial of an equal config whose result and epochs this one has; it was not run again. `condemned`:
+    the stopping rule would have ended it, but it was let live. `stop_requested` is why somebody wants it to end (None:
+    nobody does); `enqueued`: somebody handed it in. `asked_s`, `started_s` (the first time) and `ended_s` (the last)
+    are Unix seconds, for who looks at it.
     """
 
     number: int
@@ -49,8 +80,7 @@ class TrialHistory:
     attempts: int = 0
     failures: int = 0
     epochs: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
-    stored_checkpoint: StoredEpoch | None = None
+    checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints())
     extended: bool = False
     value: float | None = None
     reason: str = ""
@@ -65,24 +95,21 @@ class TrialHistory:
 
     @property
     def ended(self) -> bool:
-        return self.state not in ("WAITING", "RUNNING")
+        return self.state not in _UNFINISHED
 
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The newest one, where the trial goes on from."""
-        newest, stored = max(self.checkpoints, default=0), self.stored_checkpoint
-        if stored is not None and stored.epoch > newest:
-            return stored.read_checkpoint()
-        return self.checkpoints.get(newest)
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
 
     @property
     def last_epoch(self) -> int:
         """Epochs finished, 0 before the first."""
-        return max(self.epochs, default=0)
+        return next(reversed(self.epochs), 0)
 
     def last(self, metric: str) -> float | None:
         """The newest value of `metric`, None where it was never measured. The best over epochs would reward luck."""
-        for epoch in sorted(self.epochs, reverse=True):
+        for epoch in reversed(self.epochs):
             if metric in self.epochs[epoch]:
                 return self.epochs[epoch][metric]
         return None
@@ -104,7 +131,7 @@ class History:
     request; `requests` are all that were ever taken in.
     """
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record | StoredEpoch] = ()) -> None:
         self.opened: Opened | None = None
         self.trials = Trials()
         self.target = 0
@@ -122,7 +149,7 @@ class History:
     def apply(self, record: Record | StoredEpoch) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
         position, self._count = self._count, self._count + 1
-        if isinstance(record, Epoch | StoredEpoch):  # nearly all are: first
+        if isinstance(record, _EPOCHS):  # nearly all are: first
             self._report(self._trial(record, "epoch", position), record, position)
             return
         if isinstance(record, Opened | Resumed):
@@ -185,21 +212,22 @@ class History:
         if record.number >= len(self.trials):
             raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which was never asked")
         trial = self.trials[record.number]
-        if trial.ended != isinstance(record, Extended):
+        if (trial.state not in _UNFINISHED) != (kind == "extended"):
             state = "has ended" if trial.ended else "has not ended"
             raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which {state}")
         return trial
 
     def _report(self, trial: TrialHistory, record: Epoch | StoredEpoch, position: int) -> None:
-        if record.epoch <= trial.last_epoch:
+        epochs = trial.epochs
+        if epochs and record.epoch <= trial.last_epoch:
             raise ValueError(
                 f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
             )
         trial.state = "RUNNING"
-        trial.epochs[record.epoch] = record.metrics
+        epochs[record.epoch] = record.metrics
         if isinstance(record, StoredEpoch):
             if record.has_checkpoint:
-                trial.stored_checkpoint = record
+                trial.checkpoints.leave(record)
         elif record.checkpoint is not None:
             trial.checkpoints[record.epoch] = record.checkpoint
 
@@ -227,7 +255,7 @@ class History:
             case Extended():
                 # What came after the checkpoint is told anew where it is under another schedule.
                 kept = record.checkpoint.epoch
-                trial.checkpoints, trial.stored_checkpoint = {kept: record.checkpoint}, None
+                trial.checkpoints = Checkpoints({kept: record.checkpoint})
                 if not record.continued:
                     trial.epochs = {epoch: metrics for epoch, metrics in trial.epochs.items() if epoch <= kept}
                     trial.config, trial.extended = record.config, True

@@ -21,6 +21,7 @@ from typing import Literal
 from pretune.core import journal, lease
 from pretune.core.errors import RequestError
 from pretune.core.journal import Journal
+from pretune.core.lines import verified, whole_lines
 from trainers import storage
 from trainers.files import write_whole
 
@@ -96,7 +97,7 @@ def fetch(remote: str, folder: Path) -> Longer:
     """
     theirs = read(remote)
     path = folder / journal.FILE
-    ours = journal.whole_lines(path) if path.is_file() else b""
+    ours = whole_lines(path) if path.is_file() else b""
     if ours == theirs:
         return "equal"
     if ours.startswith(theirs):
@@ -231,7 +232,7 @@ def _contents(remote: str, fence: int, numbers: range, checksum: int, *, bound_s
         contents = [storage.read(name, bound_s=bound_s) for name in names]
     lines, whole = [], 0
     for name, content in zip(names, contents, strict=True):
-        good, checksum = journal.verified(content, checksum)
+        good, checksum = verified(content, checksum)
         lines.append(content[:good])
         whole += good == len(content)
         if good < len(content) and (name != names[-1] or b"\n" in content[good:]):

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Ended, Enqueued, Epoch, Opened, Record, Resumed, Started, StopRequested
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Ended, Enqueued, Epoch, Opened, Record, Resumed, Started, StopRequested
 from pretune.core.stopping import Stop
 from trainers.config import TrialConfig
 
@@ -69,8 +70,10 @@ class Landing:
         self._paces: dict[int, _Pace] = {}
         self._open: set[int] = set()
         """Trials that have reported and have not ended."""
-        self._whole: dict[int, float] = {}
-        """By trial, the seconds from start to end, of those newest that say so."""
+        self._whole: dict[int, tuple[float, int, list[float]]] = {}
+        """By trial, of those newest that say how long they take: the seconds to the first report, how many epochs there
+        are in all, and the seconds of some.
+        """
 
     @property
     def used_s(self) -> float:
@@ -83,9 +86,11 @@ class Landing:
         hours = self._history.max_hours
         return None if hours is None else 3600.0 * hours - self.used_s
 
-    def see(self, record: Record) -> None:
+    def see(self, record: Record | StoredEpoch) -> None:
         self._count += 1
-        if isinstance(record, Opened | Resumed):
+        if isinstance(record, StoredEpoch):  # nearly all that an earlier driver wrote: first
+            pass
+        elif isinstance(record, Opened | Resumed):
             self._spent += self._now - self._began
             self._began, self._now, self._driven = record.time, record.time, True
         elif isinstance(record, Enqueued | StopRequested) and record.no_driver:
@@ -93,12 +98,12 @@ class Landing:
         if self._driven:
             self._now = max(self._now, record.time)  # a clock that was set back takes no time away
         match record:
-            case Started():
-                pace = self._paces.setdefault(record.number, _Pace(record.time, self._count))
-                pace.since, pace.position, pace.starts = record.time, self._count, True
-            case Epoch():
+            case StoredEpoch() | Epoch():
                 self._open.add(record.number)
                 self._report(record)
+            case Started():
+                pace = self._pace(record)
+                pace.since, pace.position, pace.starts = record.time, self._count, True
             case Ended():
                 self._open.discard(record.number)
                 self._last_end = self._count
@@ -107,8 +112,11 @@ class Landing:
 
     def may_begin(self) -> bool:
         """Whether a new trial would have the time to finish."""
-        left, needed = self.left_s, self._whole_s()
-        return left is None or (left > 0.0 and (needed is None or needed <= left))
+        left = self.left_s
+        if left is None:
+            return True
+        needed = self._whole_s()
+        return left > 0.0 and (needed is None or needed <= left)
 
     def may_go_on(self, trial: TrialHistory) -> bool:
         """Whether a trial that waits for a slot would have the time to finish."""
@@ -149,8 +157,14 @@ class Landing:
             return Stop(None, f"{TIME}it gives way to trial {best.number}, which is better and short of time")
         return None
 
-    def _report(self, record: Epoch) -> None:
-        pace = self._paces.setdefault(record.number, _Pace(record.time, self._count))
+    def _pace(self, record: Started | Epoch | StoredEpoch) -> _Pace:
+        pace = self._paces.get(record.number)
+        if pace is None:
+            pace = self._paces[record.number] = _Pace(record.time, self._count)
+        return pace
+
+    def _report(self, record: Epoch | StoredEpoch) -> None:
+        pace = self._pace(record)
         took = max(0.0, record.time - pace.since)
         if pace.starts:
             pace.first = took if pace.first is None else pace.first
@@ -161,13 +175,13 @@ class Landing:
         epochs = _epochs(self._history.trials[record.number])
         if pace.first is not None and (pace.epochs or epochs == 1):
             self._whole.pop(record.number, None)  # the newest are the last ones
-            self._whole[record.number] = pace.first + (epochs - 1) * _median(pace.epochs)
+            self._whole[record.number] = pace.first, epochs, pace.epochs
             if len(self._whole) > NEWEST:
                 del self._whole[next(iter(self._whole))]
 
     def _whole_s(self) -> float | None:
         """What a new trial takes, None where no other one says it yet."""
-        ordered = sorted(self._whole.values())
+        ordered = sorted(first + (epochs - 1) * _median(each) for first, epochs, each in self._whole.values())
         return ordered[math.ceil(0.75 * len(ordered)) - 1] if ordered else None
 
     def _rest_s(self, trial: TrialHistory, *, fastest: bool = False) -> float | None:

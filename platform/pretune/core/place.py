@@ -41,11 +41,13 @@ class Place:
 
     def absolute(self, checkpoint: Checkpoint) -> Checkpoint:
         """Where it lies now, of what was written down; an absolute path is of where the sweep lay then."""
-        path = checkpoint.path
+        return checkpoint.model_copy(update={"path": self.path(checkpoint.path)})
+
+    def path(self, path: str) -> str:
+        """The same of a checkpoint's path."""
         if path.startswith("/") or storage.is_uri(path):
             match = _BELOW.fullmatch(urlsplit(path).path if storage.is_uri(path) else path)
             if match is None:
-                return checkpoint
+                return path
             path = match[1]
-        here = os.path.join(self.folder, path) if self.remote is None else storage.join(self.remote, path)
-        return checkpoint.model_copy(update={"path": here})
+        return os.path.join(self.folder, path) if self.remote is None else storage.join(self.remote, path)

@@ -25,7 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pretune.core import journal, journal_remote, points
 from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
-from pretune.core.journal import Enqueued, Opened, Resumed, StopRequested
+from pretune.core.records import Enqueued, Opened, Resumed, StopRequested
 from pretune.core.results import SweepResult
 from pretune.core.upgrade import FORMAT
 from trainers.files import write_whole

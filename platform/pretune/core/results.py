@@ -18,7 +18,8 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History, State, TrialHistory
-from pretune.core.journal import Condemned, Later, NotUnderstood, StoredEpoch
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Condemned, Later, NotUnderstood
 from trainers import storage
 from trainers.files import write_whole
 from trainers.report import Checkpoint

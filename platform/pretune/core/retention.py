@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pretune.core import landing
 from pretune.core.history import TrialHistory
-from pretune.core.journal import Ended, Record
+from pretune.core.records import Ended, Record
 from trainers import storage
 from trainers.report import WITHIN_EPOCHS, Checkpoint
 

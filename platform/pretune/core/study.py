@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
+from datetime import datetime
 from typing import Any, NoReturn
 
 import optuna
@@ -63,14 +64,25 @@ def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> Frozen
     # CMA-ES knows no constraints and would take the last value of a trial that went on to diverge for its worth.
     if state.is_finished() and not (infeasible and experiment.sampler == "cmaes"):
         told = values(experiment, trial)
-    return create_trial(
+    asked = datetime.fromtimestamp(trial.asked_s)  # no sampler looks at the times; there must be some
+    # Not by `create_trial`: that looks at each parameter again, which takes half a second at 10,000 trials.
+    found = FrozenTrial(
+        number=trial.number,
+        trial_id=-1,
         state=state,
+        value=None,
         values=worth(experiment, trial),
+        datetime_start=None if state == TrialState.WAITING else asked,
+        datetime_complete=asked if state.is_finished() else None,
         params={alias.get(name, name): flat(value) for name, value in trial.params.items()},
         distributions={alias[name]: distribution for name, distribution in drawn.items()},
+        user_attrs={},
+        system_attrs={},
         intermediate_values=told,
-        constraints={"feasible": 1.0} if infeasible else None,
     )
+    if infeasible:
+        found.set_constraint("feasible", 1.0)
+    return found
 
 
 def untold(number: int) -> FrozenTrial:

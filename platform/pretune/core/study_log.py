@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
+from pydantic_core import to_json
 
 from pretune.core import optuna_private
 from pretune.core.alike import Alike
 from pretune.core.conductor import Conductor, Listener
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.journal import Asked, Ended, Epoch, Extended, Record, Started
 from pretune.core.parameters import Names, flat
+from pretune.core.records import Asked, Ended, Epoch, Extended, Record, Started
 from pretune.core.study import STATES, distributions, values, worth
 from trainers.files import opened_whole
 
@@ -163,4 +163,4 @@ def _outcome(trial: TrialHistory) -> dict[str, Any]:
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+    return b"".join(to_json(line, inf_nan_mode="constants") + b"\n" for line in lines)

@@ -20,7 +20,7 @@ from pretune.core import retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import (
+from pretune.core.records import (
     Attempt,
     Closed,
     Condemned,

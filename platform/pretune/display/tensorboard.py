@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.text import summary as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Record, Started
+from pretune.core.records import Asked, End, Ended, Epoch, Extended, Record, Started
 from pretune.display import format
 
 SHOWN_METRICS = ("probe/linear", "probe/knn", "loss/total", "health/embedding/effective_rank", "time/images_per_s")

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Opened, Record, Started
+from pretune.core.records import Asked, End, Ended, Epoch, Extended, Opened, Record, Started
 from pretune.display import format
 from trainers.files import why_not_writable
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pretune.core.conductor import Listener
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Record
+from pretune.core.records import Record
 from pretune.display import live, tables, trackers
 from pretune.display.tensorboard import SweepCurves
 from pretune.display.trackers import Tracker

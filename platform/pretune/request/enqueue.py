@@ -18,9 +18,9 @@ from optuna.trial import FixedTrial
 from pretune.core import metrics
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Enqueued
 from pretune.core.messages import in_words
 from pretune.core.parameters import flat, labels, written
+from pretune.core.records import Enqueued
 from pretune.core.requests import new_id
 from pretune.core.search import Space, called, completed
 from pretune.request import overrides, request

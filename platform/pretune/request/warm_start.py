@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.core.experiment import Experiment, PriorTrial, WarmStart
-from pretune.core.journal import Asked, reading
+from pretune.core.journal import reading
 from pretune.core.parameters import fits, parsed
+from pretune.core.records import Asked
 from pretune.core.results import SweepResult, TrialResult
 from pretune.core.search import Search, Space
 

@@ -11,8 +11,9 @@ from pretune.core import points, results
 from pretune.core.design import Design
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
+from pretune.core.journal import Journal
 from pretune.core.outcomes import Places
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Record, Started
 from pretune.core.results import SweepResult
 from pretune.core.search import Proposal
 from pretune.request import levels

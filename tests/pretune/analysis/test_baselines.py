@@ -14,7 +14,8 @@ from pretune.analysis import baselines
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from pretune.execution import run_folder
 from search_spaces import RECIPES
 from tests.pretune.found import COMPARED

@@ -14,7 +14,8 @@ from benchmarks import simulate_compare
 from pretune.analysis import compare
 from pretune.analysis.differences import differences
 from pretune.core import journal, journal_remote, results
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, read
+from pretune.core.journal import Journal, read
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened
 from tests.pretune.cli.command import pretune, synthetic_sweep
 
 

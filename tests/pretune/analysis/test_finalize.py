@@ -13,7 +13,8 @@ from pretune.analysis import candidates, evaluated, finalize
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune
 from trainers.changes import with_changes

@@ -16,8 +16,8 @@ from pretune.analysis.following import DRAWN, POINTS, STATES, Followed, thinned
 from pretune.analysis.log_tail import READ_BYTES, last_lines
 from pretune.analysis.watched import Folder, OneSweep, listing, remote
 from pretune.core import journal_remote, lease, results
-from pretune.core.journal import (
-    FILE,
+from pretune.core.journal import FILE, Journal
+from pretune.core.records import (
     Asked,
     Closed,
     Condemned,
@@ -25,7 +25,6 @@ from pretune.core.journal import (
     Enqueued,
     Epoch,
     Extended,
-    Journal,
     Opened,
     Resumed,
     Started,

@@ -10,7 +10,8 @@ import pytest
 from pretune.analysis import forecast
 from pretune.core import results
 from pretune.core.forecast import Forecast
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Resumed
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Resumed
 from tests import toys
 
 SAID = Forecast(trials=2, epochs=12, expected_epochs=8.0, slots=1, seconds=50.0, host_bytes=2e9, disk_bytes=5e6)

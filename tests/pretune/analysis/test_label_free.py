@@ -12,7 +12,8 @@ from benchmarks import simulate_label_free
 from pretune.analysis import label_free
 from pretune.core import results
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Ended, Epoch, Opened, Started
 from pretune.display import tables
 from tests.toys import BASE
 

@@ -11,7 +11,8 @@ import pytest
 from pretune.analysis import measured
 from pretune.core import results
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Extended, Journal, Opened, Record, Resumed, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Ended, Epoch, Extended, Opened, Record, Resumed, Started
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 from trainers.terms import Alignment

@@ -9,7 +9,8 @@ import pytest
 from pretune.analysis import measurements
 from pretune.core import results
 from pretune.core import shape as shapes
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened
 from tests import toys
 
 BASE = toys.BASE

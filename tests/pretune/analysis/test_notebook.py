@@ -11,7 +11,8 @@ import pytest
 from pretune.analysis.notebook import Sweep
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Attempt, Closed, Ended, Epoch, Extended, Journal, Opened, Record, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Attempt, Closed, Ended, Epoch, Extended, Opened, Record, Started
 from search_spaces import RECIPES
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint

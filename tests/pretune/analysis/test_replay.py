@@ -11,7 +11,8 @@ import pytest
 from pretune.analysis import replay
 from pretune.analysis.replay import EpochComparison
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Ended, Epoch, Opened, Started
 from pretune.execution import launch
 from pretune.request import request
 from tests.pretune.cli.command import pretune

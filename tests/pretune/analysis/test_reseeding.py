@@ -11,8 +11,9 @@ from pretune.analysis.candidates import Candidate
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Closed, Journal, Opened
+from pretune.core.journal import Journal
 from pretune.core.points import unvaried
+from pretune.core.records import Closed, Opened
 from search_spaces import RECIPES
 from tests import toys
 from trainers.changes import with_changes

@@ -8,7 +8,8 @@ from typer.testing import CliRunner, Result
 
 from pretune.cli.app import app
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Record, Started
 from search_spaces import RECIPES
 
 COMMAND = "'/opt/my tools/bin/pretune' sweep kernels --trials 3 --set 'views.0.crop_scale=[0.3, 1]'"

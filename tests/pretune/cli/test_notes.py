@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pretune.core import journal, notes
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started, read
+from pretune.core.journal import Journal, read
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from tests.pretune.cli.command import pretune, synthetic_sweep
 from trainers import storage
 from trainers.report import Checkpoint

@@ -16,7 +16,8 @@ from pretune.cli import running, sweep
 from pretune.cli.app import app
 from pretune.cli.sweep import sweep_request
 from pretune.core.forecast import Forecast
-from pretune.core.journal import Journal, Opened
+from pretune.core.journal import Journal
+from pretune.core.records import Opened
 from pretune.display import forecast as display
 from pretune.execution.measuring import Measurement, NotMeasuredError
 from search_spaces import RECIPES

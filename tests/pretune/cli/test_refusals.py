@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Journal, Opened
+from pretune.core.journal import Journal
+from pretune.core.records import Opened
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune, synthetic_sweep
 

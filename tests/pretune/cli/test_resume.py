@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pretune import sweep
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from pretune.request import lookup
 from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune

@@ -17,7 +17,8 @@ from pretune.analysis import baselines
 from pretune.cli.running import MOST_LISTED, close
 from pretune.core import results
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from tests.pretune import found
 from trainers.config import TrialConfig
 from trainers.terms import Alignment

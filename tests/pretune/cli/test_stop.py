@@ -9,7 +9,8 @@ import pytest
 
 from pretune.cli import resume
 from pretune.core import results
-from pretune.core.journal import Asked, Closed, Epoch, Journal, Opened, Started, read
+from pretune.core.journal import Journal, read
+from pretune.core.records import Asked, Closed, Epoch, Opened, Started
 from tests.pretune.cli.command import pretune, synthetic_sweep
 
 POINT = ["objective.mmd.kernel=rbf", "objective.mmd.kernel.gamma=2", "objective.alignment.weight=0.5"]

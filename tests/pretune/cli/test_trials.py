@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pretune.core.journal import FILE, Asked, Attempt, Ended, Epoch, Journal, Opened, Started, read
+from pretune.core.journal import FILE, Journal, read
+from pretune.core.records import Asked, Attempt, Ended, Epoch, Opened, Started
 from pretune.display.story import sparkline
 from tests.pretune.cli.command import pretune, synthetic_sweep
 

@@ -27,8 +27,9 @@ from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import TrialHistory
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, read
+from pretune.core.journal import Journal, read
 from pretune.core.parameters import Names, SpaceTrial
+from pretune.core.records import Asked, Ended, Epoch, Opened, Record
 from pretune.core.rows import Handout, Row
 from pretune.core.search import Search, Space
 from trainers.config import TrialConfig

@@ -15,7 +15,8 @@ from pretune import sweep
 from pretune.core import results, retention
 from pretune.core.errors import RequestError, SweepFailedError
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import FILE, Attempt, Ended, Record, Started, read
+from pretune.core.journal import FILE, read
+from pretune.core.records import Attempt, Ended, Record, Started
 from pretune.core.rows import Handout
 from pretune.core.search import Space
 from pretune.display import tables

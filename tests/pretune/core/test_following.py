@@ -10,7 +10,9 @@ import pytest
 
 from pretune.core import journal, journal_remote, lease
 from pretune.core.errors import RequestError
-from pretune.core.journal import FILE, LOCK, Asked, Epoch, Follower, Journal, Opened, Record, StoredEpoch, read
+from pretune.core.journal import FILE, LOCK, Follower, Journal, read
+from pretune.core.reader import StoredEpoch
+from pretune.core.records import Asked, Epoch, Opened, Record
 from tests.toys import experiment
 from trainers import storage
 

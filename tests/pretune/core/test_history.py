@@ -6,7 +6,7 @@ import pytest
 
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Opened, Record, Resumed, Started
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Record, Resumed, Started
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 from trainers.terms import Alignment

@@ -12,8 +12,9 @@ import pytest
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import FILE, Asked, Closed, Ended, Epoch, Journal, Opened, Record, Started, is_locked, read
+from pretune.core.journal import FILE, Journal, is_locked, read
 from pretune.core.place import Place
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Record, Started
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 from trainers.terms import Alignment

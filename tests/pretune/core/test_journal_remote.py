@@ -13,7 +13,8 @@ import pytest
 from pretune.core import journal, journal_remote, lease
 from pretune.core.errors import LeaseLostError, RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import FILE, Asked, Journal, Opened, Record, Started
+from pretune.core.journal import FILE, Journal
+from pretune.core.records import Asked, Opened, Record, Started
 from tests.object_store import Faulty
 from trainers import storage
 from trainers.config import TrialConfig

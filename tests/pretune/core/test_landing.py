@@ -16,8 +16,9 @@ from pretune.core import landing, points, results, retention
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment, StoppingConfig
 from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Record, Resumed, Started, read
+from pretune.core.journal import Journal, read
 from pretune.core.landing import Landing
+from pretune.core.records import Asked, Ended, Epoch, Opened, Record, Resumed, Started
 from pretune.core.rows import Handout
 from pretune.display import tables
 from tests import toys

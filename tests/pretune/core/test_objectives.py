@@ -17,7 +17,8 @@ from pretune.core import results, stopping, study_log
 from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig
-from pretune.core.journal import Ended, read
+from pretune.core.journal import read
+from pretune.core.records import Ended
 from pretune.core.search import Search
 from pretune.request import request
 from tests import toys

@@ -22,8 +22,9 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json
 from pretune.core import results, study_log
 from pretune.core.errors import RequestError
 from pretune.core.history import History
-from pretune.core.journal import Asked, Ended, read
+from pretune.core.journal import read
 from pretune.core.parameters import Names, flat, labels, parsed, written
+from pretune.core.records import Asked, Ended
 from pretune.core.search import Search, Space
 from pretune.display import tables
 from tests import toys

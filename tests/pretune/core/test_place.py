@@ -14,8 +14,9 @@ from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import FILE, Asked, Closed, Epoch, Extended, Journal, Opened, Resumed, read
+from pretune.core.journal import FILE, Journal, read
 from pretune.core.place import Place
+from pretune.core.records import Asked, Closed, Epoch, Extended, Opened, Resumed
 from pretune.core.rows import Handout
 from pretune.request import request
 from pretune.sweep import longer
@@ -189,7 +190,7 @@ def in_bucket(bucket: str) -> Experiment:
     with journal_remote.opened(asked.folder, asked.remote, new=True) as book:
         book.append(Opened(experiment=asked))
         params = {"number": 0, "params": {}, "distributions": {}, "config": asked.base.model_dump(mode="json")}
-        book.append(journal.Asked.model_validate(params))
+        book.append(Asked.model_validate(params))
         book.append(Epoch(number=0, epoch=1, metrics={}, checkpoint=checkpoint(asked.remote)))
         book.append(Closed(reason="interrupted"))
     return asked

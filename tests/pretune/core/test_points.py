@@ -15,8 +15,9 @@ from pretune.core import points, study_log
 from pretune.core.design import Design, DesignLevel
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import FILE, Asked, Ended, read
+from pretune.core.journal import FILE, read
 from pretune.core.points import FixedPoints, UndecidedPoints
+from pretune.core.records import Asked, Ended
 from pretune.core.search import Search
 from tests import toys
 from tests.pretune.core.decisions import optuna_study

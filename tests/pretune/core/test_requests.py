@@ -18,8 +18,10 @@ from pretune.core.alike import Alike
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig, WarmStart
 from pretune.core.history import History
-from pretune.core.journal import Asked, Ended, Enqueued, Journal, Opened, Record, StopRequested, read
+from pretune.core.journal import Journal, read
 from pretune.core.landing import Landing
+from pretune.core.lines import line_of
+from pretune.core.records import Asked, Ended, Enqueued, Opened, Record, StopRequested
 from pretune.core.search import Search
 from tests.toys import BASE, Executor, again, begin, branching, experiment, row, space
 
@@ -433,7 +435,7 @@ def test_a_journal_of_an_older_format_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "s" / journal.FILE
     opened = read(tmp_path / "s")[0]
     assert isinstance(opened, Opened)
-    line, _ = journal._line(opened.model_copy(update={"format": 2}), 0)
+    line, _ = line_of(opened.model_copy(update={"format": 2}).model_dump_json().encode(), 0)
     path.write_bytes(line)
     with pytest.raises(RequestError, match="has format 2, an older one: `pretune resume`"):
         requests.hand_in(results.read(tmp_path / "s"), enqueued(0.1))

@@ -12,7 +12,8 @@ import pytest
 from pretune.core import results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import FILE, Asked, Attempt, Closed, Ended, Epoch, Journal, Opened, Record, Resumed, Started
+from pretune.core.journal import FILE, Journal
+from pretune.core.records import Asked, Attempt, Closed, Ended, Epoch, Opened, Record, Resumed, Started
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 from trainers.terms import Alignment

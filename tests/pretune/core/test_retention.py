@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pretune.core import retention
-from pretune.core.history import History, TrialHistory
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Record, Started
+from pretune.core.history import Checkpoints, History, TrialHistory
+from pretune.core.records import Asked, Closed, Ended, Epoch, Record, Started
 from tests.toys import Ear, begin, experiment, space
 from trainers import storage
 from trainers.report import Checkpoint
@@ -80,10 +80,12 @@ def test_a_trial_without_checkpoints_has_nothing_to_lose(tmp_path: Path) -> None
 
 def test_checkpoints_in_an_object_store_are_trimmed_there(tmp_path: Path) -> None:
     story = history(tmp_path, [0.2, 0.7, 0.5])
-    story.checkpoints = {
-        epoch: pointer.model_copy(update={"path": f"file://{pointer.path}"})
-        for epoch, pointer in story.checkpoints.items()
-    }
+    story.checkpoints = Checkpoints(
+        {
+            epoch: pointer.model_copy(update={"path": f"file://{pointer.path}"})
+            for epoch, pointer in story.checkpoints.items()
+        }
+    )
     retention.trim(story, METRIC, maximize=True)
     assert left(tmp_path) == ["epoch-2.pt", "epoch-2.pt.json"]
 
@@ -96,10 +98,12 @@ def test_what_was_saved_within_an_epoch_goes_too_here_and_in_an_object_store(tmp
         story = history(tmp_path, [0.7, 0.5])
         for name in ("epoch-0002-step-0000047.pt", "epoch-0002-step-0000047.pt.json", "notes.txt"):
             (tmp_path / name).touch()
-        story.checkpoints = {
-            epoch: pointer.model_copy(update={"path": f"{form}{pointer.path}"})
-            for epoch, pointer in story.checkpoints.items()
-        }
+        story.checkpoints = Checkpoints(
+            {
+                epoch: pointer.model_copy(update={"path": f"{form}{pointer.path}"})
+                for epoch, pointer in story.checkpoints.items()
+            }
+        )
         retention.trim(story, METRIC, maximize=True)
         assert left(tmp_path) == ["epoch-1.pt", "epoch-1.pt.json", "notes.txt"]
 

@@ -13,7 +13,8 @@ import pytest
 
 from pretune.core import results, stopping
 from pretune.core.experiment import Experiment, StoppingConfig
-from pretune.core.journal import Condemned, Ended, Epoch, Record, read
+from pretune.core.journal import read
+from pretune.core.records import Condemned, Ended, Epoch, Record
 from pretune.core.stopping import Hyperband, MedianRule, SuccessiveHalving
 from tests import toys
 from tests.pretune.core.decisions import optuna_study

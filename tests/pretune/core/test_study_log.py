@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pretune.core import study_log
 from pretune.core.alike import Keys
 from pretune.core.conductor import Conductor
-from pretune.core.journal import Extended, Record, StopRequested
+from pretune.core.records import Extended, Record, StopRequested
 from pretune.core.study_log import FILE, StudyLog
 from tests.toys import Ear, Executor, again, begin, branching, experiment, row, space
 

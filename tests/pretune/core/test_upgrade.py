@@ -15,19 +15,20 @@ from pretune.core import journal, journal_remote, lease, results, upgrade
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import History
-from pretune.core.journal import (
+from pretune.core.journal import Journal
+from pretune.core.records import (
     Asked,
     Closed,
     Ended,
     Epoch,
     Extended,
-    Journal,
     Known,
     Opened,
     Record,
     Resumed,
     Started,
     Unknown,
+    later,
 )
 from trainers import storage
 from trainers.changes import with_changes
@@ -127,7 +128,7 @@ def test_a_journal_of_format_1_with_every_old_name_reads_as_todays(base: TrialCo
     found = journal.read(write(tmp_path / "s", lines))
     assert [meant(record) for record in found] == [meant(record) for record in told]
     assert [record.format for record in found if isinstance(record, Opened | Resumed)] == [1, 1]
-    assert journal.later(found) is None
+    assert later(found) is None
     assert History(found).trials[0].config == found[-1].config  # type: ignore[union-attr]
 
 

@@ -12,8 +12,9 @@ from unittest import mock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
 from pretune.core.parameters import written
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Started
 from search_spaces import RECIPES
 from trainers.changes import with_changes
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pretune.core import within
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Attempt, Closed, Condemned, Ended, Epoch, Opened, Record, Resumed, Started
+from pretune.core.records import Asked, Attempt, Closed, Condemned, Ended, Epoch, Opened, Record, Resumed, Started
 from pretune.display.live import LiveView, PlainLines, Progress, picture, view
 from trainers.config import TrialConfig
 

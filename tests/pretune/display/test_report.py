@@ -13,7 +13,8 @@ import pytest
 from pretune.analysis import account, importance
 from pretune.core import results
 from pretune.core.forecast import Forecast
-from pretune.core.journal import Asked, Ended, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Ended, Opened, Started
 from pretune.display import document, report
 from tests.pretune.cli.command import synthetic_sweep
 from tests.pretune.display.searched import searched

@@ -10,7 +10,8 @@ import pytest
 from pretune.core import results
 from pretune.core.choices import Budget
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Journal, Opened, Started
+from pretune.core.journal import Journal
+from pretune.core.records import Asked, Ended, Epoch, Opened, Started
 from pretune.display import tables
 from tests.pretune.display.screen import shown
 from trainers.config import TrialConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretune.core.journal import Asked, End, Ended, Epoch, Extended, Record, Started
+from pretune.core.records import Asked, End, Ended, Epoch, Extended, Record, Started
 from pretune.display.tensorboard import Curves, SweepCurves
 from trainers.report import Checkpoint
 

@@ -16,7 +16,7 @@ import pytest
 
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
-from pretune.core.journal import Asked, Ended, Epoch, Opened, Record, Started
+from pretune.core.records import Asked, Ended, Epoch, Opened, Record, Started
 from pretune.display import trackers
 from pretune.display.trackers import Logged, Tracker
 from tests.pretune.cli.command import pretune, synthetic_sweep

@@ -23,7 +23,9 @@ import pytest
 
 from pretune.analysis.watched import Folder, OneSweep, Watched
 from pretune.core import journal
-from pretune.core.journal import Asked, Closed, Ended, Epoch, Journal, Opened, Record, Resumed, Started
+from pretune.core.journal import Journal
+from pretune.core.lines import line_of
+from pretune.core.records import Asked, Closed, Ended, Epoch, Opened, Record, Resumed, Started
 from pretune.display import watch
 from tests.toys import BASE, experiment
 
@@ -458,7 +460,7 @@ def test_ten_thousand_trials_are_there_at_once_and_only_those_in_sight_are_in_th
     records.append(Asked(number=count, params={"rate": 0.2}, distributions={}, config=None))
     for record in records:
         # As `Journal.append` writes it, thirty thousand times.
-        line, checksum = journal._line(record, checksum)
+        line, checksum = line_of(record.model_dump_json().encode(), checksum)
         lines.append(line)
     path = tmp_path / "s" / journal.FILE
     path.parent.mkdir()

@@ -16,7 +16,8 @@ from pretune import sweep
 from pretune.core import results
 from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
-from pretune.core.journal import Resumed, read
+from pretune.core.journal import read
+from pretune.core.records import Resumed
 from pretune.core.rows import Handout
 from pretune.execution import cluster, tuning
 from pretune.execution.interruption import Interruption

@@ -14,6 +14,7 @@ from pretune.core import journal, results
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.points import unvaried
+from pretune.core.records import Opened
 from pretune.request import lookup, overrides, request
 from search_spaces import SPACES
 from tests import toys
@@ -372,6 +373,6 @@ def test_a_name_is_free_again_where_the_driver_was_killed_before_its_first_recor
     (tmp_path / "n" / journal.FILE).write_bytes(left)
     request.check_folder_is_new(asked)
     with journal.Journal(tmp_path / "n", new=True) as begun:
-        begun.append(journal.Opened(experiment=asked))
+        begun.append(Opened(experiment=asked))
     with pytest.raises(RequestError, match="a sweep named 'n' exists"):
         request.check_folder_is_new(asked)
