@@ -171,7 +171,7 @@ def usual_linear(
             for batch, classes in train:
                 loss = nn.functional.cross_entropy(head(subject.encode(batch)), classes)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
         scores = [

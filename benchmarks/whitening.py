@@ -1,6 +1,6 @@
-"""What whitening costs by eigenvectors and by matrix products, and its share of a step.
+"""What whitening costs by eigenvectors and by matrix products. Its share of a step: `cost.py`.
 
-    python benchmarks/whitening.py [--threads 1] [--runs 5] [--share] [--conditions 100]
+    python benchmarks/whitening.py [--threads 1] [--runs 5] [--conditions 100]
 
 The term alone, forward and backward down to the embeddings, at the sizes of the recipes: CW-RGP (batch 256, four views
 of 512 dimensions, sub-batches of 64, four groups; ZCA) and W-MSE (batch 512, two views of 64 dimensions, runs of 128;
@@ -8,9 +8,6 @@ Cholesky). Embeddings have eigenvalues evenly apart in logarithm, up to `--condi
 the start, thousands are what training makes of it, and beyond about 5,000 "float32" is done in float64. `copies`: every
 fourth image is a copy, so that no block has a factor but by eigenvectors. Each row is `reference` over the other, the
 smallest and the largest of `--runs` pairs of runs taken in turn, each the best of three steps.
-
-With `--share`: each term's share of a whole step, at the size of the recipe that uses it but for the batch, which is
-64 there: the network's part and that of most terms grow with it alike.
 """
 
 from __future__ import annotations
@@ -22,10 +19,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from search_spaces import RECIPES
-from trainers.changes import with_changes
-from trainers.model import build_model
-from trainers.objective import Objective
 from trainers.terms import BatchWhitening, ChannelWhitening, Outputs
 from trainers.terms.whitening import Whitening
 
@@ -35,20 +28,6 @@ CASES: dict[str, tuple[Whitening, int, int, int]] = {
     "w-mse": (BatchWhitening(over="sub_batch", sub_batch_size=128, group_count=1, factor="cholesky"), 2, 512, 64),
 }
 """By name: the term as its recipe has it, number of views, images, dimensions."""
-SHARED = (
-    ("cw_rgp_cifar10", {}),
-    ("cw_rgp_cifar10", {"objective.channel_whitening.arithmetic": "float64"}),
-    ("cw_rgp_cifar10", {"objective.channel_whitening.arithmetic": "float32"}),
-    ("w_mse_cifar10", {}),
-    ("sfrik_cifar10", {}),
-    ("msbreg_cifar10", {}),
-    ("vicreg_cifar10", {}),
-    ("barlow_twins_cifar10", {}),
-    ("simclr_cifar10", {}),
-    ("byol_cifar10", {}),
-)
-"""Recipes and what is changed in them, of which terms' shares are told."""
-SMALL_BATCH = 64
 
 
 def embeddings(views: int, count: int, width: int, condition: float, *, copies: bool = False) -> list[Tensor]:
@@ -109,72 +88,14 @@ def ratio(name: str, arithmetic: str, runs: int, condition: float, *, copies: bo
     return [first / second for first, second in pairs], [second for _, second in pairs]
 
 
-def shares(recipe: str, changes: dict[str, object]) -> tuple[str, float, dict[str, float]]:
-    """The recipe, seconds of a step's network part, and each term's seconds, forward and backward."""
-    config = with_changes(RECIPES[recipe](), {"batch_size": SMALL_BATCH, "precision": "float32", **changes})
-    model, objective = build_model(config).to(DEVICE).to(memory_format=torch.channels_last), Objective(config.objective)
-    generator = torch.Generator().manual_seed(0)
-    views = tuple(
-        torch.randn(SMALL_BATCH, 3, view.size, view.size, generator=generator).to(DEVICE) for view in config.views
-    )
-    ids = torch.arange(SMALL_BATCH, device=DEVICE)
-
-    def network() -> Outputs:
-        outputs: Outputs = model(views, ids, 0, 0)
-        sum(rows.sum() for rows in (*outputs.projections, *(outputs.predictions or ()))).backward()  # type: ignore[union-attr]
-        model.zero_grad(set_to_none=True)
-        return outputs
-
-    network()
-    seconds = best(network, 2)
-    with torch.no_grad():
-        found: Outputs = model(views, ids, 0, 0)
-
-    def leaves(rows: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-        return None if rows is None else tuple(one.detach().requires_grad_() for one in rows)
-
-    outputs = found._replace(
-        features=leaves(found.features),
-        projections=leaves(found.projections),
-        predictions=leaves(found.predictions),
-        scores=leaves(found.scores),
-    )
-    of_terms = {}
-    for name, term in objective.terms.items():
-
-        def step(term: object = term) -> None:
-            term(outputs).backward()  # type: ignore[operator]
-
-        step()
-        of_terms[name] = best(step, 5)
-    return recipe, seconds, of_terms
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--share", action="store_true")
     parser.add_argument("--conditions", type=float, nargs="+", default=[100.0, 3000.0, 1e5])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.share:
-        print("| recipe, batch 64 | changed | network, ms | term | ms | share of both |")
-        print("|:--|:--|--:|:--|--:|--:|")
-        for recipe, changes in SHARED:
-            if recipe not in RECIPES:
-                continue
-            name, seconds, of_terms = shares(recipe, dict(changes))
-            whole = seconds + sum(of_terms.values())
-            for term, taken in of_terms.items():
-                changed = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in changes.items())
-                print(
-                    f"| `{name}` | {changed} | {1e3 * seconds:.0f} | {term} | {1e3 * taken:.2f} "
-                    f"| {100 * taken / whole:.1f} % |",
-                    flush=True,
-                )
-        return
     print("| term | embeddings | arithmetic | ms | reference / this, min to max |")
     print("|:--|:--|:--|--:|:--|")
     for name in CASES:

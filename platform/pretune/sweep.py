@@ -22,6 +22,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History
 from pretune.core.landing import Landing
+from pretune.core.reader import StoredEpoch
 from pretune.core.records import Extended, Opened, Record, Resumed
 from pretune.core.requests import Inbox
 from pretune.core.results import SweepResult
@@ -208,7 +209,7 @@ def longer(history: History, epochs: int) -> list[Extended]:
     return found
 
 
-def cut_short(records: Sequence[Record], max_hours: float) -> list[Extended]:
+def cut_short(records: Sequence[Record | StoredEpoch], max_hours: float) -> list[Extended]:
     """How each trial goes on that time has ended, and that would finish now that the sweep has `max_hours`: from its
     newest checkpoint. None where that is gone, and none with CMA-ES, whose state is computed from the ends of trials.
     """

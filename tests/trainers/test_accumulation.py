@@ -139,7 +139,8 @@ def test_a_resumed_run_in_parts_equals_an_uninterrupted_one_bit_for_bit(
 
 def test_a_term_of_weight_zero_is_a_missing_term_in_parts_too(tmp_path: Path) -> None:
     prints = []
-    for objective in ({"alignment": {}, "mmd": {}}, {"alignment": {}, "mmd": {}, "covariance": {"weight": 0.0}}):
+    two: dict[str, Any] = {"alignment": {}, "mmd": {}}
+    for objective in (two, {**two, "covariance": {"weight": 0.0}}):
         recorder = Recorder()
         trial = config(model={"norm": "layer"}, accumulate=2, epochs=1, objective=objective)
         run(tmp_path / str(len(objective)), recorder, trial)

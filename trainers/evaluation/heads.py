@@ -89,16 +89,16 @@ class Trained(NamedTuple):
     """Of each learning rate, a head that never saw what was held out, then those that saw all: [2 G, …]."""
 
     heads: Heads
-    count: int
+    rates: int
     """G."""
 
     def accuracies(self, features: Features, labels: Integers, device: torch.device) -> list[float]:
         """Of each rate, on what was held out; 0 where it has diverged."""
         target = torch.from_numpy(labels).to(device)
-        right = torch.zeros(self.count, dtype=torch.float64, device=device)
+        right = torch.zeros(self.rates, dtype=torch.float64, device=device)
         start = 0
         for part in features.chunks():
-            logits = self.heads.logits(torch.from_numpy(part).to(device, torch.float32))[: self.count]
+            logits = self.heads.logits(torch.from_numpy(part).to(device, torch.float32))[: self.rates]
             here = target[start : start + len(part)]
             right += ((logits.argmax(2) == here) & logits.isfinite().all(2)).sum(1)
             start += len(part)
@@ -106,7 +106,7 @@ class Trained(NamedTuple):
 
     def scores(self, features: Features, rate: int, device: torch.device) -> Tensor:
         """Class scores [n, C] of the head of rate number `rate` that saw all, on the CPU."""
-        place = self.count + rate
+        place = self.rates + rate
         weight, bias = self.heads.weight[place], self.heads.bias[place]
         parts = (torch.from_numpy(part).to(device, torch.float32) for part in features.chunks())
         return torch.cat([torch.addmm(bias, part, weight).cpu() for part in parts])
@@ -157,7 +157,7 @@ def train(
             )
             step += 1
             report(f"linear by SGD, seed {seed}", step / steps)
-    return Trained(heads, len(schedule.learning_rates))
+    return Trained(heads, rates=len(schedule.learning_rates))
 
 
 def _augmented(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainers.data.splits import stratified_order
 from trainers.evaluation.neighbors import nearest, votes
-from trainers.evaluation.probe import LARGEST, fit_linear
+from trainers.evaluation.regression import LARGEST, fit_linear
 from trainers.settings import ProbeProtocol
 
 NEIGHBORS: dict[ProbeProtocol, int] = {"knn5": 5, "knn20": 20, "knn200": 200}

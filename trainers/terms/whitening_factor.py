@@ -54,7 +54,7 @@ def whiten(
 
     `noise` is the variance that rounding alone gives a direction of X, by matrix [...] or for all.
     """
-    if kind in ("pca", "newton"):
+    if kind == "pca" or kind == "newton":
         return _whiten(rows, moment, kind, newton_steps, noise)
     return _whiten_by_products(rows, moment, kind, newton_steps, noise, PRECISIONS[arithmetic])
 

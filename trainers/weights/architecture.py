@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from trainers.weights.reading import Tensors
 
 _ANCHORS = ("layer1.0.conv1.weight", "patch_embed.proj.weight", "conv_proj.weight", "stages.4.conv2.weight")
 """One of these is in each network that is known here: a ResNet, timm's transformer, torchvision's, our tiny ResNet."""
-_RESNETS = {
+_RESNETS: dict[tuple[tuple[int, ...], bool], Literal["resnet18", "resnet34", "resnet50"]] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",

@@ -207,7 +207,7 @@ def _write_onnx(path: Path, given: Exportable) -> None:
 
 def _unsynchronized(projector: nn.Sequential) -> nn.Sequential:
     """The same with torch's own batch norms."""
-    layers = []
+    layers: list[nn.Module] = []
     for layer in projector:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             plain = nn.BatchNorm1d(layer.num_features, affine=layer.affine)
@@ -243,7 +243,7 @@ def _checked(folder: Path, given: Exportable, known: Description) -> tuple[float
 def _outputs(folder: Path, given: Exportable, known: Description, images: Tensor) -> list[Tensor]:
     """As whoever has the folder alone gets them."""
     if known.layout == "onnx":
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
 
         session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
         halves = [session.run(None, {"images": part.numpy()}) for part in (images[:1], images[1:])]

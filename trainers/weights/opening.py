@@ -162,16 +162,19 @@ def _found(config: TrialConfig, network: nn.Module) -> Found:
 
 def _check_called_alike(file: Tensors, known: Description, config: Backbone) -> None:
     """What shapes do not tell: a stem with pooling or without, and heads of attention."""
-    theirs = known.backbone
+    theirs: Backbone | None = known.backbone
     if isinstance(theirs, ResNetConfig) and isinstance(config, ResNetConfig) and theirs.kind == config.kind:
-        stem, ours = theirs.stem, settled(config, known.size).stem
+        stem, settled_config = theirs.stem, settled(config, known.size)
+        assert isinstance(settled_config, ResNetConfig)
+        ours = settled_config.stem
         if stem != ours:
             raise ValueError(
                 f"{file.path} is of a {theirs.kind} with stem {stem}, but model.backbone.stem is {ours}; set "
                 f"model.backbone.stem={stem}"
             )
-    both = isinstance(theirs, ViTConfig) and isinstance(config, ViTConfig) and theirs.width == config.width
-    if both and theirs.head_count != config.head_count:
+    if not (isinstance(theirs, ViTConfig) and isinstance(config, ViTConfig) and theirs.width == config.width):
+        return
+    if theirs.head_count != config.head_count:
         raise ValueError(
             f"{file.path} is of a transformer with {theirs.head_count} heads, but model.backbone.heads is "
             f"{config.head_count}; set model.backbone.heads={theirs.head_count}"

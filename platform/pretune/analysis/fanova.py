@@ -50,8 +50,8 @@ class Encoding:
                 columns = _Columns(self._width, 0.0, 1.0, len(distribution.choices))
             else:
                 assert isinstance(distribution, FloatDistribution | IntDistribution)
-                ends = (_scaled(distribution, end) for end in (distribution.low, distribution.high))
-                columns = _Columns(self._width, *ends, choices=0)
+                low, high = _scaled(distribution, distribution.low), _scaled(distribution, distribution.high)
+                columns = _Columns(self._width, low, high, choices=0)
             self._columns.append(columns)
             self._width += max(columns.choices, 1)
 

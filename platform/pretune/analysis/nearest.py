@@ -43,7 +43,7 @@ class Nearest:
         """The next rows [n, p]."""
         here = np.arange(self._seen, self._seen + len(features))
         self._seen += len(features)
-        finite: NDArray[np.bool_] = np.isfinite(features).all(axis=1)
+        finite: NDArray[np.bool_] = np.atleast_1d(np.isfinite(features).all(axis=1))
         cosines: NDArray[np.float64] = np.dot(self._queries, _unit(np.where(finite[:, None], features, 0)).T)
         cosines[:, ~finite] = -np.inf
         cosines[self._left_out[:, None] == here[None, :]] = -np.inf

@@ -176,7 +176,8 @@ class _UpperEnd(NamedTuple):
         before *= (1.0 - prior.no_spread) / before.sum()
         before[0] += prior.no_spread
         weight: Floats = (self.likelihood * before).ravel()
-        return weight / weight.sum()
+        weight /= weight.sum()
+        return weight
 
 
 def _upper_end(scores: Floats, v: float) -> _UpperEnd:

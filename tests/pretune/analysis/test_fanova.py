@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import optuna
 import pytest
@@ -21,7 +23,7 @@ def test_over_even_ranges_the_numbers_are_those_of_optuna() -> None:
         "c": IntDistribution(1, 9),
         "kind": CategoricalDistribution(["x", "y"]),
     }
-    points = [
+    points: list[dict[str, Any]] = [
         {"a": rng.random(), "b": rng.uniform(-2, 2), "c": int(rng.integers(1, 10)), "kind": str(rng.choice(["x", "y"]))}
         for _ in range(60)
     ]

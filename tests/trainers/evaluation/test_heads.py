@@ -32,7 +32,7 @@ def alone(features: Tensor, labels: Tensor, rate: float, inside: Tensor, first: 
             kept = places[inside[places]]
             optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(features[kept]), labels[kept]).backward()
+            nn.functional.cross_entropy(head(features[kept]), labels[kept]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
     return head

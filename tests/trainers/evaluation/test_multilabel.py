@@ -113,7 +113,7 @@ def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
         ({"class_names": np.array(["a"])}, "a name for each of 2"),
     ):
         path = tmp_path / "wrong.npz"
-        np.savez(path, **(whole | change))
+        np.savez(path, **(whole | change))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             read(path, "report")
     path.write_bytes(b"no zip")

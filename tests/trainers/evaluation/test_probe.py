@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -339,8 +340,7 @@ def test_two_ranks_agree_with_one(two_processes: TwoProcesses) -> None:
 
 
 def extract_on_this_rank(ids: list[int], views: int | None = None) -> tuple[list[float], set[int]]:
-    probe.BATCH_SIZE, probe.ROUND = 20, 2
-    try:
+    with patch.object(probe, "BATCH_SIZE", 20), patch.object(probe, "ROUND", 2):
         data = FakeData()
         (found,) = probe.extract(
             lambda images: (images[:, 0, 4, 4],),
@@ -351,8 +351,6 @@ def extract_on_this_rank(ids: list[int], views: int | None = None) -> tuple[list
             device=CPU,
             views=views,
         )
-    finally:
-        probe.BATCH_SIZE, probe.ROUND = 256, 64
     return found.tolist(), data.batch_sizes
 
 

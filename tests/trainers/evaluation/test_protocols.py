@@ -60,7 +60,7 @@ def test_linear_by_sgd_trains_all_rates_at_once(tmp_path: Path, augmentation: st
         epochs=8,
         batch_size=100,
         learning_rates=(1e-3, 1.0),
-        augmentation=augmentation,  # type: ignore[arg-type]
+        augmentation=augmentation,
     )
     found = run(protocol, tmp_path)
     assert found.chosen[0]["chosen"] == 1.0

@@ -191,7 +191,8 @@ def test_codes_are_sorted_together_with_the_queue_and_only_the_batchs_rows_are_c
 
 def test_a_queue_has_the_newest_embeddings_first_and_is_used_once_it_is_full() -> None:
     model = build_model(with_queue()).double()
-    ids, kept = torch.arange(IMAGES), []
+    ids = torch.arange(IMAGES)
+    kept: list[Tensor] = []
     for step in range(FULL + 2):
         outputs = model(batch(step), ids, 0, step)
         assert (outputs.queued_scores is None) == (step < FULL), step

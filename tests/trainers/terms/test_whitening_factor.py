@@ -201,14 +201,16 @@ def conditioned(kappa: float, size: int = 16, count: int = 3) -> Tensor:
     """Moments [count, size, size] of that condition number, with their eigenvalues evenly apart in logarithm."""
     values = torch.logspace(0, -math.log10(kappa), size, dtype=torch.float64)
     turns = torch.stack([rotation(size, seed) for seed in range(count)])
-    return 3 * (turns * values) @ turns.mT
+    moments: Tensor = 3 * (turns * values) @ turns.mT
+    return moments
 
 
 def rows_of(moment: Tensor, count: int = 24) -> Tensor:
     """Rows [..., a, count] of just that second moment, times `count`."""
     size = moment.shape[-1]
     flat = rotation(count)[:size]
-    return torch.linalg.cholesky(moment) @ flat
+    rows: Tensor = torch.linalg.cholesky(moment) @ flat
+    return rows
 
 
 def weighted(rows: Tensor, kind: Any, arithmetic: Any, noise: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ def vit(**changes: Any) -> nn.Module:
 
 
 def torchvision_vit() -> nn.Module:
-    from torchvision.models import VisionTransformer
+    from torchvision.models import VisionTransformer  # type: ignore[import-untyped]
 
     torch.manual_seed(0)
     network = VisionTransformer(SIZE, 8, num_layers=2, num_heads=1, hidden_dim=64, mlp_dim=256)

@@ -105,7 +105,7 @@ def test_timm_opens_a_folder_of_its_own_architectures_with_its_preprocessing(tmp
     assert found.difference < 1e-5 * max(1.0, found.largest)
     network = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     assert difference(network, run.model.backbone) < 1e-5
-    data = timm.data.resolve_model_data_config(network)
+    data = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
     assert (data["input_size"], data["crop_pct"]) == ((3, 32, 32), 1.0)
     assert (tuple(data["mean"]), tuple(data["std"])) == (PREPARED.mean, PREPARED.std)
     assert data["interpolation"] == "bilinear"
@@ -136,7 +136,7 @@ def test_the_teacher_and_the_projector_are_exported_where_they_are_wanted(tmp_pa
 
 @pytest.mark.parametrize("backbone", [TINY, VIT], ids=["resnet", "transformer"])
 def test_onnxruntime_gives_our_features_of_any_number_of_images(tmp_path: Path, backbone: dict[str, Any]) -> None:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     run = trained(backbone)
     found = exported(tmp_path / "export", run, "onnx")

@@ -57,7 +57,7 @@ def test_an_export_opens_where_there_is_nothing_but_its_library(tmp_path: Path, 
     environment = tmp_path / "environment"
     pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*packages, "numpy")]
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin" / "python"
+    python = str(environment / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]
     subprocess.run(install, check=True, env=variables)
     typed = (

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
 
 RESAMPLES = 200
+_MEASURES: tuple[tuple[str, Literal["area", "11-point"]], ...] = (("map", "area"), ("map11", "11-point"))
 KEYS = ("images", "labels", "test_images", "test_labels")
 
 
@@ -89,9 +90,8 @@ class Multilabel(Protocol):
         for place, seed in enumerate(seeds):
             report(f"multilabel, seed {seed}", place / len(seeds))
             order = np.argsort(keyed_ranks(len(fit), f"evaluate/held-out/multilabel/{seed}"), kind="stable")
-            held, inside = (
-                torch.from_numpy(np.sort(one)).to(device) for one in np.split(order, [self._held(len(fit))])
-            )
+            count = max(1, round(self.held_out * len(fit)))
+            held, inside = (torch.from_numpy(np.sort(one)).to(device) for one in np.split(order, [count]))
             accuracies = {}
             for strength in self.regularizations if len(self.regularizations) > 1 else ():
                 probe = fit_multilabel(fit[inside], targets[inside], regularization=strength)
@@ -113,10 +113,7 @@ class Multilabel(Protocol):
             split=data.split,
             seeds=tuple(seeds),
             fitted=len(fit),
-            scores=tuple(
-                _score(measure, said, given.scored_targets, way)
-                for measure, way in (("map", "area"), ("map11", "11-point"))
-            ),
+            scores=tuple(_score(measure, said, given.scored_targets, way) for measure, way in _MEASURES),
             classes=tuple(
                 ClassScore(
                     name=name, value=float(value) if np.isfinite(value) else None, count=int((column == 1).sum())
