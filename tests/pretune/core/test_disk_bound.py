@@ -28,7 +28,7 @@ class Noise:
 
     manifest_hash = "0" * 64
     manifest = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), gray_white=65535, max_side=None)
-    has_labels = True
+    has_labels, class_count = True, 2
 
     def pretrain_ids(self, subset: int | None) -> Any:
         return np.arange(STEPS * BATCH)
