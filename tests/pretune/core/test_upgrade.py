@@ -296,7 +296,10 @@ def test_a_sweep_that_a_later_version_took_up_is_a_later_journal_from_there_on(t
         Journal(folder, new=False)
 
 
-def test_a_later_journal_in_a_bucket_is_fetched_whole_and_nothing_is_added_to_it(tmp_path: Path) -> None:
+def test_a_later_journal_in_a_bucket_is_fetched_whole_and_nothing_is_added_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_S", 0.1)  # for a sign of life of who holds it
     folder = write(tmp_path / "s", [*lines_of(tmp_path), {"kind": "note"}])
     content = (folder / journal.FILE).read_bytes()
     remote = f"file://{tmp_path}/remote/s"
