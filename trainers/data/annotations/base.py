@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,9 +117,9 @@ class Instance(NamedTuple):
     area: float
     """In pixels: of its mask where the format says so, else of its box. COCO's sizes go by it."""
     ignored: bool = False
-    """Neither to be found nor a mistake if it is: VOC's `difficult`, COCO's `iscrowd`. Nothing is trained on it."""
-    crowd: bool = False
-    """Many objects in one box: every detection inside is ignored, not just one."""
+    """Neither to be found nor a mistake if it is: VOC's `difficult`, COCO's `iscrowd` (many objects in one box).
+    Nothing is trained on it.
+    """
     mask: Mask | None = None
 
 
@@ -180,6 +180,39 @@ class Annotations:
     """Of the images' bytes, the annotations and the parts: names the data set wherever it lies."""
     left_out: tuple[str, ...] = ()
     """Faults that were allowed, one sentence each: what has them isn't here."""
+
+    def divided(self, split: Literal["select", "report"]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Places of the images that are fitted on, and of those that are scored; no image is in both.
+
+        `report` scores the published test part (`test…`, without one `val…`) and fits on all other images; where there
+        is neither, a fifth of the images is that part, by the hash of their names. `select` never looks at that part:
+        it scores `val…` where there is a `test…`, else a fifth of the others, and fits on the rest. ValueError where
+        nothing is left.
+        """
+        listed = sorted({place for its in self.parts.values() for place in its}) or list(range(len(self.images)))
+        test, val = (
+            sorted({place for name, its in self.parts.items() if name.startswith(prefix) for place in its})
+            for prefix in ("test", "val")
+        )
+        held = test or val or self._fifth(listed)
+        others = sorted(set(listed) - set(held))
+        if split == "report":
+            fit, scored = others, held
+        else:
+            scored = sorted(set(val) - set(held)) if test else []
+            scored = scored or self._fifth(others)
+            fit = sorted(set(others) - set(scored))
+        if not fit or not scored:
+            raise ValueError(
+                f"{self.place}: some images must be left to fit on and some to score on `{split}`, but of "
+                f"{len(self.images)} {len(fit)} and {len(scored)} are; add images"
+            )
+        return tuple(fit), tuple(scored)
+
+    def _fifth(self, places: Sequence[int]) -> list[int]:
+        """Of a hash of the images' names, in an order that does not follow from theirs."""
+        order = sorted(places, key=lambda place: hashlib.sha256(f"part/{self.images[place].name}".encode()).digest())
+        return sorted(order[: len(order) // 5 or min(1, len(order) - 1)])
 
     @property
     def has_masks(self) -> bool:

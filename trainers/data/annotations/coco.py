@@ -266,7 +266,7 @@ def _instance(
         if isinstance(found, str):
             return found
         mask = found
-    return Instance(names.index(name), box, area, ignored=bool(crowd), crowd=bool(crowd), mask=mask)
+    return Instance(names.index(name), box, area, ignored=bool(crowd), mask=mask)
 
 
 def _mask(segmentation: Any, height: int, width: int) -> Mask | str:
