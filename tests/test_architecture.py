@@ -58,7 +58,6 @@ LAYERS: dict[str, set[str]] = {
     # One run, from the loop down to what knows nothing of ours.
     "trainers": {"trainers.encoder"},
     "trainers.encoder": {
-        "trainers.evaluation",
         "trainers.model",
         "trainers.data",
         "trainers.checkpoint",
@@ -84,10 +83,18 @@ LAYERS: dict[str, set[str]] = {
     },
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
     "trainers.evaluation": {
+        "trainers.encoder",
         "trainers.model",
+        "trainers.backbones",
+        "trainers.vit",
         "trainers.operations",
         "trainers.data",
+        "trainers.checkpoint",
+        "trainers.report",
         "trainers.config",
+        "trainers.settings",
+        "trainers.storage",
+        "trainers.files",
         "trainers.dist",
     },
     "trainers.contracts": {

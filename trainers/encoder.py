@@ -24,12 +24,14 @@ from trainers.data.data_cache import open_anywhere
 from trainers.data.own_images import OwnImage, rendered
 from trainers.data.sources.base import WHITE
 from trainers.data.views import LEAST_DEVIATION
-from trainers.evaluation.probe import BATCH_SIZE
-from trainers.model import trained_model
+from trainers.model import Model, trained_model
 from trainers.report import Checkpoint
 from trainers.upgrade import upgrade_config
 
 Branch = Literal["student", "teacher"]
+
+BATCH_SIZE = 256
+"""Images per forward pass of an evaluation, whatever a trial's own batch size."""
 
 
 class Preparation(NamedTuple):
@@ -41,6 +43,14 @@ class Preparation(NamedTuple):
     std: tuple[float, ...]
     gray_white: int = WHITE
     max_side: int | None = None
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds of a run."""
+
+    model: Model
+    config: TrialConfig
+    preparation: Preparation
 
 
 class Encoder(nn.Module):
@@ -145,18 +155,23 @@ def load_encoder(
     ValueError where the file is missing or damaged, holds no teacher, or the images' statistics are not to be found.
     """
     found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
-    state = checkpoints.load(found)
-    config = TrialConfig.model_validate(upgrade_config(state["config"]))
-    model = trained_model(config, state["model"])
+    model, config, preparation = load_trained(found, data=data)
     if branch == "teacher" and model.teacher is None:
         raise ValueError(
             f"checkpoint {found.path} must hold a teacher for branch='teacher', but model.teacher is null in its "
             "config; take branch='student'"
         )
     backbone = model.backbone if model.teacher is None or branch == "student" else model.teacher["backbone"]
-    preparation = _preparation(state, config, data)
     encoder = Encoder(backbone, config=config, width=model.feature_count, preparation=preparation)
     return encoder.requires_grad_(True).to(device).to(memory_format=torch.channels_last).eval()
+
+
+def load_trained(checkpoint: Checkpoint, *, data: Path | str | None = None) -> Trained:
+    """The whole network of a checkpoint, on the CPU. Arguments and errors as of `load_encoder`."""
+    state = checkpoints.load(checkpoint)
+    config = TrialConfig.model_validate(upgrade_config(state["config"]))
+    model = trained_model(config, state["model"])
+    return Trained(model, config, _preparation(state, config, data))
 
 
 def _preparation(state: Mapping[str, Any], config: TrialConfig, data: Path | str | None) -> Preparation:

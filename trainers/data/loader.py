@@ -31,6 +31,8 @@ from trainers.data.views import evaluation_table, render, settings_table
 from trainers.settings import Resampling, ViewConfig
 
 Integers = NDArray[np.int64]
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of red, green and blue, on a scale of 0..1."""
 
 BATCHES_AHEAD = 3
 """Batches being rendered or waiting, beyond the one in use: what a run holds in memory is this many plus one."""
@@ -151,19 +153,21 @@ class Loaders:
         threads: int,
         resampling: Resampling = "bilinear",
         split: Literal["search", "report"] = "search",
+        normalization: Normalization | None = None,
     ) -> Iterator[tuple[Tensor, Integers]]:
         """Images as they are, for evaluation, in the order of `ids`: (images [n, 3, size, size] float32, ids [n]).
 
         The shorter side is resized to `size`, the center cropped, the channels normalized. `ids` are rows of the
-        split's file; the last batch may be smaller. The report file is opened by `split="report"` alone. Raises
-        ValueError on ids out of range.
+        split's file; the last batch may be smaller. The report file is opened by `split="report"` alone.
+        `normalization` (mean, deviation) defaults to the data set's own. Raises ValueError on ids out of range.
         """
         for name, value in (("size", size), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value}; pass a positive number")
         file = self._open(dataset, split, threads)
         rows = _rows_of(file, ids)
-        settings = evaluation_table(size, dataset.manifest.mean, dataset.manifest.std, resampling=resampling)
+        mean, deviation = normalization or (dataset.manifest.mean, dataset.manifest.std)
+        settings = evaluation_table(size, mean, deviation, resampling=resampling)
         batches = _batches(
             file, rows, rows=batch_size, settings=settings, seed=0, epoch=0, first_step=0, threads=threads
         )
@@ -179,22 +183,26 @@ class Loaders:
         threads: int,
         first_batch: int = 0,
         split: Literal["search", "report"] = "search",
+        seed: int = 0,
+        epoch: int = 0,
+        normalization: Normalization | None = None,
     ) -> Iterator[tuple[tuple[Tensor, ...], Integers]]:
         """Augmented views of images for evaluation, in the order of `ids`: (one tensor [n, 3, S, S] per view, ids [n]).
 
-        The draws are those of seed 0 and epoch 0. `first_batch` is the place of the first batch among those of all
-        ranks. Errors as of `images`.
+        The draws are those of `seed` and `epoch`. `first_batch` is the place of the first batch among those of all
+        ranks. `normalization` and errors as of `images`.
         """
         file = self._open(dataset, split, threads)
         rows = _rows_of(file, ids)
-        settings = settings_table(views, dataset.manifest.mean, dataset.manifest.std)
+        mean, deviation = normalization or (dataset.manifest.mean, dataset.manifest.std)
+        settings = settings_table(views, mean, deviation)
         return _batches(
             file,
             rows,
             rows=batch_size,
             settings=settings,
-            seed=0,
-            epoch=0,
+            seed=seed,
+            epoch=epoch,
             first_step=first_batch,
             threads=threads,
         )

@@ -17,13 +17,15 @@ FILE = "report_reads.jsonl"
 
 
 class ReportRead(BaseModel):
-    """One read of the report split. `sweep` is the folder or URI of the sweep whose winner was judged."""
+    """One read of the report split. `sweep` is the folder or URI of the sweep whose trial was judged; of a checkpoint
+    that is named by its file, that, and `trial` is None.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     time: str
     sweep: str
-    trial: int
+    trial: int | None
 
 
 def known(place: str) -> list[ReportRead]:

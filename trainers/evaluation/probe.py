@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from trainers import dist
 from trainers.data.splits import stratified_order
+from trainers.encoder import BATCH_SIZE
 from trainers.model import build_model
 from trainers.operations import Operations
 
@@ -45,8 +46,6 @@ Encode = Callable[[Tensor], Tensor]
 Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
 """`Model.embed`, in evaluation mode: normalized images [n, 3, S, S] -> features [n, p], projections [n, q]."""
 
-BATCH_SIZE = 256
-"""Images per forward pass, whatever the trial's own batch size."""
 ROUND = 64
 """Batches that each rank extracts between two gathers: what bounds the memory of the ranks that only help."""
 FEATURE_BYTES = 4 * 2**30

@@ -16,6 +16,7 @@ from pretune.cli.clean import clean_command
 from pretune.cli.compare import compare_command
 from pretune.cli.data import data_command
 from pretune.cli.enqueue import enqueue_command
+from pretune.cli.eval import eval_command
 from pretune.cli.finalize import finalize_command
 from pretune.cli.leaderboard import leaderboard_command
 from pretune.cli.list import list_command
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_command,
     "check": check_command,
     "finalize": finalize_command,
+    "eval": eval_command,
     "report": report_command,
 }
 for name, command in COMMANDS.items():

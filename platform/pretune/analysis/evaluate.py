@@ -1,0 +1,376 @@
+"""An encoder judged by the papers' protocols: what is asked, checked without torch as far as that goes; then run, each
+result written beside the checkpoint as soon as it is there, and read where the same was asked before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from pretune.core.errors import RequestError
+from pretune.core.messages import describe, did_you_mean
+from pretune.core.results import SweepResult
+from pretune.request import overrides, request
+from trainers import storage
+from trainers.config import TrialConfig
+from trainers.data import report_reads
+from trainers.data.manifest import Dataset
+from trainers.data.report_reads import ReportRead
+from trainers.evaluation.protocol import Protocol, ProtocolResult, Split, digest
+from trainers.evaluation.protocols import PROTOCOLS
+from trainers.files import why_not_writable, write_whole
+from trainers.report import Checkpoint
+
+if TYPE_CHECKING:
+    from trainers.evaluation.subject import Subject
+
+FOLDER = ".evaluations"
+"""Ending of the folder of a checkpoint's results, beside it."""
+MOST_SEEDS = 100
+
+Report = Callable[[str, float], None]
+"""What is being done, and how much of it is done, from 0 to 1."""
+
+
+class Target(NamedTuple):
+    """What is to be evaluated, found but not read."""
+
+    name: str
+    file: str
+    """The checkpoint's path or URI."""
+    checkpoint: Checkpoint | None = None
+    """As the journal has it, of a trial."""
+    config: TrialConfig | None = None
+    """Of a trial."""
+    sweep: str | None = None
+    """Folder or URI of the sweep that it is of."""
+    trial: int | None = None
+    live: bool = False
+    """Whether that sweep runs right now."""
+
+    @property
+    def place(self) -> str:
+        """The folder or URI of its results."""
+        if storage.is_uri(self.file):
+            return storage.join(storage.parent_of(self.file), f"{Path(storage.name_of(self.file)).stem}{FOLDER}")
+        path = Path(self.file)
+        return str(path.with_name(f"{path.stem}{FOLDER}"))
+
+
+class OnData(NamedTuple):
+    """A data set to evaluate on."""
+
+    place: str
+    """Its folder or URI: beside it reads of `report` are written down."""
+    dataset: Dataset
+
+    @property
+    def name(self) -> str:
+        return storage.name_of(self.place) if storage.is_uri(self.place) else Path(self.place).name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What will be run, checked."""
+
+    target: Target
+    protocols: tuple[Protocol, ...]
+    data: tuple[OnData, ...]
+    split: Split
+    seeds: int
+    untrained: bool
+    """Whether the same network before any training is judged beside it."""
+    place: str
+    """The folder or URI that results go to."""
+    workers: int = 1
+    threads: int = 1
+
+
+def find(text: str, storages: str) -> Target:
+    """What `text` names: a checkpoint's file or URI, a sweep (its best trial), or SWEEP/TRIAL.
+
+    RequestError where there is no such thing, the sweep has no best trial, or the trial has left no checkpoint.
+    """
+    if Path(text).is_file() or (storage.is_uri(text) and Path(storage.name_of(text)).suffix):
+        path = text if storage.is_uri(text) else str(Path(text).absolute())
+        return Target(name=Path(text).stem, file=path)
+    sweep, number = text, None
+    match = re.fullmatch(r"(.+)/(\d+)/?", text)
+    if match is not None and not _is_sweep(text, storages):
+        sweep, number = match[1], int(match[2])
+    try:
+        result = request.read_sweep(sweep, storages, fresh=True)
+    except RequestError as error:
+        raise RequestError(f"{error}; a checkpoint's file (.pt) will do as well") from error
+    return _trial(result, number)
+
+
+def check(
+    target: Target,
+    *,
+    protocols: Sequence[str],
+    assignments: Sequence[str] = (),
+    source: str | None = None,
+    data: Sequence[str] = (),
+    split: Split = "select",
+    seeds: int = 1,
+    untrained: bool = False,
+    out: Path | None = None,
+    workers: int = 1,
+    threads: int = 1,
+) -> Request:
+    """The request, if it can be run. RequestError, or a ValueError of the data set's, where it can not.
+
+    Without `data` it is the data set that the encoder was trained on.
+    """
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise RequestError(f"--seeds must be 1 to {MOST_SEEDS}, but is {seeds}; change it")
+    wanted = _protocols(protocols, assignments, source)
+    if split == "report" and target.live:
+        raise RequestError(
+            f"sweep {target.sweep} runs, and its choices must not depend on `report`; evaluate on `select`, or wait "
+            "until it has ended"
+        )
+    place = target.place if out is None else str(out.absolute())
+    if not storage.is_uri(place) and (why := why_not_writable(Path(place))):
+        raise RequestError(f"results are written to {place}, but {why}; name another folder with --out")
+    found = tuple(_on(text) for text in data) or (_own_data(target),)
+    names = [one.name for one in found]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
+    for protocol in wanted:
+        for one in found:
+            protocol.check(one.dataset)
+    return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
+
+
+def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[ProtocolResult]:
+    """Each result as soon as it is there; one that was written before is read.
+
+    ValueError where the checkpoint is damaged or has no such source; RequestError where a result that is there can not
+    be read.
+    """
+    import torch
+
+    from trainers.data.loader import Loaders
+    from trainers.evaluation import features
+    from trainers.evaluation.protocol import Data
+
+    torch.set_num_threads(asked.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    subjects = [load(asked.target)]
+    if asked.untrained:
+        subjects.append(_untrained(asked.target))
+    for protocol in asked.protocols:
+        for one in subjects:
+            one.at(protocol.source)
+    store, loaders = features.Store(features.cache()), Loaders()
+    for on in asked.data:
+        read = False
+        for protocol in asked.protocols:
+            seeds = tuple(range(asked.seeds if protocol.draws else 1))
+            for place, one in enumerate(subjects):
+                file = _file(asked, protocol, on, seeds, untrained=place > 0)
+                known = _stored(file)
+                if known is not None and known.digest == one.digest:
+                    yield known
+                    continue
+                if asked.split == "report" and not read:
+                    _record(asked.target, on)
+                    read = True
+                data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads)
+                made = protocol.run(one, data, seeds=seeds, device=device, report=report, workers=asked.workers)
+                write(file, made.model_dump_json(indent=1).encode() + b"\n")
+                yield made
+
+
+def reads(asked: Request) -> list[str]:
+    """In words, for each data set how often its report split was read."""
+    said = []
+    for on in asked.data:
+        known = report_reads.known(on.place)
+        count = f"{len(known)} time(s) through {len({read.sweep for read in known})} sweep(s) or checkpoint(s)"
+        said.append(
+            f"the report split of {on.name} was read {count}; who compares encoders by it chooses by it"
+            if known
+            else f"this read of the report split of {on.name} could not be written down beside the data"
+        )
+    return said
+
+
+def load(target: Target) -> Subject:
+    """ValueError where the file is damaged, or another one than the journal says."""
+    from trainers.evaluation import subject
+
+    return subject.subject(target.checkpoint or target.file, name=target.name)
+
+
+def stored(place: str) -> list[ProtocolResult]:
+    """All results in a folder or at a URI, in the order of their names; files that are no results are left out."""
+    if storage.is_uri(place):
+        files = [storage.join(place, name) for name in storage.names(place)]
+    else:
+        files = [str(path) for path in Path(place).glob("*.json")]
+    found = []
+    for file in sorted(files):
+        with suppress(RequestError):
+            if file.endswith(".json") and (result := _stored(file)) is not None:
+                found.append(result)
+    return found
+
+
+def write(file: str, content: bytes) -> None:
+    """A file of results, at a path or URI, as a whole."""
+    if storage.is_uri(file):
+        storage.write(file, content)
+        return
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(Path(file), content)
+
+
+def join(place: str, name: str) -> str:
+    return storage.join(place, name) if storage.is_uri(place) else str(Path(place) / name)
+
+
+# --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def _is_sweep(text: str, storages: str) -> bool:
+    if storage.is_uri(text) or storage.is_uri(storages):
+        return False  # a name that is all digits is a trial's
+    try:
+        request.sweep_folder(text, Path(storages))
+    except RequestError:
+        return False
+    return True
+
+
+def _trial(result: SweepResult, number: int | None) -> Target:
+    if number is None:
+        if result.experiment.points:
+            raise RequestError(
+                f"{result.name!r} compares levels and looks for no best trial; name one: {result.name}/0 to "
+                f"{result.name}/{len(result.trials) - 1}"
+            )
+        if result.best is None:
+            raise RequestError(f"sweep {result.name!r} has no complete trial; name one of the others: SWEEP/TRIAL")
+        number = result.best
+    if number >= len(result.trials):
+        raise RequestError(
+            f"trial must be 0 to {len(result.trials) - 1} in {result.name!r}, but is {number}; see `pretune show`"
+        )
+    trial = result.trials[number]
+    if trial.result_of is not None:
+        trial = result.trials[trial.result_of]
+    if trial.checkpoint is None or not storage.exists(trial.checkpoint.path):
+        what = "was never written" if trial.checkpoint is None else f"{trial.checkpoint.path} is gone"
+        raise RequestError(f"the checkpoint of trial {number} of {result.name!r} {what}; evaluate another one")
+    return Target(
+        name=f"{result.name}/{number}",
+        file=trial.checkpoint.path,
+        checkpoint=trial.checkpoint,
+        config=TrialConfig.model_validate(trial.config),
+        sweep=result.remote or str(result.folder),
+        trial=number,
+        live=result.live,
+    )
+
+
+def _own_data(target: Target) -> OnData:
+    """The data set that it was trained on."""
+    config = target.config
+    if config is None:  # it is in the checkpoint alone, which takes torch
+        from trainers import checkpoint, encoder
+
+        config = encoder.load_trained(checkpoint.find(target.file)).config
+    return _on(config.data.path, expected_hash=config.data.manifest)
+
+
+def _untrained(target: Target) -> Subject:
+    from trainers import checkpoint, encoder
+    from trainers.evaluation import subject
+
+    found = encoder.load_trained(target.checkpoint or checkpoint.find(target.file))
+    return subject.untrained(found.config, found.preparation, name=f"{target.name}, untrained")
+
+
+def _on(text: str, *, expected_hash: str | None = None) -> OnData:
+    dataset = request.open_data(text, expected_hash=expected_hash)
+    if not storage.is_uri(text):
+        return OnData(str(dataset.folder), dataset)
+    from trainers.data.data_cache import open_anywhere
+    from trainers.data.manifest import DATA_FILES
+
+    return OnData(text, open_anywhere(text, expected_hash=dataset.manifest_hash, files=DATA_FILES))
+
+
+# --- protocols --------------------------------------------------------------------------------------------------------
+
+
+def _protocols(names: Sequence[str], assignments: Sequence[str], source: str | None) -> tuple[Protocol, ...]:
+    """Each protocol with what `--set NAME.field=value` says of it."""
+    changes: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in names:
+        if name not in PROTOCOLS:
+            raise RequestError(f"there is no protocol {name!r}; {did_you_mean(name, sorted(PROTOCOLS))}")
+    for path, value in overrides.parse(assignments).items():
+        name, dot, field = path.partition(".")
+        if not dot or name not in changes:
+            raise RequestError(
+                f"--set {path} must begin with the name of a protocol that is asked for ({', '.join(names)}), such as "
+                f"{names[0]}.source=features"
+            )
+        changes[name][field] = value
+    if source is not None:
+        for values in changes.values():
+            values.setdefault("source", source)
+    return tuple(_protocol(PROTOCOLS[name], values) for name, values in changes.items())
+
+
+def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
+    if fixed := {"name", "version"} & values.keys():
+        raise RequestError(f"--set {fixed.pop()}: what a protocol is called, and its version, cannot be changed")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(describe(error, kind)) from error
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def _file(asked: Request, protocol: Protocol, on: OnData, seeds: Sequence[int], *, untrained: bool) -> str:
+    numbers = {
+        **protocol.model_dump(mode="json"),
+        "split": asked.split,
+        "seeds": list(seeds),
+        **({"untrained": True} if untrained else {}),
+    }
+    name = f"{protocol.name}-{on.dataset.manifest_hash[:8]}-{digest(numbers)[:8]}.json"
+    return join(asked.place, name)
+
+
+def _stored(file: str) -> ProtocolResult | None:
+    try:
+        text = storage.read(file) if storage.is_uri(file) else Path(file).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return ProtocolResult.model_validate_json(text)
+    except ValidationError as error:
+        raise RequestError(
+            f"{file} must be a result that `pretune eval` wrote, but is not ({error.errors()[0]['msg']}); move it "
+            "away, and it is made again"
+        ) from error
+
+
+def _record(target: Target, on: OnData) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    report_reads.record(on.place, ReportRead(time=now, sweep=target.sweep or target.file, trial=target.trial))

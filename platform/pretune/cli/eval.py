@@ -1,0 +1,98 @@
+"""`pretune eval`: an encoder by the papers' protocols."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from pretune.cli.exits import checking, fail, interrupted, note, print_json, refuse, running
+from pretune.cli.options import STORAGE, Json, Settings, Storage
+from pretune.cli.progress import progress_bar
+from pretune.core.errors import RequestError
+from pretune.display import screen
+
+PARTS = 1000
+"""Steps of a bar."""
+
+
+def eval_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|SWEEP[/TRIAL]",
+            help="a checkpoint's file or URI, a sweep (its best trial), or one trial of a sweep: NAME/3",
+        ),
+    ],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", metavar="NAME", help="how it is judged (default: knn); may be given again"),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="on which images; may be given again; default: those it was trained on"),
+    ] = None,
+    split: Annotated[
+        Literal["select", "report"],
+        typer.Option("--split", help="which images are scored; `report` is fitted on `select`, too, and counted"),
+    ] = "select",
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="features, embedding, teacher; of a transformer class, mean, last4"),
+    ] = None,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="repeat what draws with N seeds")] = 1,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="judge the same network before any training beside it")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes, one per GPU where there are enough")] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="default: one per CPU")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the results; default: beside the checkpoint")
+    ] = None,
+    storage: Storage = STORAGE,
+    as_json: Json = False,
+) -> None:
+    """An encoder by the papers' protocols; results stay beside the checkpoint, and what is there is not done again."""
+    from pretune.analysis import evaluate
+    from pretune.display import evaluation as display
+
+    console = screen.console()
+    with checking():
+        asked = evaluate.check(
+            evaluate.find(target, storage),
+            protocols=protocol or ["knn"],
+            assignments=settings or (),
+            source=source,
+            data=data or (),
+            split=split,
+            seeds=seeds,
+            untrained=untrained,
+            out=out,
+            workers=workers,
+            threads=threads or len(os.sched_getaffinity(0)),
+        )
+    found = []
+    try:
+        with running("what is finished is kept: the same command goes on"), progress_bar(console, "starting") as bar:
+            for result in evaluate.run(asked, lambda what, done: bar(round(done * PARTS), PARTS)):
+                found.append(result)
+    except KeyboardInterrupt as error:
+        interrupted("interrupted; what is finished is kept: the same command goes on", error)
+    except RequestError as error:
+        refuse(str(error))
+    except ValueError as error:
+        (refuse if not found else fail)(str(error))
+    if as_json:
+        print_json([result.model_dump(mode="json") for result in found])
+        return
+    screen.show(console, display.table(found))
+    for name, draw in (("table.md", display.markdown), ("table.tex", display.latex)):
+        evaluate.write(evaluate.join(asked.place, name), draw(evaluate.stored(asked.place)).encode())
+    if split == "report":
+        for line in evaluate.reads(asked):
+            note(console, line)
+    console.print(Text(f"written to {asked.place}", style="dim"), soft_wrap=True)

@@ -1,0 +1,198 @@
+"""Features of whole data sets, computed once and shared by all protocols: a file per subject, source, data and view.
+
+A file is an .npy that is mapped or read by parts, written whole, in `$PRETUNE_CACHE/features` (by default
+`~/.cache/pretune/features`). One process computes it while others wait. Where files exceed the store's budget, those
+that nobody has used for longest are removed first.
+
+Letters: n = images, p = features, S = pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainers.data.lock import HeldError, held
+from trainers.encoder import BATCH_SIZE
+from trainers.files import opened_whole
+
+if TYPE_CHECKING:
+    from trainers.data.datasets import Dataset
+    from trainers.data.loader import Loaders
+    from trainers.evaluation.subject import Subject
+
+log = logging.getLogger(__name__)
+
+FILES = "*.npy"
+WAIT_S = 24 * 3600.0
+"""For another process that computes the same features."""
+BUDGET = 64 * 2**30
+"""Bytes that the files of a store may take; the one in use is kept, whatever it takes."""
+CHUNK_BYTES = 256 * 2**20
+"""Of features that are read at once."""
+
+
+class View(NamedTuple):
+    """How images are changed before a network sees them. `name` is all that tells it from others."""
+
+    name: str
+    change: Callable[[Tensor], Tensor] | None = None
+    """Of normalized images [n, 3, S, S]."""
+
+
+PLAIN = View("plain")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features [n, p] in a file, in the order of a data set's file; only what is asked for is read."""
+
+    path: Path
+    count: int
+    width: int
+    dtype: np.dtype[Any]
+    finite: bool
+    """Whether each of them is a number."""
+    _offset: int
+
+    def take(self, ids: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The features of rows `ids`, [len(ids), p], copied."""
+        found: NDArray[Any] = np.empty((len(ids), self.width), self.dtype)
+        place = 0
+        for part in self.chunks(ids):
+            found[place : place + len(part)] = part
+            place += len(part)
+        return found
+
+    def chunks(self, ids: NDArray[np.integer[Any]], *, size: int = CHUNK_BYTES) -> Iterator[NDArray[Any]]:
+        """The same in pieces of at most `size` bytes, in the order of `ids`. What was read is not kept."""
+        rows = max(1, size // max(1, self.width * self.dtype.itemsize))
+        row_bytes = self.width * self.dtype.itemsize
+        for start in range(0, len(ids), rows):
+            part = np.asarray(ids[start : start + rows])
+            first, last = int(part.min()), int(part.max()) + 1
+            if last - first <= 2 * len(part):  # one read of a run is quicker than many of rows
+                whole = np.fromfile(
+                    self.path, self.dtype, (last - first) * self.width, offset=self._offset + first * row_bytes
+                ).reshape(-1, self.width)
+                yield whole if len(part) == last - first and bool((np.diff(part) == 1).all()) else whole[part - first]
+            else:
+                mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
+                yield np.array(mapped[part])
+                del mapped
+
+
+class Store:
+    """The features' files in one folder, at most `budget` bytes of them. `dtype` is what they are kept in."""
+
+    def __init__(self, folder: Path, *, dtype: Literal["float16", "float32"] = "float32", budget: int = BUDGET) -> None:
+        self.folder, self.dtype, self.budget = folder, np.dtype(dtype), budget
+
+    def rows(
+        self,
+        subject: Subject,
+        dataset: Dataset,
+        file: Literal["search", "report"],
+        *,
+        loaders: Loaders,
+        device: torch.device,
+        threads: int = 1,
+        view: View = PLAIN,
+        report: Callable[[float], None] = lambda done: None,
+    ) -> Rows:
+        """Features of the images of a data set's file: of `search` those with labels, `train` then `select`.
+
+        ValueError where another process has been computing them for longer than a day, or the disk is full.
+        """
+        names = (subject.digest[:16], dataset.manifest_hash[:16], file, subject.source, view.name, self.dtype.name)
+        path = self.folder / f"{'-'.join(names)}.npy"
+        try:
+            with held(path, wait_s=WAIT_S):
+                if not path.is_file():
+                    self._write(path, subject, dataset, file, loaders, device, threads, view, report)
+        except HeldError as error:
+            raise ValueError(
+                f"{path}: another process has been computing these features for more than {WAIT_S / 3600:g} hours; "
+                "end it, or set PRETUNE_CACHE to another folder"
+            ) from error
+        os.utime(path)  # used now: see `_make_room`
+        return _opened(path)
+
+    def _write(
+        self,
+        path: Path,
+        subject: Subject,
+        dataset: Dataset,
+        file: Literal["search", "report"],
+        loaders: Loaders,
+        device: torch.device,
+        threads: int,
+        view: View,
+        report: Callable[[float], None],
+    ) -> None:
+        count = dataset.report_count if file == "report" else dataset.train_count + dataset.select_count
+        log.info("features of %d images of %s (%s, %s)", count, dataset.folder, file, view.name)
+        batches = loaders.images(
+            dataset,
+            np.arange(count, dtype=np.int64),
+            size=subject.size,
+            batch_size=BATCH_SIZE,
+            threads=threads,
+            resampling=subject.resampling,
+            split=file,
+            normalization=(subject.mean, subject.std),
+        )
+        subject.to(device)
+        done = 0
+        with opened_whole(path) as written:
+            for images, _ in batches:
+                changed = images if view.change is None else view.change(images)
+                features = subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
+                if not done:
+                    self._make_room(path, count * features.shape[1] * self.dtype.itemsize)
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(self.dtype),
+                        "fortran_order": False,
+                        "shape": (count, features.shape[1]),
+                    }
+                    np.lib.format.write_array_header_1_0(written, header)
+                written.write(np.ascontiguousarray(features, self.dtype).tobytes())
+                done += len(features)
+                report(done / count)
+
+    def _make_room(self, path: Path, needed: int) -> None:
+        """Removes what was not used for longest until `needed` bytes more are within the budget."""
+        files = sorted(
+            (one for one in self.folder.glob(FILES) if one != path and not one.name.startswith(".")),
+            key=lambda one: one.stat().st_mtime,
+        )
+        held_bytes = sum(one.stat().st_size for one in files)
+        for one in files:
+            if held_bytes + needed <= self.budget:
+                return
+            held_bytes -= one.stat().st_size
+            one.unlink(missing_ok=True)
+            log.info("removed the features in %s, to stay within %d bytes", one, self.budget)
+
+
+def _opened(path: Path) -> Rows:
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    count, width = mapped.shape
+    rows = Rows(path, count, width, mapped.dtype, True, mapped.offset)
+    finite = all(bool(np.isfinite(part).all()) for part in rows.chunks(np.arange(count)))
+    return Rows(path, count, width, mapped.dtype, finite, mapped.offset)
+
+
+def cache() -> Path:
+    """Where a store lies unless it is said. The environment says where, never what."""
+    root = os.environ.get("PRETUNE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "pretune") / "features"

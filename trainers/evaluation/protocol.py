@@ -1,0 +1,265 @@
+"""What a protocol is, what it is given and what it answers. Imports no torch: a request is checked without.
+
+Letters: n = images, C = classes, K = seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from trainers.data.manifest import Dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.data.loader import Loaders
+    from trainers.evaluation.features import Store
+    from trainers.evaluation.subject import Subject
+
+Split = Literal["select", "report"]
+Integers = NDArray[np.int64]
+Report = Callable[[str, float], None]
+"""What is being done, and how much of it is done, from 0 to 1."""
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+RESAMPLES = 1000
+"""Of a bootstrap over images."""
+
+
+class _Value(BaseModel):
+    """What is stored; what a later version adds is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+class Score(_Value):
+    """One number of a protocol."""
+
+    measure: str
+    """`top1`, `top5`, `knn20`, `map`, …: shares are of 1."""
+    value: float
+    """The mean over seeds."""
+    per_seed: tuple[float, ...]
+    interval: tuple[float, float] | None = None
+    """95 %: other images of the kind, and with several seeds other seeds, too. None where it can not be told."""
+    count: int
+    """Images that it is of."""
+
+
+class ClassScore(_Value):
+    """One class's row: `value` is a share of its `count` images (a class's average precision where images have
+    several); None where it has none.
+    """
+
+    name: str
+    value: float | None
+    count: int
+
+
+class ProtocolResult(_Value):
+    """What came out of one protocol on one subject and data set. It says all that is needed to do it again."""
+
+    protocol: dict[str, Any]
+    """Its `name`, `version` and every number."""
+    subject: str
+    digest: str
+    """Of the subject: weights, and how they are used."""
+    data: str
+    """What the data set is called."""
+    manifest: str
+    """The data set's hash."""
+    split: Split
+    """Whose images are scored. What is fitted is fitted on `train`; on `train` and `select` where `report` is."""
+    seeds: tuple[int, ...]
+    fitted: int
+    """Images with labels that were fitted on."""
+    scores: tuple[Score, ...]
+    classes: tuple[ClassScore, ...] = ()
+    confusion: tuple[tuple[int, int, int], ...] = ()
+    """(class, what it was taken for, images), of the first seed; pairs that occur."""
+    chosen: tuple[dict[str, Any], ...] = ()
+    """For each seed what was chosen on the held-out part, and each candidate's accuracy there."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers has to know."""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.protocol["name"])
+
+    def score(self, measure: str) -> Score:
+        """KeyError where it has none of that name."""
+        found = {one.measure: one for one in self.scores}
+        return found[measure]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as protocols see it: which images are fitted on, which are scored."""
+
+    dataset: Dataset
+    name: str
+    split: Split
+    loaders: Loaders
+    store: Store
+    """Features that were computed before, for this protocol or another one."""
+    threads: int = 1
+    annotations: Path | None = None
+    """A folder of boxes, masks or several labels for each image, where a protocol needs one."""
+
+    @property
+    def fit_ids(self) -> Integers:
+        """Rows of the search file that may be fitted on: all images with labels that are not scored."""
+        if self.split == "select":
+            return self.dataset.train_ids
+        return np.concatenate([self.dataset.train_ids, self.dataset.select_ids])
+
+    @property
+    def fit_labels(self) -> Integers:
+        return self.dataset.search_labels()[self.fit_ids]
+
+    @property
+    def file(self) -> Literal["search", "report"]:
+        """Which file the scored images are in."""
+        return "report" if self.split == "report" else "search"
+
+    @property
+    def score_ids(self) -> Integers:
+        """Rows of that file."""
+        if self.split == "select":
+            return self.dataset.select_ids
+        return np.arange(self.dataset.report_count, dtype=np.int64)
+
+    @property
+    def score_labels(self) -> Integers:
+        if self.split == "report":
+            return self.dataset.report_labels()
+        return self.dataset.search_labels()[self.dataset.select_ids]
+
+
+class Protocol(BaseModel, ABC):
+    """How a subject is judged: a frozen value whose fields are all of its numbers, `name` and `version` among them.
+
+    A version is raised when the same numbers would give another result. Files of protocols import torch in functions
+    alone, so that a request is checked without.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    version: int
+    source: str = "features"
+    """What is looked at: a name in `Subject.sources`."""
+
+    draws: ClassVar[bool] = True
+    """Whether a seed changes anything; where it does not, one is enough."""
+    trains: ClassVar[bool] = False
+    """Whether the network itself is trained, so that features are not enough."""
+
+    def check(self, dataset: Dataset) -> None:
+        """ValueError where it can not be done on that data set. Nothing has been started yet."""
+        if not dataset.has_labels:
+            raise ValueError(
+                f"protocol {self.name!r} needs labels, but the images of {dataset.folder} have none; evaluate on a "
+                "data set with labels: --data"
+            )
+        counts = zip(dataset.manifest.class_names, dataset.manifest.class_counts["train"], strict=True)
+        empty = [repr(name) for name, count in counts if not count]
+        if empty:
+            raise ValueError(
+                f"protocol {self.name!r} needs images of each class in `train`, but {dataset.folder} has none of "
+                f"{', '.join(empty[:5])}; build the data set again without them"
+            )
+
+    @abstractmethod
+    def run(
+        self,
+        subject: Subject,
+        data: Data,
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        report: Report,
+        workers: int = 1,
+    ) -> ProtocolResult:
+        """Judge `subject` on `data`, once for each seed.
+
+        ValueError where the subject has no such source, or its numbers are not finite.
+        """
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """sha256 of plain values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def share(measure: str, correct: NDArray[Any]) -> Score:
+    """The score of `correct` [K, n], whether each image was told right with each seed.
+
+    The interval joins two: Wilson's over images (of the mean over seeds: it is never narrower than of 0 and 1), and
+    Student's over seeds, as the root of the sum of their squares.
+    """
+    per_seed = correct.mean(axis=1)
+    return joined(measure, per_seed, count=correct.shape[1], images=_wilson(float(per_seed.mean()), correct.shape[1]))
+
+
+def joined(
+    measure: str, per_seed: Sequence[float] | NDArray[Any], *, count: int, images: tuple[float, float] | None
+) -> Score:
+    """A score whose interval over images is `images`, widened by what seeds vary. Not-a-number has none."""
+    values = tuple(float(value) for value in per_seed)
+    mean = math.fsum(values) / len(values)
+    interval = None
+    if images is not None and math.isfinite(mean):
+        half = _of_seeds(values)
+        interval = (mean - math.hypot(mean - images[0], half), mean + math.hypot(images[1] - mean, half))
+    return Score(measure=measure, value=mean, per_seed=values, interval=interval, count=count)
+
+
+def bootstrapped(
+    statistic: Callable[[NDArray[np.int64]], float], count: int, *, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The interval over images of a `statistic` of some rows of [0, count): the normal one around its value with the
+    bootstrap's standard error. Draws are keyed by `count` alone.
+    """
+    generator = np.random.Generator(np.random.Philox(key=count))
+    drawn = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
+    half = _NORMAL * float(np.std(drawn, ddof=1))
+    value = statistic(np.arange(count))
+    return value - half, value + half
+
+
+_NORMAL = 1.959963984540054
+"""The normal law's quantile of 97.5 %."""
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's interval of a share of `count` images."""
+    square = _NORMAL**2
+    center = (share + square / (2 * count)) / (1 + square / count)
+    half = _NORMAL / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return min(center - half, share), max(center + half, share)
+
+
+def _of_seeds(values: Sequence[float]) -> float:
+    """Half of Student's interval of a mean; 0 of one value alone, which tells nothing of others."""
+    if len(values) < 2:
+        return 0.0
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))

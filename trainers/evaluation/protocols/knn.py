@@ -1,0 +1,78 @@
+"""`knn`: the votes of the nearest images of the training part. Nothing is fitted, so seeds change nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.evaluation.subject import Subject
+
+
+class Knn(Protocol):
+    """k nearest neighbors by cosine, k being each of `neighbors`; a vote weighs exp(cosine / `temperature`) (instance
+    discrimination, arXiv 1805.01978; DINO, arXiv 2104.14294), and 1.
+    """
+
+    name: Literal["knn"] = "knn"
+    version: Literal[1] = 1
+    neighbors: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 20, 200), min_length=1)
+    temperature: float = Field(0.07, gt=0.0)
+    weightings: tuple[Literal["similarity", "none"], ...] = Field(("similarity", "none"), min_length=1)
+
+    draws: ClassVar[bool] = False
+
+    def run(
+        self,
+        subject: Subject,
+        data: Data,
+        *,
+        seeds: Sequence[int],
+        device: torch.device,
+        report: Report,
+        workers: int = 1,
+    ) -> ProtocolResult:
+        """Scores `knn<k>/top1` of weighted votes and `knn<k>/unweighted/top1`, and `top5`; classes of the first one."""
+        import torch
+
+        from trainers.evaluation import classification, frozen
+        from trainers.evaluation.neighbors import nearest, votes
+
+        began = time.monotonic()
+        looked = subject.at(self.source)
+        fit, scored = frozen.features(looked, data, device=device, report=report, workers=workers)
+        labels = torch.from_numpy(data.fit_labels).to(device)
+        queries = torch.from_numpy(scored.take()).to(device, torch.float32)
+        parts = (torch.from_numpy(part) for part in fit.chunks())
+        found = nearest(parts, queries, neighbors=max(self.neighbors))
+        names = data.dataset.manifest.class_names
+        judged = []
+        for k in self.neighbors:
+            for weighting in self.weightings:
+                counted = votes(
+                    found,
+                    labels,
+                    class_count=len(names),
+                    neighbors=k,
+                    weighting=weighting,
+                    temperature=self.temperature,
+                )
+                prefix = f"knn{k}/" if weighting == "similarity" else f"knn{k}/unweighted/"
+                judged.append(classification.judge([counted], data.score_labels, names, prefix=prefix))
+        return frozen.result(
+            self,
+            looked,
+            data,
+            seeds=seeds[:1],
+            scores=tuple(score for one in judged for score in one.scores),
+            judged=judged[0],
+            fitted=fit.count,
+            seconds=time.monotonic() - began,
+        )
