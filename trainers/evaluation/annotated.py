@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainers.data import annotations
 from trainers.data.annotations import AnnotatedImage, Annotations
@@ -66,6 +66,7 @@ def result(
     seeds: Sequence[int],
     scores: Sequence[Score],
     classes: Sequence[ClassScore],
+    chosen: Sequence[dict[str, Any]] = (),
     notes: Sequence[str] = (),
     seconds: float,
 ) -> ProtocolResult:
@@ -85,6 +86,7 @@ def result(
         fitted=len(parts.fit),
         scores=tuple(scores),
         classes=tuple(classes),
+        chosen=tuple(chosen),
         notes=(*notes, *said),
         seconds=seconds,
     )

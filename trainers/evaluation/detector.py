@@ -211,8 +211,8 @@ def train(
         targets = [{name: value.to(device) for name, value in example.target.items()} for example in batch]
         losses: dict[str, Tensor] = network(pixels, targets)
         total = torch.stack(list(losses.values())).sum()
-        if not bool(torch.isfinite(total)):
-            parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        if not bool(torch.isfinite(total.detach())):
+            parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
             raise ValueError(
                 f"the detector's loss must be finite, but is not at step {step + 1} of {settings.steps} ({parts}); "
                 f"lower learning_rate, which is {settings.learning_rate:g}"

@@ -167,6 +167,8 @@ class Protocol(BaseModel, ABC):
     """Whether a seed changes anything; where it does not, one is enough."""
     trains: ClassVar[bool] = False
     """Whether the network itself is trained, so that features are not enough."""
+    annotated: ClassVar[Literal["boxes", "masks"] | None] = None
+    """What its images must have instead of a label each: it looks at `Data.annotations` alone."""
 
     def check(self, dataset: Dataset) -> None:
         """ValueError where it can not be done on that data set. Nothing has been started yet."""

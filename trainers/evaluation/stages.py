@@ -32,9 +32,9 @@ def stages_of(subject: Subject) -> Stages:
     """ValueError where the subject is no residual network of torchvision's or ours."""
     if subject.kind != "resnet":
         raise ValueError(
-            "detection needs a residual network (model.backbone.kind resnet18, resnet34, resnet50 or resnet_tiny), "
-            f"but {subject.name} is {'a vision transformer' if subject.kind == 'vit' else 'another one'}; of a transformer "
-            "the protocol `dense` asks for a class for each patch"
+            "detection needs a residual network (model.backbone.kind resnet18, resnet34, resnet50 or resnet_tiny)"
+            f", but {subject.name} is {'a vision transformer' if subject.kind == 'vit' else 'another one'}; of a "
+            "transformer the protocol `dense` asks for a class for each patch"
         )
     network: Any = copy.deepcopy(backbone_of(subject))
     if hasattr(network, "layer4"):

@@ -29,7 +29,7 @@ class Dense(Protocol):
     as a convex regression on patches' shares of classes, and the nearest patches' vote (Balažević et al. 2023, arXiv
     2306.01667), on images stretched to `side` pixels. Class scores are brought to the image's size bilinearly.
 
-    The regularization is the one with the lowest cross-entropy on a fifth of the images, never on those that are scored.
+    The regularization is the one with the lowest cross-entropy on a fifth of the images, never on those scored.
     """
 
     name: Literal["dense"] = "dense"
@@ -63,8 +63,8 @@ class Dense(Protocol):
         report: Report,
         workers: int = 1,
     ) -> ProtocolResult:
-        """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes have
-        the linear probe's intersection over union.
+        """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes
+        have the linear probe's intersection over union.
         """
         import torch
         from torch.nn import functional
@@ -123,7 +123,8 @@ class Dense(Protocol):
             ],
             chosen=(chosen,),
             notes=[
-                f"classes show the linear probe's intersection over union, and pixels; fitted on {len(fitted.features):,} patches"
+                "classes show the linear probe's intersection over union, and pixels",
+                f"fitted on {len(fitted.features):,} patches",
             ],
             seconds=time.monotonic() - began,
         )

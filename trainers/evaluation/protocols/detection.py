@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from trainers.evaluation.annotated import Parts
     from trainers.evaluation.average_precision import Found, Matches
+    from trainers.evaluation.detector import Settings
     from trainers.evaluation.outcomes import Arrays
     from trainers.evaluation.subject import Subject
 
@@ -61,7 +62,6 @@ class Detector(Protocol):
     skip: float = Field(0.0, ge=0.0, lt=1.0, description="share of images and objects that may be faulty and left out")
 
     trains: ClassVar[bool] = True
-    annotated: ClassVar[Literal["boxes", "masks"] | None]
 
     def check(self, dataset: Any) -> None:
         """Annotated images are checked by `check_annotated`."""
@@ -73,6 +73,13 @@ class Detector(Protocol):
         return annotated.parts(
             data.annotations, data.split, masks=self.annotated == "masks", name=self.name, skip=self.skip
         )
+
+    def settings(self) -> Settings:
+        """Its numbers, as the detector takes them."""
+        from trainers.evaluation.detector import Settings
+
+        numbers = {name: getattr(self, name) for name in Settings._fields if name != "masks"}
+        return Settings(**numbers, masks=self.annotated == "masks")
 
     def run(
         self,
@@ -93,7 +100,15 @@ class Detector(Protocol):
         looked = subject.at(self.source)
         parts = self.check_annotated(data)
         found = [
-            self._detected(looked, data, parts, seed=seed, device=device, report=report, place=place, of=len(seeds))
+            self._detected(
+                looked,
+                data,
+                parts,
+                seed=seed,
+                device=device,
+                report=report,
+                said=f" (seed {place + 1} of {len(seeds)})" if len(seeds) > 1 else "",
+            )
             for place, seed in enumerate(seeds)
         ]
         report("scoring", 0.0)
@@ -127,8 +142,7 @@ class Detector(Protocol):
         seed: int,
         device: torch.device,
         report: Report,
-        place: int,
-        of: int,
+        said: str,
     ) -> list[Found]:
         """What the detector that is trained from `seed` says of the scored images."""
         import torch
@@ -136,10 +150,7 @@ class Detector(Protocol):
         from trainers.evaluation import detector
         from trainers.evaluation.outcomes import outcome
 
-        masks = self.annotated == "masks"
-        numbers = {name: getattr(self, name) for name in detector.Settings._fields if name != "masks"}
-        settings = detector.Settings(**numbers, masks=masks)
-        said = f" (seed {place + 1} of {of})" if of > 1 else ""
+        settings = self.settings()
 
         def make() -> Arrays:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -170,7 +181,7 @@ class Detector(Protocol):
             "split": data.split,
             "seed": seed,
         }
-        return _unpacked(outcome(data.store.folder / "outcomes", key, make), parts, masks=masks)
+        return _unpacked(outcome(data.store.folder / "outcomes", key, make), parts, masks=settings.masks)
 
 
 class Detection(Detector):
