@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from trainers.data.annotations import VOID, AnnotatedImage
 from trainers.data.splits import keyed_ranks
-from trainers.evaluation.stages import maps_of
+from trainers.evaluation.stages import backbone_of, maps_of
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
@@ -49,7 +49,7 @@ def maps(subject: Subject, images: Sequence[AnnotatedImage], *, side: int, devic
             pixels, (side, side), mode=subject.resampling, align_corners=False, antialias=True
         )
         rows.append((square[0].clamp(0, 1) - mean) / std.clamp_min(1e-6))
-    found = maps_of(subject.network, subject.kind, torch.stack(rows).to(device)).float()
+    found = maps_of(backbone_of(subject), subject.kind, torch.stack(rows).to(device)).float()
     if not bool(torch.isfinite(found).all()):
         raise ValueError(
             f"the features of {subject.name} must be finite, but some are not; the encoder has diverged: evaluate "

@@ -185,6 +185,14 @@ class Protocol(BaseModel, ABC):
                 f"{', '.join(empty[:5])}; build the data set again without them"
             )
 
+    def check_annotated(self, place: Path, split: Split) -> str:
+        """The hash of the annotated images at `place`. ValueError where they will not do."""
+        raise ValueError(f"protocol {self.name!r} looks at images with a label each, not at {place}; name a data set")
+
+    def check_subject(self, subject: Subject) -> None:
+        """ValueError where it has no such source, or the protocol can not look at a network of its kind."""
+        subject.at(self.source)
+
     @abstractmethod
     def run(
         self,

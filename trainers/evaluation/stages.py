@@ -57,29 +57,43 @@ def stages_of(subject: Subject) -> Stages:
 
 
 def backbone_of(subject: Subject) -> nn.Module:
-    """The network of `subject.source`, where that is one alone: `features` or `teacher`. ValueError for another."""
+    """The network of `subject.source`, where that is one alone: `features` or `teacher`. ValueError for another one,
+    and for a network whose images do not have three channels.
+    """
     if subject.source not in ("features", "teacher"):
         raise ValueError(
             f"source must be features or teacher, whose layers are to be seen, but is {subject.source!r}; leave "
             "--source out"
         )
+    first = next((module for module in subject.network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        raise ValueError(
+            f"{subject.name} must take images of 3 channels, as annotated images have, but takes {first.in_channels}; "
+            "evaluate another one"
+        )
     return subject.network
+
+
+def check_maps(subject: Subject) -> None:
+    """ValueError where the subject is no network whose last maps are known."""
+    if subject.kind == "other":
+        raise ValueError(
+            "a class for each pixel needs a network whose maps are known, a residual network of torchvision's or a "
+            f"vision transformer of timm's, but {subject.name} is {type(backbone_of(subject)).__name__}; evaluate "
+            "another one"
+        )
+    backbone_of(subject)
 
 
 def maps_of(network: nn.Module, kind: Kind, images: Tensor) -> Tensor:
     """A network's last maps, [n, 3, S, S] -> [n, c, g, g]: what a residual network averages, or the patch tokens of
-    timm's transformer after its last norm. ValueError for other networks.
+    timm's transformer after its last norm. `check_maps` says of which networks.
     """
     known: Any = network
     if kind == "vit":
         tokens: Tensor = known.forward_features(images)[:, known.num_prefix_tokens :]
         side = round(tokens.shape[1] ** 0.5)
         return tokens.transpose(1, 2).unflatten(2, (side, side))
-    if kind != "resnet":
-        raise ValueError(
-            "a class for each pixel needs a network whose maps are known, a residual network of torchvision's or a "
-            f"vision transformer of timm's, but this is {type(network).__name__}; evaluate another one"
-        )
     if hasattr(known, "layer4"):
         maps = known.maxpool(known.relu(known.bn1(known.conv1(images))))
         for stage in (known.layer1, known.layer2, known.layer3, known.layer4):

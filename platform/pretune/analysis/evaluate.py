@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from pretune.core.results import SweepResult
 from pretune.request import overrides, request
 from trainers import storage
 from trainers.config import TrialConfig
-from trainers.data import report_reads
+from trainers.data import annotations, report_reads
 from trainers.data.manifest import Dataset
 from trainers.data.report_reads import ReportRead
 from trainers.evaluation.protocol import Protocol, ProtocolResult, Split, digest
@@ -64,12 +64,27 @@ class Target(NamedTuple):
         return str(path.with_name(f"{path.stem}{FOLDER}"))
 
 
+class OnAnnotated(NamedTuple):
+    """Images with boxes or masks to evaluate on, where they lie."""
+
+    place: Path
+    hash: str
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+
 class OnData(NamedTuple):
     """A data set to evaluate on."""
 
     place: str
     """Its folder or URI: beside it reads of `report` are written down."""
     dataset: Dataset
+
+    @property
+    def hash(self) -> str:
+        return self.dataset.manifest_hash
 
     @property
     def name(self) -> str:
@@ -83,6 +98,9 @@ class Request:
     target: Target
     protocols: tuple[Protocol, ...]
     data: tuple[OnData, ...]
+    """For protocols that look at images with a label each."""
+    annotated: tuple[OnAnnotated, ...]
+    """For those that look at boxes or masks."""
     split: Split
     seeds: int
     untrained: bool
@@ -128,7 +146,8 @@ def check(
 ) -> Request:
     """The request, if it can be run. RequestError, or a ValueError of the data set's, where it can not.
 
-    Without `data` it is the data set that the encoder was trained on.
+    Without `data` it is the data set that the encoder was trained on. Protocols that look at boxes or masks take of
+    `data` the folders and files that have some, the others take the rest.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise RequestError(f"--seeds must be 1 to {MOST_SEEDS}, but is {seeds}; change it")
@@ -141,14 +160,19 @@ def check(
     place = target.place if out is None else str(out.absolute())
     if not storage.is_uri(place) and (why := why_not_writable(Path(place))):
         raise RequestError(f"results are written to {place}, but {why}; name another folder with --out")
-    found = tuple(_on(text) for text in data) or (_own_data(target),)
-    names = [one.name for one in found]
+    boxes = [text for text in data if any(protocol.annotated for protocol in wanted) and annotations.is_annotated(text)]
+    annotated = _annotated(boxes, wanted, split)
+    plain = [text for text in data if text not in boxes]
+    found = tuple(_on(text) for text in plain)
+    if not found and not all(protocol.annotated for protocol in wanted):
+        found = (_own_data(target),)
+    names = [one.name for one in (*found, *annotated)]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
     for protocol in wanted:
-        for one in found:
+        for one in found if protocol.annotated is None else ():
             protocol.check(one.dataset)
-    return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
+    return Request(target, wanted, found, annotated, split, seeds, untrained, place, workers, threads)
 
 
 def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[ProtocolResult]:
@@ -170,11 +194,14 @@ def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[Pr
         subjects.append(_untrained(asked.target))
     for protocol in asked.protocols:
         for one in subjects:
-            one.at(protocol.source)
+            protocol.check_subject(one)
     store, loaders = features.Store(features.cache()), Loaders()
-    for on in asked.data:
+    on: OnData | OnAnnotated
+    for on in (*asked.data, *asked.annotated):
         read = False
         for protocol in asked.protocols:
+            if (protocol.annotated is None) != isinstance(on, OnData):
+                continue
             seeds = tuple(range(asked.seeds if protocol.draws else 1))
             for place, one in enumerate(subjects):
                 file = _file(asked, protocol, on, seeds, untrained=place > 0)
@@ -182,10 +209,14 @@ def run(asked: Request, report: Report = lambda what, done: None) -> Iterator[Pr
                 if known is not None and known.digest == one.digest:
                     yield known
                     continue
-                if asked.split == "report" and not read:
-                    _record(asked.target, on)
-                    read = True
-                data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads)
+                if isinstance(on, OnData):
+                    if asked.split == "report" and not read:
+                        _record(asked.target, on)
+                        read = True
+                    data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads)
+                else:
+                    nothing = cast(Dataset, None)  # such protocols look at no other images
+                    data = Data(nothing, on.name, asked.split, loaders, store, asked.threads, on.place)
                 made = protocol.run(one, data, seeds=seeds, device=device, report=report, workers=asked.workers)
                 write(file, made.model_dump_json(indent=1).encode() + b"\n")
                 yield made
@@ -311,6 +342,23 @@ def _on(text: str, *, expected_hash: str | None = None) -> OnData:
     return OnData(text, open_anywhere(text, expected_hash=dataset.manifest_hash, files=DATA_FILES))
 
 
+def _annotated(places: Sequence[str], wanted: Sequence[Protocol], split: Split) -> tuple[OnAnnotated, ...]:
+    """The images with boxes or masks, looked through by each protocol that needs them. ValueError where they will not
+    do.
+    """
+    asking = [protocol for protocol in wanted if protocol.annotated is not None]
+    if asking and not places:
+        raise RequestError(
+            f"protocol {asking[0].name!r} needs images with {asking[0].annotated}, in VOC's or COCO's format; name "
+            "their folder with --data"
+        )
+    found = []
+    for place in places:
+        hashes = [protocol.check_annotated(Path(place), split) for protocol in asking]
+        found.append(OnAnnotated(Path(place).absolute(), hashes[0]))
+    return tuple(found)
+
+
 # --- protocols --------------------------------------------------------------------------------------------------------
 
 
@@ -346,14 +394,16 @@ def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _file(asked: Request, protocol: Protocol, on: OnData, seeds: Sequence[int], *, untrained: bool) -> str:
+def _file(
+    asked: Request, protocol: Protocol, on: OnData | OnAnnotated, seeds: Sequence[int], *, untrained: bool
+) -> str:
     numbers = {
         **protocol.model_dump(mode="json"),
         "split": asked.split,
         "seeds": list(seeds),
         **({"untrained": True} if untrained else {}),
     }
-    name = f"{protocol.name}-{on.dataset.manifest_hash[:8]}-{digest(numbers)[:8]}.json"
+    name = f"{protocol.name}-{on.hash[:8]}-{digest(numbers)[:8]}.json"
     return join(asked.place, name)
 
 

@@ -126,7 +126,7 @@ def test_anchors_are_those_of_the_papers_at_800_and_in_proportion_below() -> Non
 @pytest.mark.parametrize("neck", ["c4", "fpn"])
 def test_a_frozen_network_stays_as_it_was_and_a_tuned_one_moves(neck: str, voc: Data) -> None:
     its = subject()
-    parts = Detection().check_annotated(voc)
+    parts = Detection().parts(voc.annotations, "report")
     for frozen in (True, False):
         protocol = Detection(neck=cast(Any, neck), frozen=frozen, **SMALL)
         settings = protocol.settings()
@@ -166,7 +166,7 @@ def test_segmentation_gives_figures_of_boxes_and_masks(neck: str, coco: Data) ->
 
 def test_a_seed_gives_the_same_numbers_twice_and_another_one_others(coco: Data, tmp_path: Path) -> None:
     protocol = Detection(neck="fpn", **SMALL | {"steps": 3, "learning_rate": 0.05})
-    parts = protocol.check_annotated(coco)
+    parts = protocol.parts(coco.annotations, "report")
     said = []
     for seed in (0, 0, 1):
         torch.manual_seed(100 + len(said))

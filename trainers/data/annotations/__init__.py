@@ -9,7 +9,13 @@ from trainers.data.annotations.base import VOID, AnnotatedImage, Annotations, Bo
 from trainers.data.annotations.coco import coco_files, read_coco
 from trainers.data.annotations.voc import is_voc, read_voc
 
-__all__ = ["VOID", "AnnotatedImage", "Annotations", "Box", "Instance", "Mask", "read"]
+__all__ = ["VOID", "AnnotatedImage", "Annotations", "Box", "Instance", "Mask", "is_annotated", "read"]
+
+
+def is_annotated(place: Path | str) -> bool:
+    """Whether `read` would find a format that it knows."""
+    path = Path(place)
+    return bool(_kits(path) or coco_files(path))
 
 
 def read(
@@ -35,16 +41,13 @@ def read(
         raise ValueError(f"skip must be a share from 0 to below 1, but is {skip}; use for example 0.001")
     if classes is not None and len(set(classes)) < len(classes):
         raise ValueError(f"classes must differ, but are {', '.join(classes)}; name each once")
-    if path.is_dir():
-        kits = [
-            root for root in (path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))) if is_voc(root)
-        ]
-        if len(kits) > 1:
-            raise ValueError(
-                f"{path}: must hold one VOC data set, but holds {', '.join(str(kit) for kit in kits)}; name one"
-            )
-        if kits:
-            return read_voc(kits[0], masks=masks, classes=classes, skip=skip)
+    kits = _kits(path)
+    if len(kits) > 1:
+        raise ValueError(
+            f"{path}: must hold one VOC data set, but holds {', '.join(str(kit) for kit in kits)}; name one"
+        )
+    if kits:
+        return read_voc(kits[0], masks=masks, classes=classes, skip=skip)
     files = coco_files(path)
     if not files:
         raise ValueError(
@@ -52,3 +55,9 @@ def read(
             "neither; name the folder that does, or one of COCO's files"
         )
     return read_coco(path, files, masks=masks, classes=classes, skip=skip)
+
+
+def _kits(path: Path) -> list[Path]:
+    """The VOC data sets in a folder: itself, or those of a development kit."""
+    folders = (path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*")))
+    return [root for root in folders if is_voc(root)]

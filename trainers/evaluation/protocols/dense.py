@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, bootstrapped, joined
+from trainers.evaluation.protocol import (
+    ClassScore,
+    Data,
+    Protocol,
+    ProtocolResult,
+    Report,
+    Score,
+    Split,
+    bootstrapped,
+    joined,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +55,19 @@ class Dense(Protocol):
     draws: ClassVar[bool] = False
     annotated: ClassVar[Literal["boxes", "masks"] | None] = "masks"
 
-    def check(self, dataset: Any) -> None:
-        """Annotated images are checked by `check_annotated`."""
+    def check_annotated(self, place: Path, split: Split) -> str:
+        return self.parts(place, split).source.sha256
 
-    def check_annotated(self, data: Data) -> Parts:
+    def parts(self, place: Path | None, split: Split) -> Parts:
         """The images, divided. ValueError where they will not do."""
         from trainers.evaluation import annotated
 
-        return annotated.parts(data.annotations, data.split, masks=True, name=self.name, skip=self.skip)
+        return annotated.parts(place, split, masks=True, name=self.name, skip=self.skip)
+
+    def check_subject(self, subject: Subject) -> None:
+        from trainers.evaluation.stages import check_maps
+
+        check_maps(subject.at(self.source))
 
     def run(
         self,
@@ -73,7 +89,7 @@ class Dense(Protocol):
 
         began = time.monotonic()
         looked = subject.at(self.source).to(device)
-        parts = self.check_annotated(data)
+        parts = self.parts(data.annotations, data.split)
         names = (GROUND, *parts.source.classes)
         side = self.side or looked.size
         fitted = patches.collect(

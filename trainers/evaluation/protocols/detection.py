@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, joined
+from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, Split, joined
 
 if TYPE_CHECKING:
     import torch
@@ -63,16 +64,19 @@ class Detector(Protocol):
 
     trains: ClassVar[bool] = True
 
-    def check(self, dataset: Any) -> None:
-        """Annotated images are checked by `check_annotated`."""
+    def check_annotated(self, place: Path, split: Split) -> str:
+        return self.parts(place, split).source.sha256
 
-    def check_annotated(self, data: Data) -> Parts:
+    def parts(self, place: Path | None, split: Split) -> Parts:
         """The images, divided. ValueError where they will not do."""
         from trainers.evaluation import annotated
 
-        return annotated.parts(
-            data.annotations, data.split, masks=self.annotated == "masks", name=self.name, skip=self.skip
-        )
+        return annotated.parts(place, split, masks=self.annotated == "masks", name=self.name, skip=self.skip)
+
+    def check_subject(self, subject: Subject) -> None:
+        from trainers.evaluation.stages import stages_of
+
+        stages_of(subject.at(self.source))
 
     def settings(self) -> Settings:
         """Its numbers, as the detector takes them."""
@@ -98,7 +102,7 @@ class Detector(Protocol):
 
         began = time.monotonic()
         looked = subject.at(self.source)
-        parts = self.check_annotated(data)
+        parts = self.parts(data.annotations, data.split)
         found = [
             self._detected(
                 looked,
