@@ -184,3 +184,11 @@ def test_perfect_detections_have_1_none_have_0_and_a_class_without_objects_does_
         assert np.isnan(figures[:, CLASSES]).all()
         assert mean_of(figures) == 1.0
         assert mean_of(by_class(matches(images, silent, class_count=CLASSES), "area")) == 0.0
+
+
+def test_the_interval_of_average_precision_holds_the_truth_as_often_as_it_says() -> None:
+    from benchmarks.simulate_detection import rows
+
+    shares = [float(row[2].removesuffix(" %")) for row in rows(12, seed=0)]
+    assert all(share >= 75.0 for share in shares), shares
+    assert sum(shares) / len(shares) > 85.0

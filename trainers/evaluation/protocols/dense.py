@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from trainers.evaluation.patches import Linear, Patches
     from trainers.evaluation.subject import Subject
 
+MOST_CLASSES = 254
+"""A pixel's class is a byte; one of them means none."""
 GROUND = "ground"
 """What the class of pixels of no object is called."""
 
@@ -62,7 +64,13 @@ class Dense(Protocol):
         """The images, divided. ValueError where they will not do."""
         from trainers.evaluation import annotated
 
-        return annotated.parts(place, split, masks=True, name=self.name, skip=self.skip)
+        found = annotated.parts(place, split, masks=True, name=self.name, skip=self.skip)
+        if found.class_count > MOST_CLASSES:
+            raise ValueError(
+                f"protocol {self.name!r} tells at most {MOST_CLASSES} classes of pixels, but {place} has "
+                f"{found.class_count}; leave some out"
+            )
+        return found
 
     def check_subject(self, subject: Subject) -> None:
         from trainers.evaluation.stages import check_maps
@@ -168,14 +176,20 @@ def _scores(way: str, tables: NDArray[np.int64]) -> list[Score]:
     """From each image's pixels by (class, what they are taken for), [n, K, K]."""
     from trainers.evaluation.patches import intersection_over_union
 
+    count, classes = tables.shape[:2]
+    flat = tables.reshape(count, -1).astype(np.float64)
+
+    def total(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        pixels: NDArray[np.float64] = np.bincount(rows, minlength=count) @ flat
+        return pixels.reshape(classes, classes)
+
     def mean(rows: NDArray[np.int64]) -> float:
-        return float(np.nanmean(intersection_over_union(tables[rows].sum(0))))
+        return float(np.nanmean(intersection_over_union(total(rows))))
 
     def right(rows: NDArray[np.int64]) -> float:
-        total = tables[rows].sum(0)
-        return float(np.trace(total) / max(total.sum(), 1))
+        pixels = total(rows)
+        return float(np.trace(pixels) / max(pixels.sum(), 1))
 
-    count = len(tables)
     return [
         joined(f"{way}/{name}", [of(np.arange(count))], count=count, images=bootstrapped(of, count))
         for name, of in (("miou", mean), ("pixels", right))

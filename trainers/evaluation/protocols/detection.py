@@ -131,7 +131,7 @@ class Detector(Protocol):
             data,
             parts,
             seeds=seeds,
-            scores=_scores(matches, len(parts.scored), report),
+            scores=scores_of(matches, len(parts.scored), report),
             classes=_by_class(matches[shown], parts.source.classes),
             notes=[f"classes show {shown}ap, and objects"],
             seconds=time.monotonic() - began,
@@ -233,7 +233,7 @@ def _figures(matches: dict[str, list[Matches]], weights: NDArray[np.float64] | N
     return figures
 
 
-def _scores(matches: dict[str, list[Matches]], count: int, report: Report) -> list[Score]:
+def scores_of(matches: dict[str, list[Matches]], count: int, report: Report) -> list[Score]:
     """With intervals by a bootstrap over images, joined with that of seeds."""
     values = _figures(matches, None)
     generator = np.random.Generator(np.random.Philox(key=count))
