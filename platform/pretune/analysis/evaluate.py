@@ -68,7 +68,11 @@ class OnAnnotated(NamedTuple):
     """Images with boxes or masks to evaluate on, where they lie."""
 
     place: Path
-    hash: str
+    hashes: Mapping[str, str]
+    """Of what each protocol, by name, looks at: boxes alone, or masks, too."""
+
+    def hash_for(self, protocol: Protocol) -> str:
+        return self.hashes[protocol.name]
 
     @property
     def name(self) -> str:
@@ -82,8 +86,7 @@ class OnData(NamedTuple):
     """Its folder or URI: beside it reads of `report` are written down."""
     dataset: Dataset
 
-    @property
-    def hash(self) -> str:
+    def hash_for(self, protocol: Protocol) -> str:
         return self.dataset.manifest_hash
 
     @property
@@ -354,8 +357,8 @@ def _annotated(places: Sequence[str], wanted: Sequence[Protocol], split: Split) 
         )
     found = []
     for place in places:
-        hashes = [protocol.check_annotated(Path(place), split) for protocol in asking]
-        found.append(OnAnnotated(Path(place).absolute(), hashes[0]))
+        hashes = {protocol.name: protocol.check_annotated(Path(place), split) for protocol in asking}
+        found.append(OnAnnotated(Path(place).absolute(), hashes))
     return tuple(found)
 
 
@@ -403,7 +406,7 @@ def _file(
         "seeds": list(seeds),
         **({"untrained": True} if untrained else {}),
     }
-    name = f"{protocol.name}-{on.hash[:8]}-{digest(numbers)[:8]}.json"
+    name = f"{protocol.name}-{on.hash_for(protocol)[:8]}-{digest(numbers)[:8]}.json"
     return join(asked.place, name)
 
 
