@@ -31,7 +31,7 @@ class Parts(NamedTuple):
 def parts(place: Path | None, split: Split, *, masks: bool, name: str, skip: float = 0.0) -> Parts:
     """The images at `place`. ValueError where there are none, or no object of a class to fit on.
 
-    `name` is the protocol's, for messages; `skip` as of `annotations.read`. Read once in a process.
+    `name` is the protocol's, for messages; `skip` as of `annotations.read`.
     """
     if place is None:
         raise ValueError(

@@ -63,8 +63,8 @@ def coco_matches(
     ValueError where pycocotools is not installed.
     """
     coco_masks()
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
     truth: list[dict[str, Any]] = []
     guesses: list[dict[str, Any]] = []

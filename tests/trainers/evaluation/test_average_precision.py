@@ -63,8 +63,8 @@ def _filled(box: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("regions", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_figures_are_those_of_pycocotools_on_the_same_detections(regions: Regions, seed: int) -> None:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
     images, found = _drawn(seed)
     truth: list[dict[str, Any]] = []

@@ -25,6 +25,7 @@ from trainers.evaluation.subject import Subject, untrained
 SIZE = 64
 GRAY = Preparation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 SMALL: dict[str, Any] = {
+    "warmup": 1,
     "sides": (SIZE,),
     "longest": SIZE,
     "steps": 2,
@@ -87,13 +88,12 @@ def coco(tmp_path: Path) -> Data:
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
-def test_the_cut_of_our_network_gives_the_features_of_torchvisions_with_the_same_weights(kind: str) -> None:
-    import torchvision
-    from torchvision.models._utils import IntermediateLayerGetter
+def test_the_cut_of_our_network_gives_the_features_of_torchvisions_with_the_same_weights() -> None:
+    import torchvision  # type: ignore[import-untyped]
+    from torchvision.models._utils import IntermediateLayerGetter  # type: ignore[import-untyped]
 
-    ours = subject(kind=kind, stem="imagenet", zero_init_residual=False)
-    theirs = getattr(torchvision.models, kind)(weights=None, num_classes=7)
+    ours = subject(kind="resnet18", stem="imagenet", zero_init_residual=False)
+    theirs = torchvision.models.resnet18(weights=None, num_classes=7)
     theirs.load_state_dict(ours.network.state_dict(), strict=False)
     layers = IntermediateLayerGetter(theirs.eval(), {"layer3": "c4", "layer4": "c5"})
     found = stages_of(ours)
@@ -124,23 +124,23 @@ def test_anchors_are_those_of_the_papers_at_800_and_in_proportion_below() -> Non
 
 
 @pytest.mark.parametrize("neck", ["c4", "fpn"])
-def test_a_frozen_network_stays_as_it_was_and_a_tuned_one_moves(neck: str, voc: Data) -> None:
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_network_stays_as_it_was_and_a_tuned_one_moves(neck: str, frozen: bool, voc: Data) -> None:
     its = subject()
     parts = Detection().parts(voc.annotations, "report")
-    for frozen in (True, False):
-        protocol = Detection(neck=cast(Any, neck), frozen=frozen, **SMALL)
-        settings = protocol.settings()
-        torch.manual_seed(0)
-        network = detector.build(its, settings, parts.class_count)
-        before = {name: value.clone() for name, value in network.state_dict().items()}
-        detector.train(
-            network, parts.fit, settings, seed=0, device=torch.device("cpu"), threads=1, report=lambda done: None
-        )
-        moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-        pretrained = {name for name in before if ".stem." in name or ".stages." in name or ".stage." in name}
-        assert moved - pretrained
-        assert bool(moved & pretrained) != frozen
-        assert not any("running" in name for name in moved)
+    protocol = Detection(neck=cast(Any, neck), frozen=frozen, **SMALL)
+    settings = protocol.settings()
+    torch.manual_seed(0)
+    network = detector.build(its, settings, parts.class_count)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    detector.train(
+        network, parts.fit, settings, seed=0, device=torch.device("cpu"), threads=1, report=lambda done: None
+    )
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    pretrained = {name for name in before if ".stem." in name or ".stages." in name or ".stage." in name}
+    assert moved - pretrained
+    assert bool(moved & pretrained) != frozen
+    assert not any("running" in name for name in moved)
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_a_transformer_is_told_to_take_the_dense_protocol(coco: Data) -> None:
 
 def test_a_loss_without_bounds_is_told_with_the_learning_rate(coco: Data) -> None:
     with pytest.raises(ValueError, match=r"loss must be finite, but is not at step \d+ of 9 .* lower learning_rate"):
-        evaluated(Detection(neck="fpn", **SMALL | {"learning_rate": 1e12, "warmup": 0, "steps": 9}), coco)
+        evaluated(Detection(neck="fpn", **SMALL | {"learning_rate": 1e12, "steps": 9}), coco)
 
 
 def test_what_cannot_be_fitted_or_scored_is_refused(tmp_path: Path) -> None:
@@ -225,10 +225,8 @@ def test_what_cannot_be_fitted_or_scored_is_refused(tmp_path: Path) -> None:
 def test_a_probe_of_patches_and_their_neighbors_tell_pixels_above_chance(
     backbone: dict[str, Any], tmp_path: Path
 ) -> None:
-    data = data_at(write_coco(tmp_path / "coco", pictures(40), pictures(12, seed=1)), tmp_path)
+    data = data_at(write_coco(tmp_path / "coco", pictures(24), pictures(8, seed=1)), tmp_path)
     made = evaluated(Dense(), data, subject(**backbone))
-    again = evaluated(Dense(), data, subject(**backbone))
-    assert made.scores == again.scores
     assert [one.name for one in made.classes] == ["ground", "disc", "square"]
     ground = made.classes[0].count / sum(one.count for one in made.classes)
     for way in ("linear", "knn"):
@@ -242,7 +240,14 @@ def test_a_probe_of_patches_and_their_neighbors_tell_pixels_above_chance(
 @pytest.mark.parametrize(("protocol", "measure"), [(Detection, "ap50"), (Segmentation, "mask/ap50")])
 def test_small_drawn_sets_train_detectors_above_chance(protocol: type[Detector], measure: str, tmp_path: Path) -> None:
     data = data_at(write_coco(tmp_path / "coco", pictures(120), pictures(30, seed=1)), tmp_path)
-    numbers = SMALL | {"steps": 250, "batch_size": 8, "pyramid_width": 32, "head_width": 128, "samples": 64}
+    numbers = SMALL | {
+        "warmup": 20,
+        "steps": 250,
+        "batch_size": 8,
+        "pyramid_width": 32,
+        "head_width": 128,
+        "samples": 64,
+    }
     made = evaluated(protocol(neck=cast(Any, "fpn"), **numbers), data)
     score = made.score(measure)
     assert score.value > 0.3

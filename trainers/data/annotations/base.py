@@ -98,7 +98,7 @@ def encoded(pixels: NDArray[np.bool_]) -> Mask:
 def coco_masks() -> ModuleType:
     """pycocotools' `mask`. ValueError where it is not installed."""
     try:
-        from pycocotools import mask
+        from pycocotools import mask  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError(
             "masks and COCO's figures need the package pycocotools, which is not installed; "

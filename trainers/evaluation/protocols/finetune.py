@@ -77,7 +77,8 @@ class Finetune(Protocol):
         report: Report,
         workers: int = 1,
     ) -> ProtocolResult:
-        """Scores `top1` and, of more than five classes, `top5`. Each seed has its own order, views, held-out part and,
+        """Scores `top1` and, of more than five classes, `top5`; `chosen` has what each rate told right of the held-out
+        part, None where it diverged. Each seed has its own order, views, held-out part and,
         with a `share`, its own images.
         """
         import torch
@@ -94,7 +95,8 @@ class Finetune(Protocol):
             found = self.tuned(looked, data, ids, seed=seed, device=device, report=report, said=said)
             scores.append(torch.from_numpy(found["scores"]))
             tried = zip(found["rates"].tolist(), found["held_out"].tolist(), strict=True)
-            chosen.append({"rate": float(found["rate"]), "held_out": {f"{rate:g}": right for rate, right in tried}})
+            held_out = {f"{rate:g}": None if np.isnan(right) else right for rate, right in tried}
+            chosen.append({"rate": float(found["rate"]), "held_out": held_out if len(held_out) > 1 else {}})
             fitted = len(ids)
         judged = classification.judge(scores, data.score_labels, names)
         return frozen.result(
