@@ -218,7 +218,6 @@ def parse_xml(text: bytes) -> Element:
 
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
-    parser.ExternalEntityRefHandler = refuse
     parser.StartElementHandler = lambda name, attributes: builder.start(name, attributes)
     parser.EndElementHandler = lambda name: builder.end(name)
     parser.CharacterDataHandler = builder.data
