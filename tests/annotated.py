@@ -27,7 +27,9 @@ def drawn(seed: int, *, size: int = 64, objects: int = 2) -> Drawn:
     """Objects of 12 to 24 pixels that do not overlap."""
     draw = np.random.default_rng(seed)
     pixels = draw.normal(128, 12, (size, size, 3))
-    names, boxes, masks = [], [], []
+    names: list[str] = []
+    boxes: list[tuple[int, int, int, int]] = []
+    masks: list[NDArray[np.bool_]] = []
     rows, columns = np.mgrid[:size, :size]
     taken = np.zeros((size, size), dtype=bool)
     while len(names) < objects:
@@ -95,7 +97,8 @@ def write_voc(root: Path, train: Sequence[Drawn], test: Sequence[Drawn]) -> Path
 
 def coco(its: Sequence[Drawn], prefix: str) -> dict[str, Any]:
     """Category ids as COCO's own, with holes; masks as polygons of a square's corners, or an uncompressed code."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for place, picture in enumerate(its):
         height, width = picture.pixels.shape[:2]
         images.append({"id": place + 10, "file_name": f"{prefix}{place:03}.png", "height": height, "width": width})

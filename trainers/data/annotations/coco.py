@@ -61,7 +61,7 @@ def read_coco(
     located = [(part, number, path) for part in parsed for number, path in _located(place, part, faults).items()]
     sizes = headers([path for _, _, path in located])
 
-    by_image: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    by_image: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
     total = len(located)
     for part in parsed:
         total += len(part.objects)

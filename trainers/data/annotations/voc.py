@@ -295,7 +295,7 @@ def _masks(
             faults.add(f"{OBJECTS}/{name}.png: has object {number}, but {XML}/{name}.xml has {len(objects)}")
             continue
         its = pictures[OBJECTS] == value
-        seen = np.bincount(pictures[CLASSES][its]).argmax()
+        seen = int(np.bincount(pictures[CLASSES][its]).argmax())
         given = objects[number - 1].name
         if given in classes and seen != classes.index(given) + 1:
             what = classes[seen - 1] if 0 < seen <= len(classes) else f"number {seen}"
