@@ -98,7 +98,7 @@ def test_squares_are_told_on_images_that_were_not_fitted_on(tmp_path: Path) -> N
     assert found.score("map").value > 0.95
     assert found.score("map11").value > 0.95
     assert (found.fitted, found.score("map").count) == (60, 60)
-    assert found.manifest == protocol.data_hash(data)
+    assert found.manifest == protocol.check_annotated(place, "report")
 
 
 def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
@@ -119,5 +119,5 @@ def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="cannot be read"):
         read(path, "report")
-    with pytest.raises(ValueError, match=r"must be in an \.npz"):
-        read(tmp_path, "report")
+    with pytest.raises(ValueError, match="VOC's Annotations and JPEGImages, or COCO's"):
+        Multilabel().check_annotated(tmp_path, "report")
