@@ -91,4 +91,5 @@ def result(
 def left_out(source: Annotations) -> tuple[str, ...]:
     """What a reader has to know of faults that were allowed, if there were any."""
     faults = source.left_out
-    return (f"{len(faults):,} faulty images and objects were left out, such as {faults[0]}",) if faults else ()
+    what = "image or object was" if len(faults) == 1 else "images and objects were"
+    return (f"{len(faults):,} faulty {what} left out, such as {faults[0]}",) if faults else ()

@@ -25,7 +25,7 @@ def outcome(folder: Path, key: Mapping[str, Any], make: Callable[[], Arrays]) ->
     path = folder / f"{digest(key)[:32]}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)

@@ -19,11 +19,12 @@ from trainers.evaluation.features import Store
 from trainers.evaluation.finetuning import layer_shares, mixed, rate_at
 from trainers.evaluation.probe import fit_linear
 from trainers.evaluation.protocol import Data, ProtocolResult
-from trainers.evaluation.protocols.finetune import Finetune
+from trainers.evaluation.protocols.finetune import Finetune, LowLabelsFinetune, Tuning
+from trainers.evaluation.protocols.low_labels import LowLabels, drawn
 from trainers.evaluation.subject import Subject, untrained
 
 SIZE = 16
-SHORT: dict[str, Any] = {"epochs": 1, "share": 0.2, "rates": (0.03,), "flip": 0.0, "crop_scale": (0.6, 1.0)}
+SHORT: dict[str, Any] = {"epochs": 1, "shares": ("20%",), "rates": (0.03,), "flip": 0.0, "crop_scale": (0.6, 1.0)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +48,11 @@ def data(digits: Dataset, tmp_path: Path) -> Data:
 def subject(data: Data, **model: Any) -> Subject:
     values = {
         "views": [{"size": SIZE}, {"size": SIZE}],
-        "model": {"backbone": {"kind": "resnet_tiny", "width": 8}, "projector": {"widths": [12, 8]}, **model},
+        "model": {
+            "backbone": {"kind": "resnet_tiny", "width": 8, "zero_init_residual": False},
+            "projector": {"widths": [12, 8]},
+            **model,
+        },
         "objective": {"alignment": {}, "mmd": {}},
     }
     manifest = data.dataset.manifest
@@ -57,7 +62,7 @@ def subject(data: Data, **model: Any) -> Subject:
 VIT = {"kind": "vit_micro", "patch_size": 4, "depth": 2, "embed_dim": 32}
 
 
-def evaluated(protocol: Finetune, data: Data, its: Subject | None = None, seeds: int = 1) -> ProtocolResult:
+def evaluated(protocol: Tuning, data: Data, its: Subject | None = None, seeds: int = 1) -> ProtocolResult:
     return protocol.run(
         its or subject(data),
         data,
@@ -65,6 +70,12 @@ def evaluated(protocol: Finetune, data: Data, its: Subject | None = None, seeds:
         device=torch.device("cpu"),
         report=lambda what, done: None,
     )
+
+
+def few(data: Data, share: str) -> np.ndarray[Any, Any]:
+    """The images that seed 0 draws."""
+    rows: np.ndarray[Any, Any] = data.fit_ids[drawn(data.fit_labels, share, data.dataset, 0)]
+    return rows
 
 
 def linear_figure(its: Subject, data: Data, ids: np.ndarray[Any, Any], regularization: float) -> float:
@@ -86,17 +97,17 @@ def linear_figure(its: Subject, data: Data, ids: np.ndarray[Any, Any], regulariz
 @pytest.mark.parametrize("source", ["features", "embedding"])
 def test_at_rate_0_the_figure_is_that_of_the_linear_probe(backbone: dict[str, Any], source: str, data: Data) -> None:
     its = subject(data, **({"backbone": backbone} if backbone else {}))
-    protocol = Finetune(**SHORT | {"rates": (0.0,), "source": source})
+    protocol = LowLabelsFinetune(**SHORT | {"rates": (0.0,), "source": source})
     made = evaluated(protocol, data, its)
-    wanted = linear_figure(its.at(source), data, protocol.fit_ids(data, 0), protocol.regularization)
-    assert made.score("top1").value == pytest.approx(wanted, abs=1e-9)
+    wanted = linear_figure(its.at(source), data, few(data, "20%"), protocol.regularization)
+    assert made.score("20%/top1").value == pytest.approx(wanted, abs=1e-9)
 
 
 def test_fine_tuning_moves_the_whole_copy_and_leaves_the_subject(data: Data) -> None:
     its = subject(data)
     before = {name: value.clone() for name, value in its.network.state_dict().items()}
-    protocol = Finetune(**SHORT)
-    ids = protocol.fit_ids(data, 0)
+    protocol = LowLabelsFinetune(**SHORT)
+    ids = few(data, "20%")
     model = finetuning.tune(
         its,
         data,
@@ -115,13 +126,13 @@ def test_fine_tuning_moves_the_whole_copy_and_leaves_the_subject(data: Data) -> 
 
 def test_a_seed_gives_the_same_numbers_twice_and_another_one_others(data: Data, tmp_path: Path) -> None:
     its = subject(data)
-    protocol = Finetune(**SHORT | {"batch_size": 64})
+    protocol = LowLabelsFinetune(**SHORT | {"batch_size": 64})
     both = evaluated(protocol, data, its, seeds=2)
     elsewhere = Data(data.dataset, "digits", "select", data.loaders, Store(tmp_path / "again"))
     torch.manual_seed(5)
     again = evaluated(protocol, elsewhere, its)
-    assert both.score("top1").per_seed[0] == again.score("top1").value
-    assert {score.measure for score in both.scores} == {"top1", "top5"}
+    assert both.score("20%/top1").per_seed[0] == again.score("20%/top1").value
+    assert {score.measure for score in both.scores} == {"20%/top1", "20%/top5", "20%/mean_class"}
     assert len(both.classes) == 10
     first, second = (data.store.folder / "outcomes").glob("*.npz")
     (same,) = (elsewhere.store.folder / "outcomes").glob("*.npz")
@@ -133,37 +144,61 @@ def test_a_seed_gives_the_same_numbers_twice_and_another_one_others(data: Data, 
 @pytest.mark.slow
 def test_fine_tuning_beats_the_linear_probe(data: Data) -> None:
     its = subject(data)
-    numbers = SHORT | {"epochs": 30, "share": 0.3, "batch_size": 32, "rates": (0.1, 0.3)}
-    tuned = evaluated(Finetune(**numbers), data, its).score("top1").value
-    assert tuned > evaluated(Finetune(**numbers | {"rates": (0.0,)}), data, its).score("top1").value
+    numbers = SHORT | {"epochs": 30, "shares": ("30%",), "batch_size": 32, "rates": (0.1, 0.3)}
+    tuned = evaluated(LowLabelsFinetune(**numbers), data, its).score("30%/top1").value
+    assert tuned > evaluated(LowLabelsFinetune(**numbers | {"rates": (0.0,)}), data, its).score("30%/top1").value
 
 
 def test_the_rate_is_chosen_on_a_held_out_part_and_each_candidate_is_told(data: Data) -> None:
-    made = evaluated(Finetune(**SHORT | {"rates": (0.0, 0.03, 1e6)}), data)
+    made = evaluated(LowLabelsFinetune(**SHORT | {"rates": (0.0, 0.03, 1e6)}), data)
     (chosen,) = made.chosen
     assert list(chosen["held_out"]) == ["0", "0.03", "1e+06"]
-    assert chosen["held_out"][f"{chosen['rate']:g}"] == max(right or 0.0 for right in chosen["held_out"].values())
+    assert chosen["held_out"][f"{chosen['chosen']:g}"] == max(right or 0.0 for right in chosen["held_out"].values())
 
 
 def test_rates_that_all_diverge_are_told(data: Data) -> None:
     with pytest.raises(ValueError, match=r"must not diverge, but does at each rate of 1e\+30, 1e\+35; lower"):
-        evaluated(Finetune(**SHORT | {"rates": (1e30, 1e35), "epochs": 3, "batch_size": 32}), data)
+        evaluated(LowLabelsFinetune(**SHORT | {"rates": (1e30, 1e35), "epochs": 3, "batch_size": 32}), data)
 
 
-def test_few_labels_are_stratified_and_differ_from_seed_to_seed(data: Data) -> None:
-    protocol = Finetune(share=0.1)
-    first, second = protocol.fit_ids(data, 0), protocol.fit_ids(data, 1)
-    labels = data.dataset.search_labels()
-    assert len(first) == round(0.1 * data.dataset.train_count)
-    assert np.ptp(np.bincount(labels[first], minlength=10)) <= 2
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(protocol.fit_ids(data, 0), first)
-    with pytest.raises(ValueError, match=r"finetune.share must leave an image of each class, but 0.001 of"):
-        Finetune(share=0.001).fit_ids(data, 0)
+def test_few_labels_are_those_of_the_linear_form_and_differ_from_seed_to_seed(data: Data) -> None:
+    numbers = SHORT | {"rates": (0.0,), "shares": ("2%", 100)}
+    tuned = evaluated(LowLabelsFinetune(**numbers, regularization=0.1), data, seeds=2)
+    linear = LowLabels(shares=("2%", 100), regularizations=(0.1,)).run(
+        subject(data), data, seeds=(0, 1), device=torch.device("cpu"), report=lambda what, done: None
+    )
+    for measure in ("2%/top1", "100/top1"):
+        assert tuned.score(measure).per_seed == pytest.approx(linear.score(measure).per_seed, abs=5e-3)
+    assert len(set(tuned.score("2%/top1").per_seed)) == 2
+    assert tuned.fitted == 100
+
+
+def test_labels_too_few_to_choose_a_rate_take_one_and_say_so(data: Data) -> None:
+    made = evaluated(LowLabelsFinetune(epochs=1, shares=("2%",)), data)
+    (chosen,) = made.chosen
+    assert (chosen["chosen"], chosen["held_out"], chosen["share"]) == (0.03, {}, "2%")
+    assert "2% is too few labels to hold some out: rate 0.03" in made.notes
+
+
+def test_few_labels_are_refused_where_they_are_none_of_a_class(digits: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"low-labels-finetune\.shares must be at least 10 images, one for each"):
+        LowLabelsFinetune(shares=("0.5%",)).check(digits)
+
+
+def test_all_labels_are_fitted_on_and_what_was_tuned_for_a_share_is_kept_for_it(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: dict[str, Any] = {"epochs": 1, "rates": (0.03,)}
+    whole = evaluated(Finetune(**numbers), data)
+    assert whole.fitted == data.dataset.train_count
+    monkeypatch.setattr(finetuning, "tune", None)
+    assert evaluated(LowLabelsFinetune(**numbers, shares=("100%",)), data).score("100%/top1").value == (
+        whole.score("top1").value
+    )
 
 
 def test_a_finished_seed_is_not_trained_again(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol = Finetune(**SHORT)
+    protocol = LowLabelsFinetune(**SHORT)
     first = evaluated(protocol, data)
     trained: list[int] = []
     tune = finetuning.tune
@@ -173,12 +208,12 @@ def test_a_finished_seed_is_not_trained_again(data: Data, monkeypatch: pytest.Mo
         return tune(*values, seed=seed, **more)
 
     monkeypatch.setattr(finetuning, "tune", counted)
-    assert evaluated(protocol, data, seeds=2).score("top1").per_seed[0] == first.score("top1").value
+    assert evaluated(protocol, data, seeds=2).score("20%/top1").per_seed[0] == first.score("20%/top1").value
     assert trained == [1]
 
 
 def test_a_damaged_file_of_a_seed_is_made_again(data: Data) -> None:
-    protocol = Finetune(**SHORT)
+    protocol = LowLabelsFinetune(**SHORT)
     first = evaluated(protocol, data)
     (file,) = (data.store.folder / "outcomes").glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from trainers.evaluation.protocol import Protocol
 from trainers.evaluation.protocols.dense import Dense
 from trainers.evaluation.protocols.detection import Detection, Segmentation
-from trainers.evaluation.protocols.finetune import Finetune
+from trainers.evaluation.protocols.finetune import Finetune, LowLabelsFinetune
 from trainers.evaluation.protocols.knn import Knn
 from trainers.evaluation.protocols.linear import Linear
 from trainers.evaluation.protocols.low_labels import LowLabels
@@ -23,6 +23,7 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     "transfer": Transfer,
     "multilabel": Multilabel,
     "finetune": Finetune,
+    "low-labels-finetune": LowLabelsFinetune,
     "detection": Detection,
     "segmentation": Segmentation,
     "dense": Dense,
