@@ -6,6 +6,7 @@ known, has them judged by the program's own code, and counts.
 * optimism: the interval of the optimism gap, over numbers of trials, sizes of `select` and spreads of the truth;
 * importance: which parameters matter, of functions of which that is known;
 * label_free: the interval of a rank correlation;
+* detection: the interval of average precision over images;
 * compare: whether a difference between two sweeps or trials is more than noise;
 * evaluate: the intervals of `pretune eval`.
 
@@ -24,6 +25,7 @@ PARTS = {
     "optimism": 1000,
     "importance": 200,
     "label_free": 2000,
+    "detection": 300,
     "compare": 1000,
     "evaluate": 2000,
 }

@@ -175,8 +175,8 @@ class Protocol(BaseModel, ABC):
     """Whether a seed changes anything; where it does not, one is enough."""
     trains: ClassVar[bool] = False
     """Whether the network itself is trained, so that features are not enough."""
-    annotated: ClassVar[Literal["boxes", "masks"] | None] = None
-    """What images have instead of one label each, in a folder that `--data` names; `Data.annotations` is then that."""
+    annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = None
+    """What images have instead of one label each, where `--data` says; `Data.annotations` is then that place."""
     elsewhere: ClassVar[bool] = False
     """Whether it is about other data than the network was trained on, so that these have to be named."""
     shares_work: ClassVar[bool] = False
@@ -197,13 +197,15 @@ class Protocol(BaseModel, ABC):
                 f"{', '.join(empty[:5])}; build the data set again without them"
             )
 
-    def check_annotated(self, data: Data) -> Any:
-        """ValueError where the annotated images at `data.annotations` will not do."""
+    def check_annotated(self, place: Path, split: Split) -> str:
+        """The hash of the images at `place` and of what is looked at of their annotations. ValueError where they will
+        not do. Nothing has been started yet.
+        """
         raise ValueError(f"protocol {self.name!r} takes data sets that `pretune data` wrote, no annotated images")
 
-    def data_hash(self, data: Data) -> str:
-        """Of the images and all that is known of them."""
-        return data.dataset.manifest_hash
+    def check_subject(self, subject: Subject) -> None:
+        """ValueError where it has no such source, or the protocol can not look at a network of its kind."""
+        subject.at(self.source)
 
     @abstractmethod
     def run(

@@ -79,6 +79,8 @@ class OnData(NamedTuple):
     """Its folder or URI: beside it reads of `report` are written down."""
     dataset: Dataset | None
     """None of annotated images, which lie at `place` as they were published."""
+    hashes: Mapping[str, str] = {}
+    """Of what each protocol, by its name, looks at: boxes, say, or masks, too."""
 
     @property
     def name(self) -> str:
@@ -179,16 +181,15 @@ def check(
     if kinds == {True}:
         found = tuple(_annotated(text) for text in data)
         if not found:
-            raise RequestError(f"protocol {wanted[0].name!r} needs annotated images; name their folder with --data")
+            raise RequestError(
+                f"protocol {wanted[0].name!r} needs images with {wanted[0].annotated}; name where they are with --data"
+            )
     else:
         found = tuple(_on(text) for text in data) or (_own_data(target),)
     names = [one.name for one in found]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
-    for protocol in wanted:
-        for one in found:
-            if one.dataset is not None:
-                protocol.check(one.dataset)
+    found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
     return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
 
 
@@ -214,15 +215,15 @@ def run(
         subjects.append(_untrained(asked.target))
     for protocol in asked.protocols:
         for one in subjects:
-            one.at(protocol.source)
+            protocol.check_subject(one)
     store, loaders = features.Store(features.cache()), Loaders()
     for on in asked.data:
         read = recorded
+        data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads, on.annotations)
         for protocol in asked.protocols:
             seeds = tuple(range(asked.seeds if protocol.draws else 1))
             for place, one in enumerate(subjects):
-                data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads, on.annotations)
-                file = _file(asked, protocol, protocol.data_hash(data), seeds, untrained=place > 0)
+                file = _file(asked, protocol, on.hashes[protocol.name], seeds, untrained=place > 0)
                 known = _stored(file)
                 if known is not None and known.digest == one.digest:
                     yield known
@@ -240,6 +241,10 @@ def reads(asked: Request) -> list[str]:
     said = []
     for on in asked.data:
         if on.dataset is None:
+            said.append(
+                f"reads of the test images of {on.name} are not counted, as nothing is written beside images that lie "
+                "as they were published; who compares encoders by them chooses by them"
+            )
             continue
         known = report_reads.known(on.place)
         count = f"{len(known)} time(s) through {len({read.sweep for read in known})} sweep(s) or checkpoint(s)"
@@ -365,6 +370,18 @@ def _annotated(text: str) -> OnData:
     if storage.is_uri(text) or not Path(text).exists():
         raise RequestError(f"annotated images must be in a folder or file of this machine, but {text} is none")
     return OnData(str(Path(text).absolute()), None)
+
+
+def _hashes(on: OnData, protocols: Sequence[Protocol], split: Split) -> dict[str, str]:
+    """What each protocol is to look at, by hash. ValueError where it will not do."""
+    found = {}
+    for protocol in protocols:
+        if on.dataset is None:
+            found[protocol.name] = protocol.check_annotated(Path(on.place), split)
+        else:
+            protocol.check(on.dataset)
+            found[protocol.name] = on.dataset.manifest_hash
+    return found
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------

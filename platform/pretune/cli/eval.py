@@ -92,13 +92,14 @@ def eval_command(
         refuse(str(error))
     except ValueError as error:
         (refuse if not found else fail)(str(error))
+    with running():
+        left_out = _written(asked, found)
     if as_json:
         print_json([result.model_dump(mode="json") for result in found])
         return
     screen.show(console, display.table(found))
-    with running():
-        for line in _written(asked, found):
-            note(console, line)
+    for line in left_out:
+        note(console, line)
     if split == "report":
         for line in evaluate.reads(asked):
             note(console, line)

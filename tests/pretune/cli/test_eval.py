@@ -50,7 +50,7 @@ def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:
         (["--source", "teacher"], "source must be one of features, embedding"),
         (["--data", "nowhere"], "must be a folder that `pretune data` wrote"),
         (["--protocol", "transfer"], "name them with --data"),
-        (["--protocol", "multilabel"], "needs annotated images"),
+        (["--protocol", "multilabel"], "needs images with several labels"),
         (["--protocol", "multilabel", "--protocol", "knn"], "two commands"),
         (["--workers", "2"], "--workers must be 1"),
         (["--seeds", "1000"], "--seeds must be 1 to 100"),

@@ -9,11 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.annotated import CLASSES, pictures, write_coco, write_voc, xml
 from tests.trainers.evaluation import small
+from trainers.data.loader import Loaders
+from trainers.evaluation.features import Store
 from trainers.evaluation.multilabel import average_precision, mean_average_precision
-from trainers.evaluation.protocol import Data
+from trainers.evaluation.protocol import Data, Split
 from trainers.evaluation.protocols.multilabel import Multilabel, read
 from trainers.evaluation.regression import fit_multilabel
+
+SPLITS: tuple[Split, ...] = ("select", "report")
 
 
 def ranked(seed: int, count: int = 200) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -98,7 +103,7 @@ def test_squares_are_told_on_images_that_were_not_fitted_on(tmp_path: Path) -> N
     assert found.score("map").value > 0.95
     assert found.score("map11").value > 0.95
     assert (found.fitted, found.score("map").count) == (60, 60)
-    assert found.manifest == protocol.data_hash(data)
+    assert found.manifest == protocol.check_annotated(place, "report")
 
 
 def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
@@ -119,5 +124,58 @@ def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="cannot be read"):
         read(path, "report")
-    with pytest.raises(ValueError, match=r"must be in an \.npz"):
-        read(tmp_path, "report")
+    with pytest.raises(ValueError, match="VOC's Annotations and JPEGImages, or COCO's"):
+        Multilabel().check_annotated(tmp_path, "report")
+
+
+# --- VOC's and COCO's formats -----------------------------------------------------------------------------------------
+
+
+def test_a_class_is_known_where_not_all_of_its_objects_are_ignored(tmp_path: Path) -> None:
+    drawn = pictures(6)
+    place = write_voc(tmp_path / "voc", drawn, pictures(2, seed=1))
+    (place / "Annotations" / "train_000.xml").write_text(xml(drawn[0], difficult=(0, 1)))
+    (place / "Annotations" / "train_001.xml").write_text(xml(drawn[1], difficult=(0,)))
+    given = Multilabel().labeled(place, "report")
+    assert given.classes == CLASSES
+    wanted = []
+    for number, picture in enumerate(drawn):
+        row = [0, 0]
+        ignored = {0: (0, 1), 1: (0,)}.get(number, ())
+        for each in sorted(range(2), key=lambda each: each not in ignored):
+            row[CLASSES.index(picture.names[each])] = -1 if each in ignored else 1
+        wanted.append(row)
+    np.testing.assert_array_equal(given.fit_targets, wanted)
+    assert set(np.unique(given.fit_targets)) == {-1, 0, 1}
+
+
+def test_both_formats_of_the_same_images_have_the_same_targets(tmp_path: Path) -> None:
+    its = pictures(6), pictures(3, seed=1)
+    voc, coco = write_voc(tmp_path / "voc", *its), write_coco(tmp_path / "coco", *its)
+    for split in SPLITS:
+        (one, two) = (Multilabel().labeled(place, split) for place in (voc, coco))
+        order = [two.classes.index(name) for name in one.classes]
+        assert len(one.scored) == len(two.scored)
+        if split == "report":
+            np.testing.assert_array_equal(one.fit_targets, two.fit_targets[:, order])
+            np.testing.assert_array_equal(one.scored_targets, two.scored_targets[:, order])
+
+
+def test_objects_on_drawn_images_are_told_above_chance(tmp_path: Path) -> None:
+    place = write_voc(tmp_path / "voc", pictures(60, objects=1), pictures(30, seed=1, objects=1))
+    data = Data(None, "voc", "report", Loaders(), Store(tmp_path / "store"), annotations=place)
+    found = Multilabel(regularizations=(1e-2, 1e-1)).run(
+        small.subject(AllPixels()), data, seeds=(0,), device=small.CPU, report=small.silent
+    )
+    chance = max(one.count for one in found.classes) / 30
+    assert found.score("map").value > chance + 0.2
+    assert found.manifest == Multilabel().check_annotated(place, "report")
+
+
+def test_faulty_annotations_may_be_left_out_and_are_told(tmp_path: Path) -> None:
+    place = write_voc(tmp_path / "voc", pictures(12), pictures(3, seed=1))
+    (place / "Annotations" / "train_003.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match="train_003"):
+        Multilabel().check_annotated(place, "report")
+    (note,) = Multilabel(skip=0.1).labeled(place, "report").notes
+    assert note.startswith("1 faulty image or object was left out, such as")

@@ -1,13 +1,13 @@
-"""`low-labels`: a linear classifier on frozen features that is fitted on few labels."""
+"""`low-labels`: a linear classifier on frozen features that is fitted on few labels; how few are drawn and checked."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import count_of, stratified_order
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
 
 FEW = 5
-"""Images of a class below which none is held out to choose a regularization on."""
+"""Images of a class below which none is held out to choose by."""
+
+
+def _amounts(values: Any) -> Any:
+    return [amount(value, "shares") for value in values] if isinstance(values, list | tuple) else values
+
+
+Shares = Annotated[tuple[int | str, ...], BeforeValidator(_amounts), Field(min_length=1)]
+"""Of the training images' labels: shares such as 1%, or numbers of images."""
 
 
 class LowLabels(Protocol):
@@ -34,27 +42,15 @@ class LowLabels(Protocol):
 
     name: Literal["low-labels"] = "low-labels"
     version: Literal[1] = 1
-    shares: tuple[int | str, ...] = Field(("1%", "10%"), min_length=1)
+    shares: Shares = ("1%", "10%")
     held_out: float = Field(0.2, gt=0.0, le=0.5)
     regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
     regularization: float = Field(0.1, gt=0.0)
 
-    @field_validator("shares", mode="before")
-    @classmethod
-    def _are_amounts(cls, values: Any) -> Any:
-        return [amount(value, "shares") for value in values] if isinstance(values, list | tuple) else values
-
     def check(self, dataset: Dataset) -> None:
         """Also that each class gets a label."""
         super().check(dataset)
-        for share in self.shares:
-            count = count_of(share, dataset.train_count)
-            if not dataset.class_count <= count <= dataset.train_count:
-                raise ValueError(
-                    f"low-labels.shares must be at least {dataset.class_count} images, one for each class, and at most "
-                    f"{dataset.train_count} of {dataset.folder}, but {share} is {count}; change it with "
-                    f"--set low-labels.shares='[\"10%\"]'"
-                )
+        check_shares(self.name, self.shares, dataset)
 
     def run(
         self,
@@ -82,9 +78,7 @@ class LowLabels(Protocol):
                 report(f"low-labels {share}, seed {seed}", (place + turn / len(seeds)) / len(self.shares))
                 ids = drawn(labels, share, data.dataset, seed)
                 counts = np.bincount(labels[ids], minlength=len(names))
-                if not counts.all():
-                    missing = names[int(np.flatnonzero(counts == 0)[0])]
-                    notes[f"{share} of the labels has none of some classes, such as {missing!r}"] = None
+                notes |= dict.fromkeys(classes_left_out(share, counts, names))
                 few = int(counts.min()) < FEW
                 if few:
                     notes[f"{share} is too few labels to hold some out: regularization {self.regularization:g}"] = None
@@ -119,3 +113,21 @@ def drawn(labels: Integers, share: int | str, dataset: Dataset, seed: int) -> In
     """Places among the training images' `labels` [n] that a seed draws, ascending."""
     order = stratified_order(labels, f"evaluate/labels/{dataset.manifest.split_seed}/{seed}")
     return np.sort(order[: count_of(share, len(labels))])
+
+
+def check_shares(name: str, shares: Sequence[int | str], dataset: Dataset) -> None:
+    """ValueError where one of protocol `name`'s shares is no label for each class, or more than there are."""
+    for share in shares:
+        count = count_of(share, dataset.train_count)
+        if not dataset.class_count <= count <= dataset.train_count:
+            raise ValueError(
+                f"{name}.shares must be at least {dataset.class_count} images, one for each class, and at most "
+                f"{dataset.train_count} of {dataset.folder}, but {share} is {count}; change it with "
+                f"--set {name}.shares='[\"10%\"]'"
+            )
+
+
+def classes_left_out(share: int | str, counts: Integers, names: Sequence[str]) -> list[str]:
+    """What a reader has to know of a draw that has `counts` [C] labels of each class."""
+    missing = [names[label] for label in np.flatnonzero(counts == 0)]
+    return [f"{share} of the labels has none of some classes, such as {missing[0]!r}"] if missing else []

@@ -31,6 +31,7 @@ from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_a
 if TYPE_CHECKING:
     import torch
 
+    from trainers.data.annotations import AnnotatedImage
     from trainers.evaluation.multilabel import Way
     from trainers.evaluation.subject import Subject
 
@@ -49,16 +50,33 @@ class Multilabel(Protocol):
     version: Literal[1] = 1
     held_out: float = Field(0.2, gt=0.0, le=0.5)
     regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
+    skip: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of annotated images and objects that may be faulty and left out"
+    )
 
-    annotated: ClassVar[Literal["boxes", "masks"] | None] = "boxes"
+    annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = "several labels"
 
-    def check_annotated(self, data: Data) -> Labeled:
-        """The images and their targets. ValueError where they will not do."""
-        return read(data.annotations, data.split)
+    def check_annotated(self, place: Path, split: Split) -> str:
+        return self.labeled(place, split).sha256
 
-    def data_hash(self, data: Data) -> str:
-        """Of the images and targets."""
-        return self.check_annotated(data).sha256
+    def labeled(self, place: Path | None, split: Split) -> Labeled:
+        """The images and their targets, of an .npz or of a folder in VOC's or COCO's format. ValueError where they will
+        not do.
+        """
+        if place is not None and place.suffix == ".npz":
+            return read(place, split)
+        from trainers.evaluation import annotated
+
+        parts = annotated.parts(place, split, masks=False, name=self.name, skip=self.skip)
+        return Labeled(
+            [image.path for image in parts.fit],
+            _targets(parts.fit, parts.class_count),
+            [image.path for image in parts.scored],
+            _targets(parts.scored, parts.class_count),
+            parts.source.classes,
+            parts.source.sha256,
+            annotated.left_out(parts.source),
+        )
 
     def run(
         self,
@@ -79,7 +97,7 @@ class Multilabel(Protocol):
 
         began = time.monotonic()
         looked = subject.at(self.source).to(device)
-        given = self.check_annotated(data)
+        given = self.labeled(data.annotations, data.split)
         fit, scored = (
             own.features(looked, images, device=device, report=lambda done: report("features", done))
             for images in (given.fit, given.scored)
@@ -121,7 +139,7 @@ class Multilabel(Protocol):
                 for name, value, column in zip(given.classes, each, given.scored_targets.T, strict=True)
             ),
             chosen=tuple(chosen),
-            notes=at_an_end(chosen),
+            notes=(*at_an_end(chosen), *given.notes),
             seconds=time.monotonic() - began,
         )
 
@@ -148,16 +166,24 @@ class Labeled(NamedTuple):
     scored_targets: Integers
     classes: tuple[str, ...]
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
-def read(place: Path | None, split: Split) -> Labeled:
+def _targets(images: Sequence[AnnotatedImage], class_count: int) -> Integers:
+    """[n, C]: 1 where an object of the class is on the image, -1 where ignored ones alone are, else 0."""
+    found = np.zeros((len(images), class_count), dtype=np.int64)
+    for row, image in zip(found, images, strict=True):
+        for each in image.instances:
+            row[each.label] = 1 if not each.ignored else row[each.label] or -1
+    return found
+
+
+def read(place: Path, split: Split) -> Labeled:
     """An npz with `images` [n, height, width, 3] bytes, `labels` [n, C] of 1, 0 and -1 (not known), the same as
     `test_images` and `test_labels`, and perhaps `class_names` [C].
 
     `select` scores a fifth of `images`, by a keyed draw; `report` scores `test_images`. ValueError where it is none.
     """
-    if place is None or place.suffix != ".npz":
-        raise ValueError(f"images with several labels must be in an .npz with {', '.join(KEYS)}, but are in {place}")
     try:
         with np.load(place, allow_pickle=False) as file:
             found = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
