@@ -37,10 +37,10 @@ def views(
 
 
 def shifted(images: Tensor, *, share: float) -> Tensor:
-    """[n, 3, S, S] moved right and down by `share` of S; what comes in is 0, the encoder's mean color."""
+    """[n, 3, S, S] moved right and down by `share` of S; what comes in is mirrored, so that no edge is new."""
     size = images.shape[-1]
-    by = min(size, max(1, round(share * size)))
-    return functional.pad(images, (by, 0, by, 0))[..., :size, :size]
+    by = min(size - 1, max(1, round(share * size)))
+    return functional.pad(images, (by, 0, by, 0), mode="reflect")[..., :size, :size]
 
 
 def blurred(images: Tensor, *, share: float) -> Tensor:

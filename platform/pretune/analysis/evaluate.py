@@ -223,7 +223,7 @@ def run(
         for protocol in asked.protocols:
             seeds = tuple(range(asked.seeds if protocol.draws else 1))
             for place, one in enumerate(subjects):
-                file = _file(asked, protocol, on.hashes[protocol.name], seeds, untrained=place > 0)
+                file = _file(asked, protocol, on.hashes[protocol.name], seeds, one, untrained=place > 0)
                 known = _stored(file)
                 if known is not None and known.digest == one.digest:
                     yield known
@@ -423,12 +423,16 @@ def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _file(asked: Request, protocol: Protocol, data_hash: str, seeds: Sequence[int], *, untrained: bool) -> str:
+def _file(
+    asked: Request, protocol: Protocol, data_hash: str, seeds: Sequence[int], subject: Subject, *, untrained: bool
+) -> str:
+    """Beside a checkpoint its own results; a folder that was named may have others' as well."""
     numbers = {
         **protocol.model_dump(mode="json"),
         "split": asked.split,
         "seeds": list(seeds),
         **({"untrained": True} if untrained else {}),
+        **({} if asked.place == asked.target.place else {"subject": subject.digest}),
     }
     name = f"{protocol.name}-{data_hash[:8]}-{digest(numbers)[:8]}.json"
     return join(asked.place, name)

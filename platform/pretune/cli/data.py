@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -158,7 +159,7 @@ def data_command(
     console.print(table)
     done = "every byte is as its manifest says" if verify else "done"
     console.print(Text(f"{done}, {format.duration(time.monotonic() - started)}. Next:", style="dim"))
-    flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {folder}"
+    flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {shlex.quote(tables.relative(folder))}"
     flag += "" if dataset.has_labels else " --metric health/embedding/effective_rank"
     console.print(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),

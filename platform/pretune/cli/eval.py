@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -107,18 +106,19 @@ def eval_command(
 
 
 def _written(asked: Request, found: Sequence[ProtocolResult]) -> list[str]:
-    """Writes tables of all results that are there, and pictures of these; what was left out and why."""
+    """Writes tables of all results that are there, and pictures of those `found`; what was left out and why."""
     from pretune.analysis import evaluate
     from pretune.display import evaluation as display
+    from trainers import storage
 
     known = evaluate.stored(asked.place)
     for name, draw in (("table.md", display.markdown), ("table.tex", display.latex)):
         evaluate.write(evaluate.join(asked.place, name), draw(known).encode())
     try:
         for result in found:
-            if result.confusion:
-                stem = re.sub(r"[^\w.-]+", "-", f"{result.subject}-{result.name}-{result.data}-{result.split}")
-                evaluate.write(evaluate.join(asked.place, f"{stem}-confusion.png"), display.confusion(result))
+            picture = evaluate.join(asked.place, display.picture_name(result))
+            if result.confusion and not storage.exists(picture):
+                evaluate.write(picture, display.confusion(result))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

@@ -5,15 +5,16 @@ was taken for what, as a picture.
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pretune.display import format
 from pretune.display.screen import Rows
-from trainers.evaluation.protocol import ProtocolResult, Score
+from trainers.evaluation.protocol import ProtocolResult, Score, digest
 
 NO_PICTURES = "no confusion matrix was drawn, as matplotlib is not installed; pip install 'pretune[evaluate]'"
 NAMED = 40
@@ -42,8 +43,9 @@ def table(results: Sequence[ProtocolResult]) -> Group:
 def rows(results: Sequence[ProtocolResult]) -> list[list[str]]:
     """Cells below `HEADS`; what a row shares with the one above is left out."""
     found = []
+    called = labels(results)
     for result in results:
-        before = [result.subject, result.data, result.split, protocol(result)]
+        before = [result.subject, result.data, result.split, called[key(result)]]
         for score in result.scores:
             found.append([*before, score.measure, *_numbers(result, score)])
             before = [""] * 4
@@ -55,16 +57,17 @@ def across(results: Sequence[ProtocolResult]) -> tuple[list[str], list[list[str]
     where nothing was judged on more than one.
     """
     names = list(dict.fromkeys(result.data for result in results))
+    called = labels(results)
     found: dict[tuple[str, str], dict[str, float]] = {}
     for result in results:
-        label = f"{protocol(result)}: {result.scores[0].measure} on {result.split}"
+        label = f"{called[key(result)]}: {result.scores[0].measure} on {result.split}"
         found.setdefault((result.subject, label), {})[result.data] = result.scores[0].value
     lines = []
-    for labels, values in found.items():
+    for head, values in found.items():
         if len(values) < 2:
             continue
         mean = sum(values.values()) / len(values)
-        lines.append([*labels, *(format.score(values.get(name)) for name in names), format.score(mean)])
+        lines.append([*head, *(format.score(values.get(name)) for name in names), format.score(mean)])
     return ["subject", "protocol", *names, "mean"], lines
 
 
@@ -72,6 +75,28 @@ def protocol(result: ProtocolResult) -> str:
     """`linear`, or `linear (mean)` where it looks at other than features."""
     source = result.protocol.get("source", "features")
     return result.name if source == "features" else f"{result.name} ({source})"
+
+
+def labels(results: Sequence[ProtocolResult]) -> Mapping[str, str]:
+    """What each protocol is called, by its `key`: where several share a name, with the numbers that differ."""
+    kinds: dict[str, dict[str, ProtocolResult]] = {}
+    for result in results:
+        kinds.setdefault(protocol(result), {})[key(result)] = result
+    called: dict[str, str] = {}
+    for name, variants in kinds.items():
+        fields = dict.fromkeys(field for one in variants.values() for field in one.protocol)
+        differing = [
+            field for field in fields if len({json.dumps(one.protocol.get(field)) for one in variants.values()}) > 1
+        ]
+        for its, one in variants.items():
+            numbers = ", ".join(f"{field} {format.number(one.protocol.get(field))}" for field in differing)
+            called[its] = f"{name}, {numbers}" if numbers else name
+    return called
+
+
+def key(result: ProtocolResult) -> str:
+    """Equal for equal protocols with equal numbers."""
+    return json.dumps(result.protocol, sort_keys=True)
 
 
 def notes(results: Sequence[ProtocolResult]) -> list[str]:
@@ -149,6 +174,13 @@ def confusion(result: ProtocolResult) -> bytes:
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
+
+
+def picture_name(result: ProtocolResult) -> str:
+    """Of the file of its confusion matrix: another one for each subject, protocol with its numbers, data and split."""
+    stem = re.sub(r"[^\w.-]+", "-", f"{result.subject}-{result.name}-{result.data}-{result.split}")
+    numbers = {**result.protocol, "subject": result.digest, "manifest": result.manifest, "seeds": result.seeds}
+    return f"{stem}-{digest(numbers)[:8]}-confusion.png"
 
 
 def _numbers(result: ProtocolResult, score: Score) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from pretune.analysis.evaluated import Evaluated
-from pretune.display import evaluation, format
+from pretune.display import evaluation
 from pretune.display.ablation_files import latex_text
 from pretune.display.document import Block, Code, Points, Table, Text
 from trainers.evaluation.protocol import ProtocolResult, Score
@@ -48,13 +47,13 @@ def table(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]], int]:
     """Its head, its rows, and how many checkpoints have no column. Results that differ in a number of their protocol
     or in their seeds are in rows of their own.
     """
-    names = _names([one.result for one in found])
+    names = evaluation.labels([one.result for one in found])
     checkpoints = list(dict.fromkeys(one.checkpoint for one in found))
     columns = checkpoints[:CHECKPOINTS]
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for one in found:
         for score in one.result.scores if one.checkpoint in columns else ():
-            row = (names[_key(one.result)], *_row(one.result, score))
+            row = (names[evaluation.key(one.result)], *_row(one.result, score))
             cells.setdefault(row, {})[one.checkpoint] = _cell(score)
     rows = [[*row, *(of_row.get(name, "–") for name in columns)] for row, of_row in cells.items()]
     return [*FIXED, *columns], rows, len(checkpoints) - len(columns)
@@ -77,27 +76,6 @@ def latex(found: Sequence[Evaluated]) -> str:
             r"\end{tabular}",
         ]
     )
-
-
-def _names(results: Sequence[ProtocolResult]) -> dict[str, str]:
-    """What each protocol is called, by its numbers: where several share a name, with the numbers that differ."""
-    kinds: dict[str, dict[str, ProtocolResult]] = {}
-    for result in results:
-        kinds.setdefault(evaluation.protocol(result), {})[_key(result)] = result
-    names: dict[str, str] = {}
-    for name, variants in kinds.items():
-        fields = dict.fromkeys(field for one in variants.values() for field in one.protocol)
-        differing = [
-            field for field in fields if len({json.dumps(one.protocol.get(field)) for one in variants.values()}) > 1
-        ]
-        for key, one in variants.items():
-            numbers = ", ".join(f"{field} {format.number(one.protocol.get(field))}" for field in differing)
-            names[key] = f"{name}, {numbers}" if numbers else name
-    return names
-
-
-def _key(result: ProtocolResult) -> str:
-    return json.dumps(result.protocol, sort_keys=True)
 
 
 def _row(result: ProtocolResult, score: Score) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,17 @@ def test_the_data_are_those_it_was_trained_on_unless_others_are_named(sweep: Pat
     digits = str(sweep.parent.parent / "data" / "digits")
     with pytest.raises(RequestError, match="comes twice"):
         checked(sweep, data=[digits, digits])
+
+
+def test_a_folder_that_is_named_may_hold_the_results_of_several_checkpoints(sweep: Path, tmp_path: Path) -> None:
+    def file(digest: str, **asked: Any) -> str:
+        request = checked(sweep, **asked)
+        subject: Any = SimpleNamespace(digest=digest)
+        return evaluate._file(request, request.protocols[0], "data", (0,), subject, untrained=False)
+
+    out = tmp_path / "all"
+    assert file("a", out=out) != file("b", out=out)
+    assert file("a") == file("b")  # what stood beside another checkpoint of that name is made again
 
 
 def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:

@@ -36,6 +36,13 @@ def test_data_writes_a_data_set_and_says_what_is_in_it(here: Path) -> None:
     assert "search.beton" in damaged.stderr
 
 
+def test_the_command_to_type_next_can_be_typed_where_a_folder_has_spaces(here: Path) -> None:
+    write_images(here / "mine", "a", "b", count=20)
+    done = pretune("data", "images", "--source", "mine", "--out", "a folder/of data")
+    assert done.exit_code == 0, done.output
+    assert "pretune sweep kernels --data 'a folder/of data'" in done.stdout
+
+
 def test_what_a_source_is_taken_for_is_printed_before_anything_is_written(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

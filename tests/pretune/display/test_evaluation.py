@@ -48,6 +48,20 @@ def test_one_data_set_has_no_table_over_data_sets() -> None:
     assert evaluation.across([result()])[1] == []
 
 
+def test_results_of_one_protocol_with_other_numbers_are_told_apart_in_rows_tables_and_pictures() -> None:
+    by_sgd = {"name": "transfer", "version": 1, "source": "mean", "held_out": 0.2}
+    both = [result(), result("cifar10", 0.7), result(protocol=by_sgd, value=0.1)]
+    assert [row[3] for row in evaluation.rows(both) if row[3]] == [
+        "transfer (mean), held_out 0.1",
+        "transfer (mean), held_out 0.1",
+        "transfer (mean), held_out 0.2",
+    ]
+    assert [line[-1] for line in evaluation.across(both)[1]] == ["0.600"]  # of the first alone
+    names = {evaluation.picture_name(one) for one in (*both, result(digest="e"), result(seeds=(0,)))}
+    assert len(names) == 5
+    assert all(name.startswith("best-first-transfer-") for name in names)
+
+
 def test_latex_escapes_what_it_would_take_for_its_own() -> None:
     text = evaluation.latex([result()])
     assert r"best \& first" in text

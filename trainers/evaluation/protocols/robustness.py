@@ -21,7 +21,7 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 class Robustness(Protocol):
     """The linear classifier of `linear` by `lbfgs`, scored on images as they are and on changed ones: moved right and
-    down by `shifts` of their side (what comes in is the encoder's mean color), blurred by a Gaussian of `blurs` of
+    down by `shifts` of their side (what comes in is mirrored), blurred by a Gaussian of `blurs` of
     their side, gray, and brought down to `resolutions` of their side and back.
 
     `fitted_on` `plain`: one classifier, fitted on images as they are, meets changed ones. `changed`: for each change
