@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
-import os
 import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -35,6 +33,7 @@ from unittest import mock
 import optuna
 
 from benchmarks import search_surface
+from benchmarks.scale import flushed
 from benchmarks.search import Entry, begun
 from benchmarks.search_replay import Clock, Method
 from benchmarks.search_surface import Process, Surface, Trial
@@ -147,18 +146,6 @@ def run(path: Path, *, slots: int, trials: int, epoch_s: float, sampler: Sampler
         method = begun(Entry(sampler), recording, base, seed=0, trials=trials, folder=folder, clock=clock)
         stack.callback(method.close)
         return simulated(method, Surface(process), driver, slots=slots, factor=epoch_s / process.epoch_s)
-
-
-def flushed(folder: Path) -> float:
-    """Seconds by the clock of one line to the disk, in the median."""
-    times: list[float] = []
-    with (folder / "line").open("wb", buffering=0) as file:
-        for _ in range(20):
-            begin = time.perf_counter()
-            file.write(b"x" * 1000)
-            os.fsync(file.fileno())
-            times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def rows(found: Simulated) -> list[tuple[str, str]]:
