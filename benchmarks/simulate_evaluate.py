@@ -33,7 +33,7 @@ def rows(count: int, seed: int) -> Iterator[tuple[str, ...]]:
             covered += _has(share("top1", _correct(rng, images, seeds, mean, spread)), mean)
         name = f"top1 of {images} images, {seeds} seed(s) whose shift has a deviation of {spread:g}, {mean:g} right"
         yield name, "at least 94.0 %", f"{covered / count:.1%}", str(count)
-    for images, classes in ((100, 10), (2000, 10)):
+    for images, classes in ((100, 10), (100, 50), (2000, 10)):
         covered = 0
         shares = np.linspace(0.5, 0.95, classes)
         for _ in range(count):

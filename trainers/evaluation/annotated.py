@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainers.data import annotations
-from trainers.data.annotations import AnnotatedImage, Annotations
+from trainers.data.annotations import AnnotatedImage, Annotations, read
 from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Score, Split
 
 if TYPE_CHECKING:
@@ -30,14 +29,14 @@ class Parts(NamedTuple):
 def parts(place: Path | None, split: Split, *, masks: bool, name: str, skip: float = 0.0) -> Parts:
     """The images at `place`. ValueError where there are none, or no object of a class to fit on.
 
-    `name` is the protocol's, for messages; `skip` as of `annotations.read`.
+    `name` is the protocol's, for messages; `skip` as of `trainers.data.annotations.read`.
     """
     if place is None:
         raise ValueError(
             f"protocol {name!r} needs images with boxes{' and masks' if masks else ''}, in VOC's or COCO's format; "
             "name their folder with --data"
         )
-    found = annotations.read(place, masks=masks, skip=skip)
+    found = read(place, masks=masks, skip=skip)
     fit, scored = ([found.images[number] for number in its] for its in found.divided(split))
     counts = Counter(each.label for image in fit for each in image.instances if not each.ignored)
     if empty := [repr(one) for label, one in enumerate(found.classes) if not counts[label]]:

@@ -68,16 +68,15 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def mean_class_score(measure: str, correct: NDArray[np.bool_], labels: Integers) -> Score:
-    """Of `correct` [K, n]. The interval over images is the normal one; a class's share is drawn to a half by as much as
-    Agresti and Coull do, so that one with all or none right has a spread, too.
+    """Of `correct` [K, n]. The interval over images is the normal one; for a class's variance its share is drawn to a
+    half by as much as Agresti and Coull do, so that one with all or none right has a spread, too.
     """
     counts = np.bincount(labels)
     there = np.flatnonzero(counts)
     shares = np.stack([np.bincount(labels, weights=one, minlength=len(counts))[there] for one in correct])
     per_seed = (shares / counts[there]).mean(axis=1)
-    n = counts[there] + 4.0
-    drawn = (shares.mean(axis=0) + 2.0) / n
-    half = NORMAL * float(np.sqrt((drawn * (1 - drawn) / n).sum())) / len(there)
+    drawn = (shares.mean(axis=0) + 2.0) / (counts[there] + 4.0)
+    half = NORMAL * float(np.sqrt((drawn * (1 - drawn) / counts[there]).sum())) / len(there)
     value = float(per_seed.mean())
     return joined(measure, per_seed, count=len(labels), images=(value - half, value + half))
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from trainers.data.loader import epoch_order
 from trainers.encoder import BATCH_SIZE
-from trainers.evaluation.probe import fit_linear
+from trainers.evaluation.regression import fit_linear
 from trainers.settings import ViewConfig
 
 if TYPE_CHECKING:

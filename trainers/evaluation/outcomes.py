@@ -25,7 +25,7 @@ def outcome(folder: Path, key: Mapping[str, Any], make: Callable[[], Arrays]) ->
     path = folder / f"{digest(key)[:32]}.npz"
     if path.is_file():
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with path.open("rb") as written, np.load(written, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)
@@ -35,7 +35,7 @@ def outcome(folder: Path, key: Mapping[str, Any], make: Callable[[], Arrays]) ->
     arrays = make()
     folder.mkdir(parents=True, exist_ok=True)
     with opened_whole(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     _make_room(folder, path)
     return arrays
 

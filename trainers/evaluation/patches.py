@@ -181,4 +181,5 @@ def intersection_over_union(pixels: NDArray[np.float64] | NDArray[np.int64]) -> 
     """Of each class, [K], from pixels by (class, what they are taken for); not-a-number of a class that is nowhere."""
     right = np.diag(pixels).astype(np.float64)
     union = pixels.sum(0) + pixels.sum(1) - right
-    return np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)
+    found: NDArray[np.float64] = np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)
+    return found

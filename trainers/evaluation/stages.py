@@ -93,7 +93,7 @@ def maps_of(network: nn.Module, kind: Kind, images: Tensor) -> Tensor:
     if kind == "vit":
         tokens: Tensor = known.forward_features(images)[:, known.num_prefix_tokens :]
         side = round(tokens.shape[1] ** 0.5)
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
     if hasattr(known, "layer4"):
         maps = known.maxpool(known.relu(known.bn1(known.conv1(images))))
         for stage in (known.layer1, known.layer2, known.layer3, known.layer4):

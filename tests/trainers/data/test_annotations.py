@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.annotated import CLASSES, pictures, write_coco, write_voc
-from trainers.data import annotations
-from trainers.data.annotations import VOID, Box
+from trainers.data.annotations import VOID, Box, read
 from trainers.data.annotations.base import encoded, runs_of
 
 TRAIN, TEST = pictures(3), pictures(2, seed=1)
@@ -30,7 +29,7 @@ def coco(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("write", "test"), [(write_voc, "test"), (write_coco, "val")])
 @pytest.mark.parametrize("masks", [False, True])
 def test_both_formats_give_what_was_drawn(write: Callable[..., Path], test: str, masks: bool, tmp_path: Path) -> None:
-    found = annotations.read(write(tmp_path / "set", TRAIN, TEST), masks=masks)
+    found = read(write(tmp_path / "set", TRAIN, TEST), masks=masks)
     assert found.classes == CLASSES
     assert {name: len(ids) for name, ids in found.parts.items()} == {"train": 3, test: 2}
     assert found.has_masks == masks
@@ -53,34 +52,34 @@ def test_both_formats_give_what_was_drawn(write: Callable[..., Path], test: str,
 
 def test_the_folder_above_a_vocdevkit_and_a_single_file_of_coco_are_found_too(tmp_path: Path) -> None:
     write_voc(tmp_path / "data" / "VOCdevkit" / "VOC2007", TRAIN, TEST)
-    assert len(annotations.read(tmp_path / "data").images) == 5
+    assert len(read(tmp_path / "data").images) == 5
     write_coco(tmp_path / "coco", TRAIN, TEST)
-    alone = annotations.read(tmp_path / "coco" / "annotations" / "instances_val.json")
+    alone = read(tmp_path / "coco" / "annotations" / "instances_val.json")
     assert (len(alone.images), dict(alone.parts)) == (2, {})
     write_voc(tmp_path / "data" / "VOCdevkit" / "VOC2012", TRAIN, TEST)
     with pytest.raises(ValueError, match=r"one VOC data set, but holds .*VOC2007, .*VOC2012; name one"):
-        annotations.read(tmp_path / "data")
+        read(tmp_path / "data")
 
 
 def test_the_hash_follows_what_is_there_and_not_where_it_lies(tmp_path: Path) -> None:
-    first, second = (annotations.read(write_coco(tmp_path / name, TRAIN, TEST)) for name in "ab")
+    first, second = (read(write_coco(tmp_path / name, TRAIN, TEST)) for name in "ab")
     assert first.sha256 == second.sha256
     image = tmp_path / "b" / "val" / "001.png"
     Image.fromarray(255 - TEST[1].pixels).save(image)
-    assert annotations.read(tmp_path / "b").sha256 != first.sha256
+    assert read(tmp_path / "b").sha256 != first.sha256
 
 
 def test_difficult_objects_and_crowds_are_marked(voc: Path, coco: Path) -> None:
     path = voc / "Annotations" / "train_000.xml"
     path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
-    instances = annotations.read(voc).images[-3].instances
+    instances = read(voc).images[-3].instances
     assert [each.ignored for each in instances] == [True, False]
 
     def crowded(values: dict[str, Any]) -> None:
         values["annotations"][0]["iscrowd"] = 1
 
     _edit(coco, crowded)
-    found = annotations.read(coco, masks=True).images[0]
+    found = read(coco, masks=True).images[0]
     assert [each.ignored for each in found.instances] == [True, False]
     mask = found.instances[0].mask
     assert mask is not None
@@ -89,7 +88,7 @@ def test_difficult_objects_and_crowds_are_marked(voc: Path, coco: Path) -> None:
 
 def test_a_box_that_leaves_its_image_by_a_rounding_is_cut_off(coco: Path) -> None:
     _edit(coco, lambda values: values["annotations"][0].update(bbox=[-0.4, 0, 64.9, 64.6]))
-    assert annotations.read(coco).images[0].instances[0].box == Box(0, 0, 64, 64)
+    assert read(coco).images[0].instances[0].box == Box(0, 0, 64, 64)
 
 
 def _edit(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -127,7 +126,7 @@ def test_faults_of_coco_are_told(fault: str, coco: Path) -> None:
     change, message = COCO_FAULTS[fault]
     _edit(coco, change)
     with pytest.raises(ValueError, match=message):
-        annotations.read(coco)
+        read(coco)
 
 
 SEGMENTATIONS: dict[str, tuple[Any, str]] = {
@@ -149,9 +148,9 @@ SEGMENTATIONS: dict[str, tuple[Any, str]] = {
 def test_faults_of_masks_are_told_where_masks_are_asked_for(fault: str, coco: Path) -> None:
     segmentation, message = SEGMENTATIONS[fault]
     _edit(coco, lambda values: values["annotations"][0].update(segmentation=segmentation))
-    annotations.read(coco)
+    read(coco)
     with pytest.raises(ValueError, match=message):
-        annotations.read(coco, masks=True)
+        read(coco, masks=True)
 
 
 def test_compressed_codes_are_read_as_pycocotools_writes_them() -> None:
@@ -173,7 +172,7 @@ def test_all_faults_of_a_voc_set_are_told_at_once(voc: Path) -> None:
     (voc / "JPEGImages" / "test_000.png").unlink()
     (voc / "JPEGImages" / "test_001.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="5 are not") as told:
-        annotations.read(voc)
+        read(voc)
     for words in (
         "train_000.xml: must be XML, but is broken",
         "train_001.xml: object 1",
@@ -200,7 +199,7 @@ def test_faults_of_an_xml_are_told(fault: str, voc: Path) -> None:
     path = voc / "Annotations" / "train_000.xml"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ValueError, match=message):
-        annotations.read(voc)
+        read(voc)
 
 
 def test_nothing_outside_of_an_xml_is_read(voc: Path, tmp_path: Path) -> None:
@@ -209,13 +208,13 @@ def test_nothing_outside_of_an_xml_is_read(voc: Path, tmp_path: Path) -> None:
     entity = f'<!DOCTYPE a [<!ENTITY secret SYSTEM "{tmp_path / "secret"}">]>'
     path.write_text(entity + path.read_text().replace("<name>disc", "<name>&secret;").replace(">square<", ">&secret;<"))
     with pytest.raises(ValueError, match="must not declare a document type or entities"):
-        annotations.read(voc)
+        read(voc)
 
 
 def test_classes_that_are_given_refuse_others(voc: Path, coco: Path) -> None:
     for place in (voc, coco):
         with pytest.raises(ValueError, match=r"class.* is unknown; classes are square, cat"):
-            annotations.read(place, classes=("square", "cat"))
+            read(place, classes=("square", "cat"))
 
 
 def test_masks_of_voc_must_agree_with_the_boxes(voc: Path) -> None:
@@ -226,7 +225,7 @@ def test_masks_of_voc_must_agree_with_the_boxes(voc: Path) -> None:
     (voc / "SegmentationObject" / "train_001.png").unlink()
     Image.new("P", (9, 9)).save(voc / "SegmentationObject" / "train_002.png")
     with pytest.raises(ValueError, match="classes count from 1") as told:
-        annotations.read(voc, masks=True)
+        read(voc, masks=True)
     assert "SegmentationObject/train_001.png: the masks are missing" in str(told.value)
     assert "must have the image's size, 64 x 64, but has 9 x 9" in str(told.value)
 
@@ -234,8 +233,8 @@ def test_masks_of_voc_must_agree_with_the_boxes(voc: Path) -> None:
 def test_a_few_faults_may_be_left_out_and_are_told(coco: Path) -> None:
     _edit(coco, lambda values: values["annotations"][0].update(bbox=[1, 1, 0, 5]))
     with pytest.raises(ValueError, match=r"skip=0.067"):
-        annotations.read(coco)
-    found = annotations.read(coco, skip=0.067)
+        read(coco)
+    found = read(coco, skip=0.067)
     assert len(found.images[0].instances) == 1
     assert len(found.left_out) == 1
 
@@ -244,11 +243,11 @@ def test_a_few_faults_may_be_left_out_and_are_told(coco: Path) -> None:
 def test_what_is_no_json_of_cocos_is_refused(text: str, coco: Path) -> None:
     (coco / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(ValueError, match=r"instances_train.json: must (be|hold)"):
-        annotations.read(coco)
+        read(coco)
 
 
 def test_a_folder_without_annotations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds neither"):
-        annotations.read(tmp_path)
+        read(tmp_path)
     with pytest.raises(ValueError, match="nothing is there"):
-        annotations.read(tmp_path / "missing")
+        read(tmp_path / "missing")

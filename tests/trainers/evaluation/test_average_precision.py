@@ -86,7 +86,7 @@ def test_figures_are_those_of_pycocotools_on_the_same_detections(regions: Region
             )
         assert its.masks is not None
         for box, score, label, mask in zip(its.boxes, its.scores, its.labels, its.masks, strict=True):
-            guess = {"image_id": number, "category_id": int(label), "score": float(score)}
+            guess: dict[str, Any] = {"image_id": number, "category_id": int(label), "score": float(score)}
             if regions == "bbox":
                 guess["bbox"] = [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
             else:

@@ -165,7 +165,7 @@ def test_segmentation_gives_figures_of_boxes_and_masks(neck: str, coco: Data) ->
 def test_a_seed_gives_the_same_numbers_twice_and_another_one_others(coco: Data, tmp_path: Path) -> None:
     protocol = Detection(neck="fpn", **SMALL | {"steps": 3, "learning_rate": 0.05})
     parts = protocol.parts(coco.annotations, "report")
-    said = []
+    said: list[Any] = []
     for seed in (0, 0, 1):
         torch.manual_seed(100 + len(said))
         found = protocol._detected(

@@ -17,10 +17,10 @@ from trainers.encoder import Preparation
 from trainers.evaluation import finetuning
 from trainers.evaluation.features import Store
 from trainers.evaluation.finetuning import layer_shares, mixed, rate_at
-from trainers.evaluation.probe import fit_linear
 from trainers.evaluation.protocol import Data, ProtocolResult
 from trainers.evaluation.protocols.finetune import Finetune, LowLabelsFinetune, Tuning
 from trainers.evaluation.protocols.low_labels import LowLabels, drawn
+from trainers.evaluation.regression import fit_linear
 from trainers.evaluation.subject import Subject, untrained
 
 SIZE = 16

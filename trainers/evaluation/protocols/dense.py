@@ -116,7 +116,7 @@ class Dense(Protocol):
 
         def neighbors(maps: Tensor) -> Tensor:
             votes = patches.vote(bank, maps.flatten(1).T, neighbors=self.neighbors, temperature=self.temperature)
-            return votes.T.unflatten(1, (maps.shape[1], maps.shape[2]))
+            return votes.T.reshape(-1, *maps.shape[1:])
 
         ways: dict[str, Callable[[Tensor], Tensor]] = {
             "linear": lambda maps: linear.scores(maps.permute(1, 2, 0)).permute(2, 0, 1),

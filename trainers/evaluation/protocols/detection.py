@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -215,7 +215,9 @@ class Segmentation(Detector):
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figures(matches: dict[str, list[Matches]], weights: NDArray[np.float64] | None) -> dict[str, list[float]]:
+def _figures(
+    matches: Mapping[str, Sequence[Sequence[Matches]]], weights: NDArray[np.float64] | None
+) -> dict[str, list[float]]:
     """Each measure's value for each seed, of images that count so often."""
     from trainers.evaluation.average_precision import by_class, mean_of
 
@@ -235,7 +237,7 @@ def _figures(matches: dict[str, list[Matches]], weights: NDArray[np.float64] | N
     return figures
 
 
-def scores_of(matches: dict[str, list[Matches]], count: int, report: Report) -> list[Score]:
+def scores_of(matches: Mapping[str, Sequence[Sequence[Matches]]], count: int, report: Report) -> list[Score]:
     """With intervals by a bootstrap over images, joined with that of seeds."""
     values = _figures(matches, None)
     generator = np.random.Generator(np.random.Philox(key=count))
@@ -252,7 +254,7 @@ def scores_of(matches: dict[str, list[Matches]], count: int, report: Report) -> 
     return scores
 
 
-def _by_class(seeds: Sequence[list[Matches]], names: Sequence[str]) -> list[ClassScore]:
+def _by_class(seeds: Sequence[Sequence[Matches]], names: Sequence[str]) -> list[ClassScore]:
     from trainers.evaluation.average_precision import by_class
 
     tables = [by_class(its, "coco").mean(axis=0) for its in seeds]

@@ -6,7 +6,7 @@ import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -65,7 +65,7 @@ class Tuning(Protocol):
     trains: ClassVar[bool] = True
 
     @model_validator(mode="after")
-    def _crops_are_a_range(self) -> Finetune:
+    def _crops_are_a_range(self) -> Self:
         low, high = self.crop_scale
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high <= 1, but is ({low}, {high})")

@@ -129,5 +129,5 @@ def check_shares(name: str, shares: Sequence[int | str], dataset: Dataset) -> No
 
 def classes_left_out(share: int | str, counts: Integers, names: Sequence[str]) -> list[str]:
     """What a reader has to know of a draw that has `counts` [C] labels of each class."""
-    missing = [names[label] for label in np.flatnonzero(counts == 0)]
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
     return [f"{share} of the labels has none of some classes, such as {missing[0]!r}"] if missing else []
