@@ -32,6 +32,17 @@ def two_processes() -> Iterator[TwoProcesses]:
     pool.close()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch's: where features have to be the same bit for bit, or many small steps are taken."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def object_store_address() -> Iterator[str]:
     with object_store.server() as address:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +23,10 @@ from trainers.encoder import Encoder, load_encoder
 from trainers.model import Model, build_model
 from trainers.report import Checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 16
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +157,14 @@ class Data:
         return self.dataset.search_labels()[self.dataset.select_ids]
 
 
+class Task(TypedDict):
+    """How a protocol is run, beside on what."""
+
+    seeds: Sequence[int]
+    device: torch.device
+    report: Report
+
+
 class Protocol(BaseModel, ABC):
     """How a subject is judged: a frozen value whose fields are all of its numbers, `name` and `version` among them.
 
@@ -208,16 +216,7 @@ class Protocol(BaseModel, ABC):
         subject.at(self.source)
 
     @abstractmethod
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Judge `subject` on `data`, once for each seed.
 
         ValueError where the subject has no such source, or its numbers are not finite.

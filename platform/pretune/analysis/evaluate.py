@@ -231,7 +231,7 @@ def run(
                 if asked.split == "report" and on.dataset is not None and not read:
                     _record(asked.target, on)
                     read = True
-                made = protocol.run(one, data, seeds=seeds, device=device, report=report, workers=asked.workers)
+                made = protocol.run(one, data, seeds=seeds, device=device, report=report)
                 write(file, made.model_dump_json(indent=1).encode() + b"\n")
                 yield made
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from pretune.cli import completion
 from pretune.cli.exits import checking, fail, note, print_json, refuse, running
 from pretune.cli.options import STORAGE, Json, License, Storage
 from pretune.display import screen
+
+if TYPE_CHECKING:
+    from pretune.analysis.export import Written
 
 
 def export_command(
@@ -42,8 +47,6 @@ def export_command(
 ) -> None:
     """An encoder as a folder that torchvision, timm or onnxruntime opens alone: weights, preprocessing, model card."""
     from pretune.analysis import evaluate, export
-    from pretune.display import export as display
-    from pretune.display import tables
 
     console = screen.console()
     with checking():
@@ -57,9 +60,30 @@ def export_command(
         )
     if asked.target.live and not as_json:
         note(console, f"the sweep {asked.target.sweep} runs: this is the trial as it is now")
+    keep(
+        console,
+        lambda: export.run(asked),
+        "writing",
+        lambda place: {f"less {place}/README.md": "how to open it", f"pretune eval {place} --data DATA": "judge it"},
+        as_json=as_json,
+    )
+
+
+def keep(
+    console: Console,
+    write: Callable[[], Written],
+    doing: str,
+    commands: Callable[[str], dict[str, str]],
+    *,
+    as_json: bool,
+) -> None:
+    """What was written is shown, with the commands that go on from its place; what was refused or failed is said."""
+    from pretune.display import export as display
+    from pretune.display import tables
+
     try:
-        with running(), nullcontext() if as_json else console.status("writing, and opening it without pretune"):
-            written = export.run(asked)
+        with running(), nullcontext() if as_json else console.status(f"{doing}, and opening it without pretune"):
+            written = write()
     except ValueError as error:
         refuse(str(error))
     except RuntimeError as error:
@@ -68,6 +92,5 @@ def export_command(
         print_json(display.as_json(written))
         return
     screen.show(console, display.told(written))
-    place = shlex.quote(tables.relative(written.folder))
-    again = f"pretune eval {place} --data DATA"
-    console.print(tables.commands({f"less {place}/README.md": "how to open it", again: "judge it"}), soft_wrap=True)
+    following = commands(shlex.quote(tables.relative(written.folder)))
+    console.print(tables.commands(following), soft_wrap=True)

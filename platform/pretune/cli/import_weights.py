@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pretune.cli.exits import checking, fail, print_json, refuse, running
+from pretune.cli.exits import checking
+from pretune.cli.export import keep
 from pretune.cli.options import Json, License
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -58,8 +57,6 @@ def import_command(
 ) -> None:
     """Other people's weights as such a folder as `pretune export` writes: to start from, to evaluate, to export."""
     from pretune.analysis import importing
-    from pretune.display import export as display
-    from pretune.display import tables
 
     console = screen.console()
     with checking():
@@ -76,23 +73,16 @@ def import_command(
             layout=layout,
             license_name=license_name,
         )
-    try:
-        with running(), nullcontext() if as_json else console.status("reading, and opening it without pretune"):
-            written = importing.run(asked)
-    except RequestError as error:
-        refuse(str(error))
-    except RuntimeError as error:
-        fail(str(error))
-    if as_json:
-        print_json(display.as_json(written))
-        return
-    screen.show(console, display.told(written))
-    place = shlex.quote(tables.relative(written.folder))
-    commands = {
-        f"pretune train RECIPE --set model.backbone.init={place}": "start from it",
-        f"pretune eval {place} --data DATA": "judge it",
-    }
-    console.print(tables.commands(commands), soft_wrap=True)
+    keep(
+        console,
+        lambda: importing.run(asked),
+        "reading",
+        lambda place: {
+            f"pretune train RECIPE --set model.backbone.init={place}": "start from it",
+            f"pretune eval {place} --data DATA": "judge it",
+        },
+        as_json=as_json,
+    )
 
 
 def _colors(typed: str | None, option: str) -> tuple[float, float, float] | None:

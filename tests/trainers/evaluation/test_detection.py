@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,8 @@ from trainers.evaluation.protocols.detection import Detection, Detector, Segment
 from trainers.evaluation.stages import maps_of, stages_of
 from trainers.evaluation.subject import Subject, untrained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 64
 GRAY = Preparation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 SMALL: dict[str, Any] = {
@@ -33,14 +34,6 @@ SMALL: dict[str, Any] = {
     "head_width": 32,
     "samples": 32,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def subject(**backbone: Any) -> Subject:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,10 @@ from trainers.evaluation.protocols.low_labels import LowLabels, drawn
 from trainers.evaluation.regression import fit_linear
 from trainers.evaluation.subject import Subject, untrained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 16
 SHORT: dict[str, Any] = {"epochs": 1, "shares": ("20%",), "rates": (0.03,), "flip": 0.0, "crop_scale": (0.6, 1.0)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from trainers.evaluation.protocol import (
     Report,
     Score,
     Split,
+    Task,
     bootstrapped,
     joined,
 )
@@ -77,16 +78,7 @@ class Dense(Protocol):
 
         check_maps(subject.at(self.source))
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes
         have the linear probe's intersection over union.
         """
@@ -95,6 +87,7 @@ class Dense(Protocol):
 
         from trainers.evaluation import annotated, patches
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source).to(device)
         parts = self.parts(data.annotations, data.split)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, Split, joined
+from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, Split, Task, joined
 
 if TYPE_CHECKING:
     import torch
@@ -87,21 +87,13 @@ class Detector(Protocol):
         numbers = {name: getattr(self, name) for name in Settings._fields if name != "masks"}
         return Settings(**numbers, masks=self.annotated == "masks")
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `ap`, `ap50`, `ap75` by COCO's rule, and on VOC's format `voc/ap50` (the area) and `voc/ap50_11`; of
         masks also `mask/ap`, …. Classes have `ap`, or of masks `mask/ap`.
         """
         from trainers.evaluation import annotated, average_precision
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
         parts = self.parts(data.annotations, data.split)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import stratified_order
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score, Task
 from trainers.evaluation.protocols.linear import at_an_end
 from trainers.evaluation.protocols.low_labels import FEW, Shares, check_shares, classes_left_out, drawn
 
@@ -75,16 +75,7 @@ class Tuning(Protocol):
     def amounts(self) -> Mapping[str, int | str]:
         """How much of the labels is fitted on, by what the scores' names then begin with."""
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `top1`, `top5`, `mean_class`, each with its beginning; classes and confusion of the last one. `chosen`
         has what each rate told right of the held-out part, None where it diverged. Each seed has its own order, views,
         held-out part and, of few labels, images.
@@ -93,6 +84,7 @@ class Tuning(Protocol):
 
         from trainers.evaluation import classification, frozen
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
         labels, names = data.fit_labels, data.dataset.manifest.class_names

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Report
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from trainers.evaluation.subject import Subject
 
 
@@ -29,25 +26,17 @@ class Knn(Protocol):
 
     draws: ClassVar[bool] = False
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `knn<k>/top1` of weighted votes and `knn<k>/unweighted/top1`, and `top5`; classes of the first one."""
         import torch
 
         from trainers.evaluation import classification, frozen
         from trainers.evaluation.neighbors import nearest, votes
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
-        fit, scored = frozen.features(looked, data, device=device, report=report, workers=workers)
+        fit, scored = frozen.features(looked, data, device=device, report=report)
         labels = torch.from_numpy(data.fit_labels).to(device)
         queries = torch.from_numpy(scored.take()).to(device, torch.float32)
         parts = (torch.from_numpy(part) for part in fit.chunks())

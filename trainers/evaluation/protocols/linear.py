@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report
+from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Task
 
 if TYPE_CHECKING:
     import torch
@@ -45,22 +45,14 @@ class Linear(Protocol):
     weight_decay: float = Field(0.0, ge=0.0)
     augmentation: Literal["crop_flip", "none"] = "crop_flip"
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `top1`, `top5`, `mean_class`, `calibration_error`; `chosen` has the grid of each seed."""
         from trainers.evaluation import classification, frozen
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
-        fit, scored = frozen.features(looked, data, device=device, report=report, workers=workers)
+        fit, scored = frozen.features(looked, data, device=device, report=report)
         found = []
         for place, seed in enumerate(seeds):
             if self.solver == "lbfgs":

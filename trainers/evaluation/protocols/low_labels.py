@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import count_of, stratified_order
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Score, Task
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 from trainers.settings import amount
 
 if TYPE_CHECKING:
-    import torch
-
     from trainers.evaluation.subject import Subject
 
 FEW = 5
@@ -52,22 +50,14 @@ class LowLabels(Protocol):
         super().check(dataset)
         check_shares(self.name, self.shares, dataset)
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `<share>/top1`, `<share>/top5`, `<share>/mean_class`; classes and confusion of the last share."""
         from trainers.evaluation import classification, frozen
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
-        fit, scored = frozen.features(looked, data, device=device, report=report, workers=workers)
+        fit, scored = frozen.features(looked, data, device=device, report=report)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
         scores: list[Score] = []
         chosen: list[dict[str, Any]] = []

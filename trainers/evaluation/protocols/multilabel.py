@@ -7,7 +7,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,15 @@ from trainers.evaluation.protocol import (
     Integers,
     Protocol,
     ProtocolResult,
-    Report,
     Score,
     Split,
+    Task,
     bootstrapped,
     joined,
 )
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end
 
 if TYPE_CHECKING:
-    import torch
-
     from trainers.data.annotations import AnnotatedImage
     from trainers.evaluation.multilabel import Way
     from trainers.evaluation.subject import Subject
@@ -78,30 +76,27 @@ class Multilabel(Protocol):
             annotated.left_out(parts.source),
         )
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `map` (area) and `map11` (11 points); classes have the area's average precision."""
         import torch
 
-        from trainers.evaluation import own
+        from trainers.evaluation import embedding
         from trainers.evaluation.multilabel import mean_average_precision
         from trainers.evaluation.regression import fit_multilabel
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source).to(device)
         given = self.labeled(data.annotations, data.split)
+        report("features", 0.0)
         fit, scored = (
-            own.features(looked, images, device=device, report=lambda done: report("features", done))
+            torch.from_numpy(np.concatenate(list(embedding.of_images(looked, images)))).to(device)
             for images in (given.fit, given.scored)
         )
+        if not all(bool(rows.isfinite().all()) for rows in (fit, scored)):
+            raise ValueError(
+                f"the features of {looked.name} must be finite, but some are not; the encoder has diverged"
+            )
         targets = torch.from_numpy(given.fit_targets).to(device)
         said: list[NDArray[Any]] = []
         chosen: list[dict[str, Any]] = []

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Score, Task
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 
 if TYPE_CHECKING:
-    import torch
-
     from trainers.evaluation.subject import Subject
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -38,19 +35,11 @@ class Robustness(Protocol):
     held_out: float = Field(0.1, gt=0.0, le=0.5)
     regularizations: tuple[Positive, ...] = Field(REGULARIZATIONS, min_length=1)
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores `plain/top1`, `shift0.125/top1`, `gray/top1`, …; classes and confusion of images as they are."""
         from trainers.evaluation import changed, classification, frozen
 
+        seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
         names = data.dataset.manifest.class_names

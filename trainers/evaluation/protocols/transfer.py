@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 import numpy as np
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Report
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task
 from trainers.evaluation.protocols.linear import Linear, Positive
 
 if TYPE_CHECKING:
-    import torch
-
     from trainers.evaluation.subject import Subject
 
 REGULARIZATIONS = tuple(float(f"{value:.3g}") for value in np.logspace(-5, 1, 25))
@@ -32,17 +29,8 @@ class Transfer(Protocol):
 
     elsewhere: ClassVar[bool] = True
 
-    def run(
-        self,
-        subject: Subject,
-        data: Data,
-        *,
-        seeds: Sequence[int],
-        device: torch.device,
-        report: Report,
-        workers: int = 1,
-    ) -> ProtocolResult:
+    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores of one data set: `top1`, `top5`, `mean_class`, `calibration_error`."""
         linear = Linear(source=self.source, held_out=self.held_out, regularizations=self.regularizations)
-        found = linear.run(subject, data, seeds=seeds, device=device, report=report, workers=workers)
+        found = linear.run(subject, data, **task)
         return found.model_copy(update={"protocol": self.model_dump(mode="json")})
