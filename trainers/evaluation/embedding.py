@@ -105,4 +105,5 @@ def _bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _device(subject: Subject) -> torch.device:
-    return next(subject.network.parameters()).device
+    first = next(subject.network.parameters(), None)  # none, where raw pixels are the features
+    return torch.device("cpu") if first is None else first.device
