@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainers.init_file import check_unchanged, file_of
 
-_UNSAFE = re.compile(r"Unsupported (?:global|class|operand)\w*:? (?:GLOBAL )?([\w.]+)")
+_UNSAFE = re.compile(r"Unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)")
 """In torch's message, what a file wants to be called."""
 
 
