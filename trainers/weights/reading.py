@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,6 +15,9 @@ import torch
 from torch import Tensor
 
 from trainers.init_file import check_unchanged, file_of
+
+_UNSAFE = re.compile(r"Unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)")
+"""In torch's message, what a file wants to be called."""
 
 
 class Tensors(NamedTuple):
@@ -47,7 +52,7 @@ def _safetensors(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        return load(file.read())
+        return dict(sorted(load(file.read()).items()))  # else in another order each time
     except SafetensorError as error:
         raise ValueError(
             f"{path} must be a whole safetensors file, but is damaged or another kind of file ({error}); get it again"
@@ -57,13 +62,15 @@ def _safetensors(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
 def _pickled(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
     try:
         # The arguments that DINO's and MAE's checkpoints hold beside their weights: a plain bag of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        unsafe = _UNSAFE.search(str(error))
+        reason = f"it names {unsafe[1]}, which would be" if unsafe else "it is damaged or another kind of file"
         raise ValueError(
             f"{path} must be what torch reads with weights_only=True, or safetensors, but is not; nothing in it was "
-            f"run ({_short(reason[0])}). Where you trust whoever made it, save its state dict alone as safetensors"
+            f"run ({reason}). Where you trust whoever made it, save its state dict alone as safetensors"
         ) from error
     return dict(_flat(content, ""))
 
@@ -74,7 +81,3 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else str(key))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pretune.core.errors import RequestError
 from pretune.core.messages import describe, did_you_mean
 from pretune.core.results import SweepResult
+from pretune.execution import run_folder
 from pretune.request import overrides, request
 from trainers import storage
 from trainers.config import TrialConfig
@@ -28,6 +29,7 @@ from trainers.evaluation.protocols import PROTOCOLS
 from trainers.files import why_not_writable, write_whole
 from trainers.init_file import ENCODER
 from trainers.report import Checkpoint
+from trainers.weights.folder import CONFIG
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
@@ -36,6 +38,8 @@ CHECKPOINT = ".pt"
 """Ending of a run's checkpoints."""
 FOLDER = ".evaluations"
 """Ending of the folder of a checkpoint's results, beside it."""
+UNTRAINED = ", untrained"
+"""How the names of networks end that a run only starts from."""
 MOST_SEEDS = 100
 
 Report = Callable[[str, float], None]
@@ -109,8 +113,8 @@ class Request:
 
 
 def find(text: str, storages: str) -> Target:
-    """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, a sweep (its best trial),
-    or SWEEP/TRIAL.
+    """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, the folder of a run of
+    `pretune train` (its newest checkpoint), a sweep (its best trial), or SWEEP/TRIAL.
 
     RequestError where there is no such thing, the sweep has no best trial, or the trial has left no checkpoint.
     """
@@ -119,6 +123,13 @@ def find(text: str, storages: str) -> Target:
         return Target(name=Path(text).stem, file=path)
     if (Path(text) / ENCODER).is_file():
         return Target(name=Path(text).absolute().name, file=str(Path(text).absolute() / ENCODER))
+    if (Path(text) / run_folder.METRICS).is_file():
+        return _run(Path(text).absolute())
+    if (Path(text) / CONFIG).is_file():
+        raise RequestError(
+            f"{text} must be a folder that `pretune export` or `pretune import` wrote, but has no {ENCODER}; write it "
+            "again, or name a sweep or a checkpoint"
+        )
     sweep, number = text, None
     match = re.fullmatch(r"(.+)/(\d+)/?", text)
     if match is not None and not _is_sweep(text, storages):
@@ -305,6 +316,14 @@ def _is_sweep(text: str, storages: str) -> bool:
     return True
 
 
+def _run(folder: Path) -> Target:
+    written = [report.checkpoint for report in run_folder.read(folder) if report.checkpoint is not None]
+    kept = [checkpoint for checkpoint in written if Path(checkpoint.path).is_file()]
+    if not kept:
+        raise RequestError(f"the run in {folder} has no checkpoint; go on with it, or name another one")
+    return Target(name=folder.name, file=kept[-1].path)
+
+
 def _trial(result: SweepResult, number: int | None) -> Target:
     if number is None:
         if result.experiment.points:
@@ -353,7 +372,7 @@ def _untrained(target: Target) -> Subject:
     from trainers.evaluation import subject
 
     found = encoder.load_trained(target.checkpoint or checkpoint.find(target.file))
-    return subject.untrained(found.config, found.preparation, name=f"{target.name}, untrained")
+    return subject.untrained(found.config, found.preparation, name=f"{target.name}{UNTRAINED}")
 
 
 def _on(text: str, *, expected_hash: str | None = None) -> OnData:

@@ -17,7 +17,6 @@ from trainers.evaluation.protocol import ProtocolResult
 MOST_REMOTE = 10
 """So many trials, the best, are asked for in a storage, where each one takes a request."""
 _FOLDER = re.compile(rf"epoch-(\d+).*{re.escape(evaluate.FOLDER)}")
-_UNTRAINED = ", untrained"  # how the names of networks end that a run only starts from
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def of(result: SweepResult) -> tuple[Evaluated, ...]:
     """
     ranks = {trial.id: rank for rank, trial in enumerate(result.ranked())}
     found = [
-        Evaluated(trial, epoch, one.subject.endswith(_UNTRAINED), one)
+        Evaluated(trial, epoch, one.subject.endswith(evaluate.UNTRAINED), one)
         for trial, epoch, place in (_here(result) if result.remote is None else _there(result))
         for one in evaluate.stored(place)
         if trial in ranks

@@ -145,7 +145,7 @@ def run(asked: Request) -> Written:
         source_sha256=found.sha256,
     )
     trial = None if asked.result is None or target.trial is None else asked.result.trials[target.trial]
-    origin = model_card.origin(trained.config, asked.result, trial, evaluate.stored(target.place))
+    origin = model_card.origin(trained.config, asked.result, trial, _of_branch(target.place, asked.branch))
     with _new_folder(asked.out) as aside:
         exported = exporting.write(aside, given)
         (aside / RECIPE).write_text(_recipe(trained.config))
@@ -201,6 +201,16 @@ def _check_format(config: TrialConfig, layout: Layout, branch: Branch) -> None:
             f"torchvision's transformer takes images of one size, {largest} pixels as its positions, but this one was "
             f"judged at {config.views[0].size}; take --format timm or onnx"
         )
+
+
+def _of_branch(place: str, branch: Branch) -> list[ProtocolResult]:
+    """What protocols have said of this network, and not of the other one or of how it was before any training."""
+    return [
+        one
+        for one in evaluate.stored(place)
+        if not one.subject.endswith(evaluate.UNTRAINED)
+        and (one.protocol.get("source") == "teacher") == (branch == "teacher")
+    ]
 
 
 def _source(target: Target, epoch: int) -> str:

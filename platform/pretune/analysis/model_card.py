@@ -62,7 +62,7 @@ class Origin:
     versions: Mapping[str, str] | None = None
     """Of the packages when the sweep began."""
     evaluations: tuple[ProtocolResult, ...] = ()
-    """What `pretune eval` has found."""
+    """What `pretune eval` has found of these very weights."""
 
 
 def origin(
@@ -94,10 +94,12 @@ def figures(known: Origin) -> list[Figure]:
     if first is not None and known.trial is not None and first.trial == known.trial.id:
         found += _probes(known, first.metrics, "report", "report/", "report/health/")
     for result in known.evaluations:
+        source = result.protocol.get("source", "features")
+        looked = result.name if source == "features" else f"{result.name} of {source}"
         for score in result.scores:
             found.append(
                 Figure(
-                    f"{result.name}, {score.measure} ({result.data})",
+                    f"{looked}, {score.measure} ({result.data})",
                     result.split,
                     score.value,
                     score.interval,
@@ -288,7 +290,8 @@ def _how_chosen(known: Origin) -> list[str]:
             )
     if known.reads_of_the_data:
         said.append(
-            f"Of this data set it was read {known.reads_of_the_data} time(s) in all, as far as that is written down."
+            f"Of this data set the report split was read {known.reads_of_the_data} time(s) in all, as far as that is "
+            "written down."
         )
     return [" ".join(filter(None, said))] if any(said) else []
 

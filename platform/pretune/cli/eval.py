@@ -28,8 +28,8 @@ def eval_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT|SWEEP[/TRIAL]",
-            help="a checkpoint's file or URI, a sweep (its best trial), or one trial of a sweep: NAME/3",
+            metavar="CHECKPOINT|RUN|SWEEP[/TRIAL]",
+            help="a checkpoint's file or URI, the folder of a run or an export, a sweep (its best trial), or NAME/3",
         ),
     ],
     protocol: Annotated[

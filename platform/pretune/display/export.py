@@ -28,6 +28,14 @@ def told(written: Written) -> Group:
             f"{exported.difference:.2g}, of {exported.largest:.2g}"
         )
     )
+    if not exported.largest:
+        lines.append(
+            Text(
+                "its features of random images are all 0, so that this says nothing: the network may have collapsed, "
+                "or lack something that its file does not hold",
+                style="yellow",
+            )
+        )
     lines.append(Text(f"{tables.relative(written.folder)}: {', '.join(exported.files)}", style="dim"))
     return Group(*lines)
 

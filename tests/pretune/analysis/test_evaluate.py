@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,27 @@ def test_a_sweep_means_its_best_trial_and_a_number_behind_it_another_one(sweep: 
     assert evaluate.find(best.file, storage)._replace(name="mine/0") == best._replace(
         checkpoint=None, config=None, sweep=None, trial=None
     )
+
+
+def test_a_runs_folder_means_its_newest_checkpoint_and_half_an_export_is_no_sweep(sweep: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    for name in ("epoch-0001.pt", "epoch-0002.pt"):
+        (run / "checkpoints" / name).write_bytes(b"weights")
+    lines = []
+    for epoch in (1, 2, 3):
+        saved = Checkpoint(path=f"checkpoints/epoch-000{epoch}.pt", sha256="x", epoch=epoch)
+        lines.append({"epoch": epoch, "metrics": {}, "checkpoint": saved.model_dump()})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = evaluate.find(str(run), "nowhere")
+    assert (found.name, found.file) == ("a", str(run / "checkpoints" / "epoch-0002.pt"))  # the third is gone
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(RequestError, match="has no checkpoint"):
+        evaluate.find(str(run), "nowhere")
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(RequestError, match=r"but has no encoder\.safetensors"):
+        evaluate.find(str(run), "nowhere")
 
 
 @pytest.mark.parametrize(

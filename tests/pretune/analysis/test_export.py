@@ -20,6 +20,7 @@ from trainers import checkpoint
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.data import datasets
+from trainers.evaluation.protocol import ProtocolResult, Score
 from trainers.model import build_model
 from trainers.report import Checkpoint
 from trainers.weights.opening import opened
@@ -113,6 +114,28 @@ def test_the_first_read_of_report_is_told_with_its_count(sweep: Path, tmp_path: 
     other = (tmp_path / "second" / "README.md").read_text()
     assert "| report |" not in other
     assert "first read for trial 0, not for this one" in other
+
+
+def test_the_card_has_the_figures_of_its_own_network_and_of_no_other(sweep: Path, tmp_path: Path) -> None:
+    place = sweep / "trials" / "0000" / "checkpoints" / "epoch-0001.evaluations"
+    for number, (subject, source, value) in enumerate(
+        [("known/0", "features", 0.61), ("known/0, untrained", "features", 0.62), ("known/0", "teacher", 0.63)]
+    ):
+        result = ProtocolResult(
+            protocol={"name": "knn", "version": 1, "source": source},
+            subject=subject,
+            digest="d",
+            data="digits",
+            manifest="m",
+            split="select",
+            seeds=(0,),
+            fitted=1,
+            scores=(Score(measure="top1", value=value, per_seed=(value,), count=2),),
+        )
+        evaluate.write(str(place / f"knn-{number}.json"), result.model_dump_json().encode())
+    assert pretune("export", "known/0", "--format", "timm", "--out", "own").exit_code == 0
+    rows = [line for line in (tmp_path / "own" / "README.md").read_text().splitlines() if line.startswith("| knn")]
+    assert rows == ["| knn, top1 (digits) | select | 0.6100 | – | 2 |"]
 
 
 def test_a_checkpoint_by_itself_is_exported_and_a_damaged_or_foreign_one_is_not(sweep: Path, tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def below(prefix: str, state: Mapping[str, Tensor], *, times: float = 1.0) -> di
 
 def _seen(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(2)
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):  # small, or every ReLU is 0 and so are all features
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+        elif buffer.is_floating_point():
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return network.eval()

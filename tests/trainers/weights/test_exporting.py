@@ -51,7 +51,7 @@ def trained(backbone: dict[str, Any], *, sizes: tuple[int, ...] = (foreign.SIZE,
     model.update_teacher(0, 10)
     with torch.no_grad():
         for parameter in model.backbone.parameters():
-            parameter.mul_(1.1)
+            parameter.mul_(1.1 if parameter.requires_grad else 1.0)  # fixed positions are what they are
     return Trained(model.eval(), config, PREPARED)
 
 
@@ -106,7 +106,7 @@ def test_timm_opens_a_folder_of_its_own_architectures_with_its_preprocessing(tmp
     network = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     assert difference(network, run.model.backbone) < 1e-5
     data = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
-    assert (data["input_size"], data["crop_pct"]) == ((3, 32, 32), 1.0)
+    assert (tuple(data["input_size"]), data["crop_pct"]) == ((3, 32, 32), 1.0)
     assert (tuple(data["mean"]), tuple(data["std"])) == (PREPARED.mean, PREPARED.std)
     assert data["interpolation"] == "bilinear"
     with pytest.raises(ValueError, match=r"torchvision has no timm:efficientnet_lite0; take --format timm or onnx"):
