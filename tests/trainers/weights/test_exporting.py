@@ -150,8 +150,11 @@ def test_onnxruntime_gives_our_features_of_any_number_of_images(tmp_path: Path, 
         assert np.abs(ours - theirs).max() < 1e-5
 
 
-@pytest.mark.parametrize("layout", ["torchvision", "timm"])
-@pytest.mark.parametrize("make", [foreign.resnet, foreign.vit], ids=["torchvision's ResNet-18", "timm's transformer"])
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [(foreign.resnet, "torchvision"), (foreign.vit, "timm")],
+    ids=["torchvision's ResNet-18", "timm's transformer"],
+)
 def test_others_weights_imported_and_exported_keep_their_features_in_a_process_without_us(
     tmp_path: Path, make: Any, layout: Layout
 ) -> None:
