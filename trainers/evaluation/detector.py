@@ -56,6 +56,7 @@ class Settings(NamedTuple):
     pyramid_width: int
     head_width: int
     samples: int
+    proposals: int
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ def build(subject: Subject, settings: Settings, class_count: int) -> nn.Module:
     if settings.masks:
         parts |= {"mask_roi_pool": mask_pool, "mask_head": mask_head}
         parts["mask_predictor"] = MaskRCNNPredictor(mask_width, settings.pyramid_width, class_count + 1)
+    scored = max(1, settings.proposals // 2)  # torchvision's proportion
     network: nn.Module = (MaskRCNN if settings.masks else FasterRCNN)(
         body,
         min_size=side,
@@ -165,6 +167,10 @@ def build(subject: Subject, settings: Settings, class_count: int) -> nn.Module:
         image_std=list(subject.std),
         rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
         box_batch_size_per_image=settings.samples,
+        rpn_pre_nms_top_n_train=settings.proposals,
+        rpn_post_nms_top_n_train=settings.proposals,
+        rpn_pre_nms_top_n_test=scored,
+        rpn_post_nms_top_n_test=scored,
         **parts,
     )
     return network

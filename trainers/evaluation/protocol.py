@@ -244,13 +244,16 @@ def share(measure: str, correct: NDArray[Any]) -> Score:
 def joined(
     measure: str, per_seed: Sequence[float] | NDArray[Any], *, count: int, images: tuple[float, float] | None
 ) -> Score:
-    """A score whose interval over images is `images`, widened by what seeds vary. Not-a-number has none."""
+    """A score whose interval over images is `images`, widened by what seeds vary, within 0 and 1. Not-a-number has
+    none.
+    """
     values = tuple(float(value) for value in per_seed)
     mean = math.fsum(values) / len(values)
     interval = None
     if images is not None and math.isfinite(mean):
         half = _of_seeds(values)
-        interval = (mean - math.hypot(mean - images[0], half), mean + math.hypot(images[1] - mean, half))
+        low, high = mean - math.hypot(mean - images[0], half), mean + math.hypot(images[1] - mean, half)
+        interval = (max(low, min(0.0, mean)), min(high, max(1.0, mean)))
     return Score(measure=measure, value=mean, per_seed=values, interval=interval, count=count)
 
 
@@ -262,9 +265,19 @@ def bootstrapped(
     """
     generator = np.random.Generator(np.random.Philox(key=count))
     drawn = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
-    half = NORMAL * float(np.std(drawn, ddof=1))
-    value = statistic(np.arange(count))
-    return value - half, value + half
+    return around(statistic(np.arange(count)), drawn, count)
+
+
+def around(value: float, drawn: Sequence[float], count: int) -> tuple[float, float]:
+    """The normal interval around a value from 0 to 1 of `count` images, with the deviation of a bootstrap's draws.
+
+    Where all draws are equal, as with every image right, these images do not show what others would do: then it is
+    Wilson's, of a share of the images.
+    """
+    deviation = float(np.std(drawn, ddof=1))
+    if deviation <= 1e-12 and 0.0 <= value <= 1.0:
+        return _wilson(value, count)
+    return value - NORMAL * deviation, value + NORMAL * deviation
 
 
 NORMAL = 1.959963984540054

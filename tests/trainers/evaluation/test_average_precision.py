@@ -20,6 +20,7 @@ from trainers.evaluation.average_precision import (
     overlaps,
     voc_matches,
 )
+from trainers.evaluation.protocol import around
 
 SIZE = 64
 CLASSES = 3
@@ -186,9 +187,17 @@ def test_perfect_detections_have_1_none_have_0_and_a_class_without_objects_does_
         assert mean_of(by_class(matches(images, silent, class_count=CLASSES), "area")) == 0.0
 
 
-def test_the_interval_of_average_precision_holds_the_truth_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(25, marks=pytest.mark.slow)])
+def test_the_interval_of_average_precision_holds_the_truth_as_often_as_it_says(count: int) -> None:
     from benchmarks.simulate_detection import rows
 
-    shares = [float(row[2].removesuffix(" %")) for row in rows(12, seed=0)]
-    assert all(share >= 75.0 for share in shares), shares
-    assert sum(shares) / len(shares) > 85.0
+    shares = [float(row[2].removesuffix(" %")) for row in rows(count, seed=0)]
+    assert sum(shares) / len(shares) > (70.0 if count == 1 else 88.0), shares
+
+
+def test_an_interval_of_what_is_always_right_is_not_empty() -> None:
+    low, high = around(1.0, [1.0] * 50, 40)
+    assert low == pytest.approx(40 / (40 + 1.96**2), abs=1e-4)
+    assert high == pytest.approx(1.0)
+    assert around(0.0, [0.0] * 50, 40) == pytest.approx((0.0, 1.0 - low))
+    assert around(0.5, [0.4, 0.6] * 25, 40)[0] < 0.4

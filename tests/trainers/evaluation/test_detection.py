@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "pyramid_width": 16,
     "head_width": 32,
     "samples": 32,
+    "proposals": 100,
 }
 
 

@@ -140,7 +140,7 @@ class Dense(Protocol):
             ],
             chosen=(chosen,),
             notes=[
-                "classes show the linear probe's intersection over union, and pixels",
+                "each class's value is the linear probe's intersection over union, its count that of its pixels",
                 f"fitted on {len(fitted.features):,} patches",
             ],
             seconds=time.monotonic() - began,

@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Report, Score, Split, Task, joined
+from trainers.evaluation.protocol import (
+    ClassScore,
+    Data,
+    Protocol,
+    ProtocolResult,
+    Report,
+    Score,
+    Split,
+    Task,
+    around,
+    joined,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +35,6 @@ if TYPE_CHECKING:
 
 RESAMPLES = 200
 """Of the bootstrap over images; each computes all figures anew."""
-_NORMAL = 1.959963984540054
 
 
 class Detector(Protocol):
@@ -60,6 +70,12 @@ class Detector(Protocol):
     pyramid_width: int = Field(256, ge=8, le=1024, description="channels of the pyramid's maps")
     head_width: int = Field(1024, ge=8, le=8192, description="of the pyramid's head")
     samples: int = Field(512, ge=1, le=4096, description="regions of an image that the head is trained on")
+    proposals: int = Field(
+        2000,
+        ge=2,
+        le=100_000,
+        description="regions of an image, from each map, to sample from; half as many in scoring",
+    )
     skip: float = Field(0.0, ge=0.0, lt=1.0, description="share of images and objects that may be faulty and left out")
 
     trains: ClassVar[bool] = True
@@ -127,7 +143,7 @@ class Detector(Protocol):
             seeds=seeds,
             scores=scores_of(matches, len(parts.scored), report),
             classes=_by_class(matches[shown], parts.source.classes),
-            notes=[f"classes show {shown}ap, and objects"],
+            notes=[f"each class's value is its {shown}ap, its count that of its objects"],
             seconds=time.monotonic() - began,
         )
 
@@ -241,8 +257,8 @@ def scores_of(matches: Mapping[str, Sequence[Sequence[Matches]]], count: int, re
         report("intervals", (resample + 1) / RESAMPLES)
     scores = []
     for measure, per_seed in values.items():
-        mean, half = float(np.mean(per_seed)), _NORMAL * float(np.std(drawn[measure], ddof=1))
-        scores.append(joined(measure, per_seed, count=count, images=(mean - half, mean + half)))
+        images = around(float(np.mean(per_seed)), drawn[measure], count)
+        scores.append(joined(measure, per_seed, count=count, images=images))
     return scores
 
 

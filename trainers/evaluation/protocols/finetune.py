@@ -102,6 +102,8 @@ class Tuning(Protocol):
                 rates = self._rates(looked.kind, few=few)
                 if few:
                     notes[f"{share} is too few labels to hold some out: rate {rates[0]:g}"] = None
+                else:
+                    notes[self._tried(looked.kind, rates)] = None
                 of = f", {share} of labels" if prefix else ""
                 said = f"{of} (seed {place + 1} of {len(seeds)})" if len(seeds) > 1 else of
                 made = self.tuned(
@@ -149,6 +151,11 @@ class Tuning(Protocol):
         if self.optimizer != "auto":
             return self.optimizer
         return "adamw" if kind == "vit" else "sgd"
+
+    def _tried(self, kind: str, rates: Sequence[float]) -> str:
+        recipe = self.recipe(kind)
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        return f"{self.name} by {recipe.optimizer}, weight decay {recipe.weight_decay:g}, learning rates {listed}"
 
     def _rates(self, kind: str, *, few: bool) -> tuple[float, ...]:
         """What is tried."""
