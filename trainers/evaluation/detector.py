@@ -221,7 +221,7 @@ def train(
             parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
             raise ValueError(
                 f"the detector's loss must be finite, but is not at step {step + 1} of {settings.steps} ({parts}); "
-                f"lower learning_rate, which is {settings.learning_rate:g}"
+                f"learning_rate is {settings.learning_rate:g}: lower it with --set NAME.learning_rate=…"
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
