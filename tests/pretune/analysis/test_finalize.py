@@ -75,7 +75,11 @@ def untrained_checkpoint(folder: Path, config: TrialConfig) -> Checkpoint:
     from trainers import checkpoint
     from trainers.model import build_model
 
-    state = {"config": config.model_dump(mode="json"), "model": build_model(config).state_dict()}
+    state = {
+        "config": config.model_dump(mode="json"),
+        "manifest": config.data.manifest,
+        "model": build_model(config).state_dict(),
+    }
     return checkpoint.save(folder, state, epoch=1)
 
 
