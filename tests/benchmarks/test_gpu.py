@@ -47,13 +47,9 @@ def test_the_table_has_a_line_for_each_part_whatever_became_of_it() -> None:
     ]
 
 
-def test_a_part_that_takes_too_long_is_left_out_and_one_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     assert gpu.bounded("step sfrik-tiny", tmp_path, toy=True, limit_s=1.0) == {"left out": "no time left"}
     assert gpu.bounded("together", tmp_path, toy=True, limit_s=5.0) == {"left out": "not done after 5 s"}
-    assert (
-        "must be a folder that `pretune data` wrote"
-        in gpu.bounded("loader sfrik-tiny", tmp_path, toy=True, limit_s=120.0)["error"]
-    )
 
 
 @pytest.mark.slow

@@ -62,7 +62,10 @@ def browser() -> Iterator[Browser]:
 
 
 @in_a_browser
-@pytest.mark.parametrize(("classes", "width", "scheme"), [(3, 1200, "light"), (20, 375, "dark"), (0, 375, "light")])
+@pytest.mark.parametrize(
+    ("classes", "width", "scheme"),
+    [pytest.param(3, 1200, "light", marks=pytest.mark.slow), (20, 375, "dark"), (0, 375, "light")],
+)
 def test_pointing_at_an_image_shows_it_whatever_its_name(
     browser: Browser, tmp_path: Path, classes: int, width: int, scheme: str
 ) -> None:

@@ -432,6 +432,7 @@ def tensors(state: Any, path: str = "") -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.ffcv
+@pytest.mark.slow
 def test_a_warm_trial_equals_a_cold_one_bit_for_bit(tmp_path: Path) -> None:
     """Two workers, digits, the real training: metrics of both ranks, weights and optimizer state."""
     from trainers.data.datasets import ensure_builtin

@@ -147,6 +147,7 @@ def numbered(step: int, count: int) -> Tensor:
     return patterns + 0.3 * noise(step, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.0, 0.25])
 def test_blank_images_give_nothing_away_under_the_default_rule(ratio: float) -> None:
     """In so few steps this network misses weak leaks; `test_masking` counts what told positions alone give away."""
@@ -161,6 +162,7 @@ def test_content_that_knows_its_place_solves_the_task() -> None:
     assert result["balanced_accuracy"] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blind", [True, False], ids=["no positions", "positions"])
 def test_noise_or_no_positions_end_at_chance(blind: bool) -> None:
     result = learned(trial(drop_ratio=0.5), numbered if blind else noise, steps=150, blind=blind)

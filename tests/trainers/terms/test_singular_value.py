@@ -256,6 +256,7 @@ def simulate(objective: Objective, steps: int) -> tuple[float, float]:
     return effective_rank(center), float((1 - center.square().sum(-1)).mean())
 
 
+@pytest.mark.slow
 def test_particles_spread_by_singular_values_and_by_nothing_else() -> None:
     pull = MultiviewCentroid(reading="v2c")
     alone, _ = simulate(Objective({"pull": pull}), steps=300)

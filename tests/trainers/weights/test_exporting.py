@@ -82,8 +82,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = ("tiny", "small", "a transformer")
+
+
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])
-@pytest.mark.parametrize("what", NETWORKS)
+@pytest.mark.parametrize(
+    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in NETWORKS]
+)
 def test_each_network_opens_strictly_without_us_with_our_features_and_comes_back(
     tmp_path: Path, what: str, layout: Layout
 ) -> None:
