@@ -72,7 +72,6 @@ def features(
     *,
     device: torch.device,
     report: Report,
-    workers: int = 1,
     view: View = PLAIN,
 ) -> tuple[Features, Features]:
     """(what may be fitted on, what is scored), from the store, in the order of `data.fit_ids` and `data.score_ids`.

@@ -187,8 +187,6 @@ class Protocol(BaseModel, ABC):
     """What images have instead of one label each, where `--data` says; `Data.annotations` is then that place."""
     elsewhere: ClassVar[bool] = False
     """Whether it is about other data than the network was trained on, so that these have to be named."""
-    shares_work: ClassVar[bool] = False
-    """Whether several workers can do it together."""
 
     def check(self, dataset: Dataset) -> None:
         """ValueError where it can not be done on that data set. Nothing has been started yet."""

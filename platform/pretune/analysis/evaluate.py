@@ -108,7 +108,6 @@ class Request:
     """Whether the same network before any training is judged beside it."""
     place: str
     """The folder or URI that results go to."""
-    workers: int = 1
     threads: int = 1
 
 
@@ -152,7 +151,6 @@ def check(
     seeds: int = 1,
     untrained: bool = False,
     out: Path | None = None,
-    workers: int = 1,
     threads: int = 1,
 ) -> Request:
     """The request, if it can be run. RequestError, or a ValueError of the data set's, where it can not.
@@ -178,11 +176,6 @@ def check(
     for protocol in wanted:
         if protocol.elsewhere and not data:
             raise RequestError(f"protocol {protocol.name!r} is about other data: name them with --data A --data B")
-        if workers > 1 and not protocol.shares_work:
-            raise RequestError(
-                f"--workers must be 1 with protocol {protocol.name!r}, which runs in one process, but is {workers}; "
-                "leave it out"
-            )
     kinds = {protocol.annotated is not None for protocol in wanted}
     if len(kinds) > 1:
         raise RequestError(
@@ -201,7 +194,7 @@ def check(
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
     found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
-    return Request(target, wanted, found, split, seeds, untrained, place, workers, threads)
+    return Request(target, wanted, found, split, seeds, untrained, place, threads)
 
 
 def run(

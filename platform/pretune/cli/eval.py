@@ -53,7 +53,6 @@ def eval_command(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="judge the same network before any training beside it")
     ] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="processes, one per GPU where there are enough")] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="default: one per CPU")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the results; default: beside the checkpoint")
@@ -77,7 +76,6 @@ def eval_command(
             seeds=seeds,
             untrained=untrained,
             out=out,
-            workers=workers,
             threads=threads or len(os.sched_getaffinity(0)),
         )
     found = []

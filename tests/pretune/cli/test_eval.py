@@ -52,7 +52,6 @@ def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:
         (["--protocol", "transfer"], "name them with --data"),
         (["--protocol", "multilabel"], "needs images with several labels"),
         (["--protocol", "multilabel", "--protocol", "knn"], "two commands"),
-        (["--workers", "2"], "--workers must be 1"),
         (["--seeds", "1000"], "--seeds must be 1 to 100"),
     ],
 )
