@@ -181,8 +181,6 @@ class Protocol(BaseModel, ABC):
 
     draws: ClassVar[bool] = True
     """Whether a seed changes anything; where it does not, one is enough."""
-    trains: ClassVar[bool] = False
-    """Whether the network itself is trained, so that features are not enough."""
     annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = None
     """What images have instead of one label each, where `--data` says; `Data.annotations` is then that place."""
     elsewhere: ClassVar[bool] = False

@@ -78,8 +78,6 @@ class Detector(Protocol):
     )
     skip: float = Field(0.0, ge=0.0, lt=1.0, description="share of images and objects that may be faulty and left out")
 
-    trains: ClassVar[bool] = True
-
     def check_annotated(self, place: Path, split: Split) -> str:
         return self.parts(place, split).source.sha256
 

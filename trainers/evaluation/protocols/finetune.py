@@ -6,7 +6,7 @@ import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Unpack
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -61,8 +61,6 @@ class Tuning(Protocol):
     flip: float = Field(0.5, ge=0.0, le=1.0)
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 is off")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-
-    trains: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _crops_are_a_range(self) -> Self:
