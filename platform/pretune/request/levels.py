@@ -29,6 +29,7 @@ from trainers.usercode import LostError
 MOST_LEVELS = 1_000
 """Beyond this it is a slip of the hand."""
 OBJECTIVE = "objective"
+LEAVE_OUT = "--leave-out"
 WITH, WITHOUT, BASE = "with", "without", "base"
 
 Check = Callable[[TrialConfig], None]
@@ -70,7 +71,14 @@ class _Row:
     """Of its paths, those that lead nowhere."""
 
     def told(self) -> RequestError:
-        return RequestError(f"{self.spelled}: {str(self.error).removeprefix('--set ')}")
+        why = str(self.error).removeprefix("--set ")
+        if list(self.changes.values()) == [None] and self.spelled.startswith(LEAVE_OUT):
+            (path,) = self.changes
+            why = (
+                f"without it the recipe is not valid ({why}); leave out a term, or a setting that may be null, or vary "
+                f"it with --factor {path}=…"
+            )
+        return RequestError(f"{self.spelled}: {why}")
 
 
 def parse(
@@ -242,7 +250,7 @@ def _parse_leave_out(base: TrialConfig, texts: Sequence[str]) -> list[Factor]:
             else:
                 change = {one: None}
             name = f"{WITHOUT} {one.rpartition('.')[2]}"
-            found[one] = Factor(one, WITH, (Choice(f"--leave-out {one}", name, WITHOUT, change),))
+            found[one] = Factor(one, WITH, (Choice(f"{LEAVE_OUT} {one}", name, WITHOUT, change),))
     return list(found.values())
 
 

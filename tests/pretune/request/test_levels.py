@@ -148,6 +148,7 @@ def test_what_says_nothing_is_refused(typed: dict[str, Any], message: str) -> No
         ([f"{WEIGHT}=-1"], {}, f"--factor {WEIGHT}=-1: "),
         ([f"{WEIGHT}=-1,-2"], {}, f"none of the levels can be built:\n--factor {WEIGHT}=-1: "),
         (["views.7.flip_probability=1", f"{WEIGHT}=0"], {}, "--factor views.7.flip_probability=1: views.7"),
+        ([], {"leave_out": ["epochs"]}, "a setting that may be null, or vary it with --factor epochs="),
         ([f"{WEIGHT}=0"], {"leave_out": ["objective.variance"]}, "is the same config as --factor"),
         ([], {"levels": ["same:epochs=3"]}, "--level same changes nothing"),
         ([f"{WEIGHT}=0"], {"grid": True, "leave_out": ["objective.variance"]}, f"{WEIGHT} is in two factors"),
