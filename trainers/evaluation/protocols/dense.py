@@ -11,18 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import (
-    ClassScore,
-    Data,
-    Protocol,
-    ProtocolResult,
-    Report,
-    Score,
-    Split,
-    Task,
-    bootstrapped,
-    joined,
-)
+from trainers.evaluation import protocol
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +27,7 @@ GROUND = "ground"
 """What the class of pixels of no object is called."""
 
 
-class Dense(Protocol):
+class Dense(protocol.Protocol):
     """Frozen maps, of a transformer its patch tokens: the linear probe of DINOv2 (arXiv 2304.07193, section 7.4), here
     as a convex regression on patches' shares of classes, and the nearest patches' vote (Balažević et al. 2023, arXiv
     2306.01667), on images stretched to `side` pixels. Class scores are brought to the image's size bilinearly.
@@ -58,10 +47,10 @@ class Dense(Protocol):
     draws: ClassVar[bool] = False
     annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = "masks"
 
-    def check_annotated(self, place: Path, split: Split) -> str:
+    def check_annotated(self, place: Path, split: protocol.Split) -> str:
         return self.parts(place, split).source.sha256
 
-    def parts(self, place: Path | None, split: Split) -> Parts:
+    def parts(self, place: Path | None, split: protocol.Split) -> Parts:
         """The images, divided. ValueError where they will not do."""
         from trainers.evaluation import annotated
 
@@ -78,7 +67,7 @@ class Dense(Protocol):
 
         check_maps(subject.at(self.source))
 
-    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
+    def run(self, subject: Subject, data: protocol.Data, **task: Unpack[protocol.Task]) -> protocol.ProtocolResult:
         """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes
         have the linear probe's intersection over union.
         """
@@ -135,7 +124,7 @@ class Dense(Protocol):
             seeds=seeds[:1],
             scores=[score for way, table in tables.items() for score in _scores(way, table)],
             classes=[
-                ClassScore(name=name, value=None if np.isnan(share) else float(share), count=int(count))
+                protocol.ClassScore(name=name, value=None if np.isnan(share) else float(share), count=int(count))
                 for name, share, count in zip(names, shares, counts, strict=True)
             ],
             chosen=(chosen,),
@@ -146,7 +135,9 @@ class Dense(Protocol):
             seconds=time.monotonic() - began,
         )
 
-    def _fitted(self, fitted: Patches, *, device: torch.device, report: Report) -> tuple[Linear, dict[str, Any]]:
+    def _fitted(
+        self, fitted: Patches, *, device: torch.device, report: protocol.Report
+    ) -> tuple[Linear, dict[str, Any]]:
         """The linear probe on all patches, and how its regularization was chosen: on every fifth image."""
         from trainers.evaluation import patches
 
@@ -165,7 +156,7 @@ class Dense(Protocol):
         )
 
 
-def _scores(way: str, tables: NDArray[np.int64]) -> list[Score]:
+def _scores(way: str, tables: NDArray[np.int64]) -> list[protocol.Score]:
     """From each image's pixels by (class, what they are taken for), [n, K, K]."""
     from trainers.evaluation.patches import intersection_over_union
 
@@ -184,6 +175,6 @@ def _scores(way: str, tables: NDArray[np.int64]) -> list[Score]:
         return float(np.trace(pixels) / max(pixels.sum(), 1))
 
     return [
-        joined(f"{way}/{name}", [of(np.arange(count))], count=count, images=bootstrapped(of, count))
+        protocol.joined(f"{way}/{name}", [of(np.arange(count))], count=count, images=protocol.bootstrapped(of, count))
         for name, of in (("miou", mean), ("pixels", right))
     ]
