@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,14 @@ class ProtocolResult(_Value):
         """KeyError where it has none of that name."""
         found = {one.measure: one for one in self.scores}
         return found[measure]
+
+
+class Judged(NamedTuple):
+    """What a subject is worth, of a `ProtocolResult`."""
+
+    scores: tuple[Score, ...]
+    classes: tuple[ClassScore, ...] = ()
+    confusion: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,39 @@ class Protocol(BaseModel, ABC):
 
         ValueError where the subject has no such source, or its numbers are not finite.
         """
+
+    def result(
+        self,
+        subject: Subject,
+        data: Data,
+        judged: Judged,
+        *,
+        seeds: Sequence[int],
+        fitted: int,
+        seconds: float,
+        manifest: str | None = None,
+        chosen: Sequence[dict[str, Any]] = (),
+        notes: Sequence[str] = (),
+    ) -> ProtocolResult:
+        """With what every result says of its protocol, subject and data. `manifest` is the data set's hash, by default
+        that of images with one label each.
+        """
+        return ProtocolResult(
+            protocol=self.model_dump(mode="json"),
+            subject=subject.name,
+            digest=subject.digest,
+            data=data.name,
+            manifest=data.dataset.manifest_hash if manifest is None else manifest,
+            split=data.split,
+            seeds=tuple(seeds),
+            fitted=fitted,
+            scores=judged.scores,
+            classes=judged.classes,
+            confusion=judged.confusion,
+            chosen=tuple(chosen),
+            notes=tuple(notes),
+            seconds=seconds,
+        )
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -116,22 +116,26 @@ class Dense(protocol.Protocol):
         tables = {way: np.stack(its) for way, its in pixels.items()}
         shares = patches.intersection_over_union(tables["linear"].sum(0))
         counts = tables["linear"].sum((0, 2))
-        return annotated.result(
-            self,
-            looked,
-            data,
-            parts,
-            seeds=seeds[:1],
-            scores=[score for way, table in tables.items() for score in _scores(way, table)],
-            classes=[
+        judged = protocol.Judged(
+            tuple(score for way, table in tables.items() for score in _scores(way, table)),
+            tuple(
                 protocol.ClassScore(name=name, value=None if np.isnan(share) else float(share), count=int(count))
                 for name, share, count in zip(names, shares, counts, strict=True)
-            ],
+            ),
+        )
+        return self.result(
+            looked,
+            data,
+            judged,
+            manifest=parts.source.sha256,
+            seeds=seeds[:1],
+            fitted=len(parts.fit),
             chosen=(chosen,),
-            notes=[
+            notes=(
                 "each class's value is the linear probe's intersection over union, its count that of its pixels",
                 f"fitted on {len(fitted.features):,} patches",
-            ],
+                *annotated.left_out(parts.source),
+            ),
             seconds=time.monotonic() - began,
         )
 

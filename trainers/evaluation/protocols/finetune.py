@@ -80,7 +80,7 @@ class Tuning(Protocol):
         """
         import torch
 
-        from trainers.evaluation import classification, frozen
+        from trainers.evaluation import classification
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
@@ -122,15 +122,13 @@ class Tuning(Protocol):
                 fitted = max(fitted, len(rows))
             judged = classification.judge(found, data.score_labels, names, prefix=prefix)
             scores += judged.scores
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            judged._replace(scores=tuple(scores)),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=judged,
             fitted=fitted,
-            chosen=tuple(chosen),
+            chosen=chosen,
             notes=(*notes, *at_an_end(chosen)),
             seconds=time.monotonic() - began,
         )

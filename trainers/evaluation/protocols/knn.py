@@ -55,13 +55,11 @@ class Knn(Protocol):
                 )
                 prefix = f"knn{k}/" if weighting == "similarity" else f"knn{k}/unweighted/"
                 judged.append(classification.judge([counted], data.score_labels, names, prefix=prefix))
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            judged[0]._replace(scores=tuple(score for one in judged for score in one.scores)),
             seeds=seeds[:1],
-            scores=tuple(score for one in judged for score in one.scores),
-            judged=judged[0],
             fitted=fit.count,
             seconds=time.monotonic() - began,
         )

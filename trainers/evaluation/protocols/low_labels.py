@@ -85,16 +85,14 @@ class LowLabels(Protocol):
                 chosen.append({"seed": seed, "share": share, **said})
             judged = classification.judge(found, data.score_labels, names, prefix=f"{share}/")
             scores += judged.scores
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            judged._replace(scores=tuple(scores)),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=judged,
-            chosen=tuple(chosen),
-            notes=(*notes, *at_an_end(chosen)),
             fitted=max(count_of(share, fit.count) for share in self.shares),
+            chosen=chosen,
+            notes=(*notes, *at_an_end(chosen)),
             seconds=time.monotonic() - began,
         )
 

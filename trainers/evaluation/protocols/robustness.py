@@ -71,15 +71,13 @@ class Robustness(Protocol):
             if place == 0:
                 first = judged
                 chosen = tuple({"seed": seed, **one.said} for seed, one in zip(seeds, fits, strict=True))
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            first._replace(scores=tuple(scores)),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=first,
+            fitted=fit.count,
             chosen=chosen,
             notes=at_an_end(chosen),
-            fitted=fit.count,
             seconds=time.monotonic() - began,
         )
