@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
@@ -22,10 +22,12 @@ from trainers.data.manifest import Dataset
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from trainers.data.loader import Loaders
     from trainers.evaluation.features import Store
     from trainers.evaluation.subject import Subject
+    from trainers.settings import ViewConfig
 
 Split = Literal["select", "report"]
 Integers = NDArray[np.int64]
@@ -163,6 +165,24 @@ class Data:
         if self.split == "report":
             return self.dataset.report_labels()
         return self.dataset.search_labels()[self.dataset.select_ids]
+
+    def augmented(
+        self, subject: Subject, ids: Integers, view: ViewConfig, *, batch_size: int, seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Integers]]:
+        """Batches of rows `ids` of the search file, changed as `view` says and normalized as the subject's own, and
+        which rows these are.
+        """
+        batches = self.loaders.augmented(
+            self.dataset,
+            ids,
+            views=(view,),
+            batch_size=batch_size,
+            threads=self.threads,
+            seed=seed,
+            epoch=epoch,
+            normalization=(subject.mean, subject.std),
+        )
+        return ((views[0], rows) for views, rows in batches)
 
 
 class Task(TypedDict):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.evaluation.annotated import Parts
-    from trainers.evaluation.patches import Linear, Patches
+    from trainers.evaluation.patches import Patches
+    from trainers.evaluation.regression import LinearProbe
     from trainers.evaluation.subject import Subject
 
 MOST_CLASSES = 254
@@ -141,7 +142,7 @@ class Dense(protocol.Protocol):
 
     def _fitted(
         self, fitted: Patches, *, device: torch.device, report: protocol.Report
-    ) -> tuple[Linear, dict[str, Any]]:
+    ) -> tuple[LinearProbe, dict[str, Any]]:
         """The linear probe on all patches, and how its regularization was chosen: on every fifth image."""
         from trainers.evaluation import patches
 
