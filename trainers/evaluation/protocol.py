@@ -115,6 +115,11 @@ class Judged(NamedTuple):
     confusion: tuple[tuple[int, int, int], ...] = ()
 
 
+def together(judged: Sequence[Judged], *, shown: int = 0) -> Judged:
+    """All of their scores, with the classes and the confusion of the one at place `shown`."""
+    return judged[shown]._replace(scores=tuple(score for one in judged for score in one.scores))
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set as protocols see it: which images are fitted on, which are scored."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import stratified_order
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score, Task
+from trainers.evaluation.protocol import Data, Integers, Judged, Protocol, ProtocolResult, Report, Task, together
 from trainers.evaluation.protocols.linear import at_an_end
 from trainers.evaluation.protocols.low_labels import FEW, Shares, check_shares, classes_left_out, drawn
 
@@ -86,7 +86,7 @@ class Tuning(Protocol):
         began = time.monotonic()
         looked = subject.at(self.source)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
-        scores: list[Score] = []
+        judged: list[Judged] = []
         chosen: list[dict[str, Any]] = []
         notes: dict[str, None] = {}
         fitted = 0
@@ -120,12 +120,11 @@ class Tuning(Protocol):
                     }
                 )
                 fitted = max(fitted, len(rows))
-            judged = classification.judge(found, data.score_labels, names, prefix=prefix)
-            scores += judged.scores
+            judged.append(classification.judge(found, data.score_labels, names, prefix=prefix))
         return self.result(
             looked,
             data,
-            judged._replace(scores=tuple(scores)),
+            together(judged, shown=-1),
             seeds=seeds,
             fitted=fitted,
             chosen=chosen,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task, together
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
@@ -58,7 +58,7 @@ class Knn(Protocol):
         return self.result(
             looked,
             data,
-            judged[0]._replace(scores=tuple(score for one in judged for score in one.scores)),
+            together(judged),
             seeds=seeds[:1],
             fitted=fit.count,
             seconds=time.monotonic() - began,
