@@ -76,8 +76,7 @@ class Setting(NamedTuple):
     values: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """Where the values of one parameter lie: a range, the widest of all trials, or choices as text."""
 
     low: float
