@@ -37,4 +37,5 @@ def information(answers: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack([*answers])  # [views, n, M]
     of_all = torch.special.entr(dist.mean_over_ranks(stacked.mean(1))).sum(1)
     of_each = torch.special.entr(stacked).sum(2).mean(1)
-    return (of_all - dist.mean_over_ranks(of_each)).mean()
+    gained: Tensor = (of_all - dist.mean_over_ranks(of_each)).mean()
+    return gained
