@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,9 +68,9 @@ def main() -> None:
 
 def compare(folder: Path, cifar10: Path | None, count: int, epochs: int) -> None:
     """Prints each side's seconds, their ratio, and both accuracies on the same images."""
-    images, labels, test, test_labels = drawn(count) if cifar10 is None else cifar(cifar10, count)
+    images = drawn(count) if cifar10 is None else cifar(cifar10, count)
     source = folder / "images.npz"
-    np.savez(source, images=images, labels=labels, test_images=test, test_labels=test_labels)
+    np.savez(source, **images._asdict())
     dataset = datasets.build("npz", source=[source], out=folder / "data", select_images=max(20, count // 10))
     config = TrialConfig.model_validate(
         {
@@ -93,12 +94,11 @@ def compare(folder: Path, cifar10: Path | None, count: int, epochs: int) -> None
         "kNN, features kept": judge(Knn(neighbors=(20,))),
         "SGD, all rates at once": judge(Linear(solver="sgd", learning_rates=RATES, epochs=epochs)),
     }
-    mean, std = torch.tensor(subject.mean), torch.tensor(subject.std)
     theirs = {
-        "SGD": timed(lambda: usual_linear(subject, images, labels, test, test_labels, mean, std, epochs)),
-        "kNN": timed(lambda: usual_knn(subject, images, labels, test, test_labels, mean, std)),
+        "SGD": timed(lambda: usual_linear(subject, images, epochs)),
+        "kNN": timed(lambda: usual_knn(subject, images)),
     }
-    print(f"{count:,} images, {len(test):,} scored, {epochs} epochs, {len(RATES)} learning rates")
+    print(f"{count:,} images, {len(images.test_labels):,} scored, {epochs} epochs, {len(RATES)} learning rates")
     print("| ours | seconds | accuracy | 95 % | usual way | seconds | accuracy | ratio |")
     print("|:--|--:|--:|--:|:--|--:|--:|--:|")
     for name, (seconds, found) in ours.items():
@@ -127,15 +127,15 @@ def timed(act: Callable[[], float]) -> tuple[float, float]:
 
 
 class Pictures(TorchDataset[tuple[Tensor, int]]):
-    """Images as Pillow's, under torchvision's transforms."""
+    """Images as Pillow's, under torchvision's transforms, normalized as the subject's own."""
 
     def __init__(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int64], mean: Tensor, std: Tensor, *, augmented: bool
+        self, subject: Subject, images: NDArray[np.uint8], labels: NDArray[np.int64], *, augmented: bool = False
     ) -> None:
         from torchvision import transforms  # type: ignore[import-untyped]
 
         changes = [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip()] if augmented else []
-        normalize = transforms.Normalize(mean.tolist(), std.tolist())
+        normalize = transforms.Normalize(subject.mean, subject.std)
         self._images, self._labels = images, labels
         self._transform = transforms.Compose([transforms.ToPILImage(), *changes, transforms.ToTensor(), normalize])
 
@@ -146,21 +146,11 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
         return self._transform(self._images[place]), int(self._labels[place])
 
 
-def usual_linear(
-    subject: Subject,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    test: NDArray[np.uint8],
-    test_labels: NDArray[np.int64],
-    mean: Tensor,
-    std: Tensor,
-    epochs: int,
-) -> float:
+def usual_linear(subject: Subject, given: Images, epochs: int) -> float:
     """Accuracy on the test images of the rate that is best on a tenth of the others."""
-    held = len(images) // 10
-    train = DataLoader(
-        Pictures(images[held:], labels[held:], mean, std, augmented=True), BATCH, shuffle=True, num_workers=2
-    )
+    held = len(given.images) // 10
+    pictures = Pictures(subject, given.images[held:], given.labels[held:], augmented=True)
+    train = DataLoader(pictures, BATCH, shuffle=True, num_workers=2)
     found = []
     for rate in RATES:
         torch.manual_seed(0)
@@ -175,8 +165,8 @@ def usual_linear(
                 optimizer.step()
                 schedule.step()
         scores = [
-            accuracy(subject, head, Pictures(*part, mean, std, augmented=False))
-            for part in ((images[:held], labels[:held]), (test, test_labels))
+            accuracy(subject, head, Pictures(subject, *part))
+            for part in ((given.images[:held], given.labels[:held]), (given.test_images, given.test_labels))
         ]
         found.append(scores)
     return max(found)[1]
@@ -191,24 +181,17 @@ def accuracy(subject: Subject, head: nn.Linear, pictures: Pictures) -> float:
 
 
 @torch.no_grad()
-def usual_knn(
-    subject: Subject,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    test: NDArray[np.uint8],
-    test_labels: NDArray[np.int64],
-    mean: Tensor,
-    std: Tensor,
-) -> float:
+def usual_knn(subject: Subject, given: Images) -> float:
     def bank(pixels: NDArray[np.uint8], classes: NDArray[np.int64]) -> Tensor:
-        pictures = Pictures(pixels, classes, mean, std, augmented=False)
+        pictures = Pictures(subject, pixels, classes)
         rows = [subject.encode(batch) for batch, _ in DataLoader(pictures, BATCH, num_workers=2)]
         return nn.functional.normalize(torch.cat(rows), dim=1)
 
-    rows, queries = bank(images, labels), bank(test, test_labels)
+    rows, queries = bank(given.images, given.labels), bank(given.test_images, given.test_labels)
     similarities, places = (queries @ rows.T).topk(20, dim=1)
-    votes = torch.zeros(len(queries), 10).scatter_add_(1, torch.from_numpy(labels)[places], (similarities / 0.07).exp())
-    return float((votes.argmax(1) == torch.from_numpy(test_labels)).double().mean())
+    classes = torch.from_numpy(given.labels)[places]
+    votes = torch.zeros(len(queries), 10).scatter_add_(1, classes, (similarities / 0.07).exp())
+    return float((votes.argmax(1) == torch.from_numpy(given.test_labels)).double().mean())
 
 
 def width_of(subject: Subject) -> int:
@@ -218,7 +201,13 @@ def width_of(subject: Subject) -> int:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-Images = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
+class Images(NamedTuple):
+    """Images to fit on and to test, [n, 32, 32, 3], and their classes."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
 
 
 def drawn(count: int) -> Images:
@@ -232,7 +221,7 @@ def drawn(count: int) -> Images:
         pixels = shades[:, None, None] + generator.normal(0, 30, (number, 32, 32, 3))
         return pixels.clip(0, 255).astype(np.uint8), labels
 
-    return (*some(count), *some(count // 2))
+    return Images(*some(count), *some(count // 2))
 
 
 def cifar(folder: Path, count: int) -> Images:
@@ -241,7 +230,7 @@ def cifar(folder: Path, count: int) -> Images:
     images, labels = (np.concatenate([part[name] for part in parts])[:count] for name in ("images", "labels"))
     test = np.load(folder / "test.npz")
     half = count // 2
-    return images, labels.astype(np.int64), test["images"][:half], test["labels"][:half].astype(np.int64)
+    return Images(images, labels.astype(np.int64), test["images"][:half], test["labels"][:half].astype(np.int64))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -31,47 +31,35 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainers.terms import (
-    BatchWhitening,
-    Brownian,
-    ChannelWhitening,
-    Covariance,
-    CrossCorrelation,
-    InfoNCE,
-    KernelMMD,
-    Outputs,
-    SingularValue,
-    Spectral,
-    TermConfig,
-)
+from trainers import terms
 from trainers.terms.kernels import RBF, Truncated
 
 
-def channel_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], TermConfig]:
-    return lambda batch, dimension: ChannelWhitening(
+def channel_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], terms.TermConfig]:
+    return lambda batch, dimension: terms.ChannelWhitening(
         sub_batch_size=min(64, batch, dimension // 8), group_count=4, factor=factor
     )
 
 
-def batch_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], TermConfig]:
-    return lambda batch, dimension: BatchWhitening(group_count=max(1, 2 * dimension // batch), factor=factor)
+def batch_whitening(factor: Literal["zca", "cholesky"]) -> Callable[[int, int], terms.TermConfig]:
+    return lambda batch, dimension: terms.BatchWhitening(group_count=max(1, 2 * dimension // batch), factor=factor)
 
 
-TERMS: dict[str, Callable[[int, int], TermConfig]] = {
-    "sfrik, degree 3, gram": lambda _, __: KernelMMD(kernel=Truncated(), form="gram"),
-    "sfrik, degree 2, auto": lambda _, __: KernelMMD(kernel=Truncated(coefficients=(1.0, 40.0))),
-    "rbf, gram": lambda _, __: KernelMMD(kernel=RBF()),
-    "singular value, nuclear": lambda _, __: SingularValue(),
-    "singular value, frobenius": lambda _, __: SingularValue(form="frobenius"),
-    "brownian": lambda _, __: Brownian(),
+TERMS: dict[str, Callable[[int, int], terms.TermConfig]] = {
+    "sfrik, degree 3, gram": lambda _, __: terms.KernelMMD(kernel=Truncated(), form="gram"),
+    "sfrik, degree 2, auto": lambda _, __: terms.KernelMMD(kernel=Truncated(coefficients=(1.0, 40.0))),
+    "rbf, gram": lambda _, __: terms.KernelMMD(kernel=RBF()),
+    "singular value, nuclear": lambda _, __: terms.SingularValue(),
+    "singular value, frobenius": lambda _, __: terms.SingularValue(form="frobenius"),
+    "brownian": lambda _, __: terms.Brownian(),
     "channel whitening, zca": channel_whitening("zca"),
     "channel whitening, cholesky": channel_whitening("cholesky"),
     "batch whitening, zca": batch_whitening("zca"),
     "batch whitening, cholesky": batch_whitening("cholesky"),
-    "covariance": lambda _, __: Covariance(),
-    "cross-correlation": lambda _, __: CrossCorrelation(),
-    "info-nce": lambda _, __: InfoNCE(),
-    "spectral": lambda _, __: Spectral(),
+    "covariance": lambda _, __: terms.Covariance(),
+    "cross-correlation": lambda _, __: terms.CrossCorrelation(),
+    "info-nce": lambda _, __: terms.InfoNCE(),
+    "spectral": lambda _, __: terms.Spectral(),
 }
 """By name: the term's settings for a batch size and a dimension."""
 
@@ -98,7 +86,7 @@ def loss_of(name: str, batch: int, dimension: int) -> Callable[[tuple[Tensor, ..
 
     def loss(views: tuple[Tensor, ...]) -> Tensor:
         return term(
-            Outputs(
+            terms.Outputs(
                 features=views,
                 projections=views,
                 predictions=None,

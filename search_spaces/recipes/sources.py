@@ -7,6 +7,7 @@ where they are known. Each new recipe needs a line in `SOURCES`, and each differ
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -91,22 +92,17 @@ def _ours(why: str = "A tiny one for digits: the method is its source's, the siz
     return Source("ours", differences=why)
 
 
-def _cw_rgp(epochs: int, size: int) -> Source:
+def _whitening(where: str, initialization: str, batch: str, views: int, epochs: int, size: int) -> Source:
     stem = "small" if size == 32 else "small_pooled"
     return Source(
-        "winci-ai/CW-RGP, scripts/base.sh (CW-RGP 4)",
-        Settings(stem, "bicubic", "zero residual", "256", f"{epochs:,}", crops((4, size, 0.2, 1.0))),
+        where,
+        Settings(stem, "bicubic", initialization, batch, f"{epochs:,}", crops((views, size, 0.2, 1.0))),
         f"Sub-batches are runs of the global batch. {_HARNESS}",
     )
 
 
-def _w_mse(epochs: int, size: int) -> Source:
-    stem = "small" if size == 32 else "small_pooled"
-    return Source(
-        "htdt/self-supervised, README.md (W-MSE 2)",
-        Settings(stem, "bicubic", "torchvision", "512", f"{epochs:,}", crops((2, size, 0.2, 1.0))),
-        f"Sub-batches are runs of the global batch. {_HARNESS}",
-    )
+_cw_rgp = partial(_whitening, "winci-ai/CW-RGP, scripts/base.sh (CW-RGP 4)", "zero residual", "256", 4)
+_w_mse = partial(_whitening, "htdt/self-supervised, README.md (W-MSE 2)", "torchvision", "512", 2)
 
 
 def _msbreg(epochs: int, size: int, stem: str, low: float = 0.2) -> Source:

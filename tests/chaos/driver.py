@@ -10,16 +10,30 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from pretune import sweep
 from pretune.core import journal
+from tests.chaos.counts import Counts
 from tests.toys import BASE, experiment, space, warm_slots
 
 ROOT = Path(__file__).parents[2]
+
+
+def killed_after(process: subprocess.Popen[bytes], counts: Counts, *, after_s: float) -> bool:
+    """Whether it could be killed with SIGKILL `after_s` from now; it is counted. False: it was over before."""
+    time.sleep(after_s)
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    counts.add("drivers killed")
+    return True
 
 
 def start(

@@ -11,7 +11,6 @@ import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 from tests.chaos import clusters
 from tests.chaos.counts import Counts
-from tests.chaos.driver import ROOT
+from tests.chaos.driver import ROOT, killed_after
 
 TRIALS, EPOCHS, EPOCH_S = 10, 6, 0.25
 
@@ -94,12 +93,8 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         process = _start(killed, seed)
         before = len(_ran(killed))
         _wait_for_more(process, killed, before)
-        time.sleep(rng.uniform(0.0, 2.0))
-        if process.poll() is not None:
+        if not killed_after(process, counts, after_s=rng.uniform(0.0, 2.0)):
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        counts.add("drivers killed")
         session = (killed / "session.txt").read_text()
         clusters.wait_for_the_end_of(Path(session))
         shutil.rmtree(session, ignore_errors=True)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from pretune.core import journal
 from pretune.core.records import Epoch
 from tests.chaos import clusters
 from tests.chaos.counts import Counts
-from tests.chaos.driver import ROOT
+from tests.chaos.driver import ROOT, killed_after
 
 SWEEP = ["sweep", "kernels", "--slots", "1", "--trials", "6", "--epochs", "3", "--name", "real"]
 CIFAR = ["--recipe", "sfrik_cifar10", "--subset", "512", "--set", "batch_size=128"]
@@ -41,12 +39,8 @@ def run(folder: Path, seed: int, count: int) -> Counts:
         before = _epochs(killed)
         begun = clusters.wait_until(lambda: _epochs(killed) > before or process.poll() is not None, 300.0)  # noqa: B023
         assert begun, "no epoch within 300 s"
-        time.sleep(rng.uniform(0.0, 6.0))
-        if process.poll() is not None:
+        if not killed_after(process, counts, after_s=rng.uniform(0.0, 6.0)):
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        counts.add("drivers killed")
         session = clusters.session_of(killed / "sweeps" / "real")
         assert session is not None
         counts.must_be_zero("processes left", clusters.wait_for_the_end_of(session))

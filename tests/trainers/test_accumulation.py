@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.terms.test_every_term import TERMS
-from tests.trainers.test_train import AUTOENCODER, DINO, MASKED, Recorder, config, fingerprint, learned, run, whole_run
+from tests.trainers.test_train import (
+    AUTOENCODER,
+    DINO,
+    MASKED,
+    Recorder,
+    assert_same_run,
+    config,
+    fingerprint,
+    run,
+    whole_run,
+)
 from tests.two_processes import TwoProcesses
 from trainers import accumulation
 from trainers.config import TrialConfig
@@ -90,14 +100,9 @@ def test_parts_give_each_terms_value_and_gradient_over_the_whole_batch(
 
 @exact
 def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path: Path, changes: dict[str, Any]) -> None:
-    outcome, reports, model = whole_run(str(tmp_path / "whole"), config(**changes).model_dump(mode="json"))
-    in_parts = config(**changes, accumulate=3).model_dump(mode="json")
-    other_outcome, other_reports, other = whole_run(str(tmp_path / "parts"), in_parts)
-    assert other_outcome == outcome
-    for name, value in model.items():
-        assert torch.allclose(other[name], value, rtol=1e-8, atol=1e-11), name
-    for ours, theirs in zip(reports, other_reports, strict=True):
-        assert learned(theirs) == pytest.approx(learned(ours), rel=1e-6)
+    whole = whole_run(str(tmp_path / "whole"), config(**changes).model_dump(mode="json"))
+    in_parts = whole_run(str(tmp_path / "parts"), config(**changes, accumulate=3).model_dump(mode="json"))
+    assert_same_run(in_parts, whole, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("changes", [DINO, BATCH_NORM], ids=["dino", "batch norm"])
@@ -106,13 +111,9 @@ def test_two_workers_in_parts_train_the_model_of_one_in_parts(
 ) -> None:
     """With batch norm too: a part has the same images on any number of workers."""
     trial = config(**changes, accumulate=3, epochs=1).model_dump(mode="json")
-    outcome, reports, model = whole_run(str(tmp_path / "one"), trial)
-    for two_outcome, two_reports, two_model in two_processes.run(whole_run, str(tmp_path / "two"), trial):
-        assert two_outcome == outcome
-        for name, value in model.items():
-            assert torch.allclose(two_model[name], value, rtol=1e-9, atol=1e-12), name
-        for ours, theirs in zip(reports, two_reports, strict=True):
-            assert learned(theirs) == pytest.approx(learned(ours), rel=1e-6)
+    alone = whole_run(str(tmp_path / "one"), trial)
+    for found in two_processes.run(whole_run, str(tmp_path / "two"), trial):
+        assert_same_run(found, alone)
 
 
 def test_parameters_that_no_term_reaches_do_not_stall_two_workers_in_parts(

@@ -89,7 +89,7 @@ class MemoryLoaders:
         rank: int,
         world_size: int,
         first_step: int = 0,
-        pinned: bool = False,
+        **_: Any,
     ) -> Iterator[Batch]:
         order = np.random.default_rng((config.seed, epoch)).permutation(dataset.pretrain_ids(config.data.subset))
         share = config.batch_size // world_size
@@ -679,7 +679,10 @@ def test_two_workers_have_the_loss_and_gradients_of_one(
         assert float((other - whole).norm() / whole.norm()) < 1e-5
 
 
-def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochReport], dict[str, Tensor]]:
+Run = tuple[Outcome, list[EpochReport], dict[str, Tensor]]
+
+
+def whole_run(folder: str, trial: dict[str, Any]) -> Run:
     """A run in float64 on this rank: its outcome, its reports, and this rank's model at the end."""
     models: list[Model] = []
 
@@ -697,18 +700,24 @@ def whole_run(folder: str, trial: dict[str, Any]) -> tuple[Outcome, list[EpochRe
     return outcome, recorder.reports, {name: value.detach() for name, value in models[0].state_dict().items()}
 
 
+def assert_same_run(found: Run, expected: Run, *, rtol: float = 1e-9, atol: float = 1e-12) -> None:
+    """Of `whole_run`: outcome, weights and what was learned are the same but for rounding."""
+    outcome, reports, model = expected
+    assert found[0] == outcome
+    for name, value in model.items():
+        assert torch.allclose(found[2][name], value, rtol=rtol, atol=atol), name
+    for ours, theirs in zip(reports, found[1], strict=True):
+        assert learned(theirs) == pytest.approx(learned(ours), rel=1e-6)
+
+
 @pytest.mark.parametrize("changes", [VARIANTS["lars, teacher, predictor"], DINO, OWN], ids=["lars", "dino", "own"])
 def test_two_workers_train_the_model_of_one(
     two_processes: TwoProcesses, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     trial = config(**changes).model_dump(mode="json")
-    outcome, reports, model = whole_run(str(tmp_path / "one"), trial)
-    for two_outcome, two_reports, two_model in two_processes.run(whole_run, str(tmp_path / "two"), trial):
-        assert two_outcome == outcome
-        for name, value in model.items():
-            assert torch.allclose(two_model[name], value, rtol=1e-9, atol=1e-12), name
-        for ours, theirs in zip(reports, two_reports, strict=True):
-            assert learned(theirs) == pytest.approx(learned(ours), rel=1e-6)
+    alone = whole_run(str(tmp_path / "one"), trial)
+    for found in two_processes.run(whole_run, str(tmp_path / "two"), trial):
+        assert_same_run(found, alone)
 
 
 def test_all_ranks_get_the_same_reports_and_one_checkpoint(two_processes: TwoProcesses, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,18 +85,11 @@ def check_headers(images: NamedImages, *, threads: int) -> None:
     Members of archives are left out: to read one's header is to read it whole.
     """
     files = FileImages([blob for blob in images.blobs if blob.size is None])
-
-    def fault(index: int) -> BrokenImageError | None:
-        try:
-            files.shape(index)
-        except BrokenImageError as error:
-            return error
-        return None
-
     errors: list[BrokenImageError] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for start in range(0, len(files), _CHUNK):
-            errors += filter(None, pool.map(fault, range(start, min(start + _CHUNK, len(files)))))
+            indices = range(start, min(start + _CHUNK, len(files)))
+            errors += filter(None, pool.map(partial(broken.fault, files.shape), indices))
     if errors:
         raise broken.refusal(errors, len(images.blobs), bound=None)
 

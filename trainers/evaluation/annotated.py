@@ -1,17 +1,13 @@
-"""What protocols on annotated images share: which images are fitted on and scored, and a result."""
+"""What protocols on annotated images share: which images are fitted on and which are scored."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from trainers.data.annotations import AnnotatedImage, Annotations, read
-from trainers.evaluation.protocol import ClassScore, Data, Protocol, ProtocolResult, Score, Split
-
-if TYPE_CHECKING:
-    from trainers.evaluation.subject import Subject
+from trainers.evaluation.protocol import Split
 
 
 class Parts(NamedTuple):
@@ -54,37 +50,6 @@ def parts(place: Path | None, split: Split, *, masks: bool, name: str, skip: flo
             f"{place}: no image may be both fitted on and scored, but {min(shared)} is; correct the lists of images"
         )
     return Parts(found, tuple(fit), tuple(scored))
-
-
-def result(
-    protocol: Protocol,
-    subject: Subject,
-    data: Data,
-    parts: Parts,
-    *,
-    seeds: Sequence[int],
-    scores: Sequence[Score],
-    classes: Sequence[ClassScore],
-    chosen: Sequence[dict[str, Any]] = (),
-    notes: Sequence[str] = (),
-    seconds: float,
-) -> ProtocolResult:
-    """With what every result says of its protocol, subject and data; the data set's hash is that of the annotations."""
-    return ProtocolResult(
-        protocol=protocol.model_dump(mode="json"),
-        subject=subject.name,
-        digest=subject.digest,
-        data=data.name,
-        manifest=parts.source.sha256,
-        split=data.split,
-        seeds=tuple(seeds),
-        fitted=len(parts.fit),
-        scores=tuple(scores),
-        classes=tuple(classes),
-        chosen=tuple(chosen),
-        notes=(*notes, *left_out(parts.source)),
-        seconds=seconds,
-    )
 
 
 def left_out(source: Annotations) -> tuple[str, ...]:

@@ -7,26 +7,17 @@ Letters: K = seeds, n = images, C = classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.evaluation.protocol import NORMAL, ClassScore, Integers, Score, joined, share
+from trainers.evaluation.protocol import NORMAL, ClassScore, Integers, Judged, Score, joined, share
 
 TOP = 5
 BINS = 15
 """Of confidence, for the calibration error (Guo et al. 2017, arXiv 1706.04599, section 2)."""
-
-
-class Judged(NamedTuple):
-    """What class scores are worth."""
-
-    scores: tuple[Score, ...]
-    classes: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, int, int], ...]
 
 
 def judge(

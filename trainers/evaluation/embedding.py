@@ -60,16 +60,7 @@ def of_data(
     on. Sets torch's number of threads.
     """
     device = _device(subject)
-    for images, _ in loaders.images(
-        dataset,
-        ids,
-        size=subject.size,
-        batch_size=BATCH_SIZE,
-        threads=threads,
-        resampling=subject.resampling,
-        split=file,
-        normalization=(subject.mean, subject.std),
-    ):
+    for images, _ in subject.images(dataset, ids, loaders=loaders, file=file, threads=threads):
         batch = images.to(device, torch.get_default_dtype(), memory_format=torch.channels_last)
         yield subject.encode(batch).cpu().numpy()
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.data.lock import HeldError, held
-from trainers.encoder import BATCH_SIZE
 from trainers.files import opened_whole
 
 if TYPE_CHECKING:
@@ -157,16 +156,8 @@ class Store:
         }[part]
         count = len(ids)
         log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
-        batches = loaders.images(
-            dataset,
-            ids,
-            size=subject.size,
-            batch_size=BATCH_SIZE,
-            threads=threads,
-            resampling=subject.resampling,
-            split="report" if part == "report" else "search",
-            normalization=(subject.mean, subject.std),
-        )
+        file: Literal["search", "report"] = "report" if part == "report" else "search"
+        batches = subject.images(dataset, ids, loaders=loaders, file=file, threads=threads)
         subject.to(device)
         done = 0
         with opened_whole(path) as written:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.data.loader import epoch_order
-from trainers.encoder import BATCH_SIZE
 from trainers.evaluation.regression import fit_linear
 from trainers.settings import ViewConfig
 
@@ -228,32 +227,13 @@ def _views(
         grayscale_probability=0.0,
         resampling=subject.resampling,
     )
-    batches = data.loaders.augmented(
-        data.dataset,
-        order,
-        views=(view,),
-        batch_size=batch_size,
-        threads=data.threads,
-        seed=seed,
-        epoch=epoch,
-        normalization=(subject.mean, subject.std),
-    )
-    return ((views[0], rows) for views, rows in batches)
+    return data.augmented(subject, order, view, batch_size=batch_size, seed=seed, epoch=epoch)
 
 
 def _plain(
     subject: Subject, data: Data, ids: Integers, file: Literal["search", "report"]
 ) -> Iterator[tuple[Tensor, Integers]]:
-    return data.loaders.images(
-        data.dataset,
-        ids,
-        size=subject.size,
-        batch_size=BATCH_SIZE,
-        threads=data.threads,
-        resampling=subject.resampling,
-        split=file,
-        normalization=(subject.mean, subject.std),
-    )
+    return subject.images(data.dataset, ids, loaders=data.loaders, file=file, threads=data.threads)
 
 
 def _autocast(subject: Subject, device: torch.device) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
-"""What protocols on frozen features share: the features of what is fitted on and of what is scored, and a result."""
+"""What protocols on frozen features share: the features of what is fitted on and of what is scored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from trainers.data.splits import stratified_order
 from trainers.evaluation.features import PLAIN, Part, Rows, View
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score
+from trainers.evaluation.protocol import Data, Integers, Report
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from trainers.evaluation.classification import Judged
     from trainers.evaluation.regression import LinearProbe, Parts
     from trainers.evaluation.subject import Subject
 
@@ -143,35 +142,3 @@ def held_out(labels: Integers, share: float, key: str) -> tuple[Integers, Intege
     order = stratified_order(labels, key)
     count = int(len(labels) * share)
     return np.sort(order[count:]), np.sort(order[:count])
-
-
-def result(
-    protocol: Protocol,
-    subject: Subject,
-    data: Data,
-    *,
-    seeds: Sequence[int],
-    scores: tuple[Score, ...],
-    fitted: int,
-    seconds: float,
-    judged: Judged | None = None,
-    chosen: tuple[dict[str, Any], ...] = (),
-    notes: tuple[str, ...] = (),
-) -> ProtocolResult:
-    """With what every result says of its protocol, subject and data."""
-    return ProtocolResult(
-        protocol=protocol.model_dump(mode="json"),
-        subject=subject.name,
-        digest=subject.digest,
-        data=data.name,
-        manifest=data.dataset.manifest_hash,
-        split=data.split,
-        seeds=tuple(seeds),
-        fitted=fitted,
-        scores=scores,
-        classes=() if judged is None else judged.classes,
-        confusion=() if judged is None else judged.confusion,
-        chosen=chosen,
-        notes=notes,
-        seconds=seconds,
-    )

@@ -168,17 +168,7 @@ def _augmented(
         size=subject.size, resampling=subject.resampling, jitter_probability=0.0, grayscale_probability=0.0
     )
     start = 0
-    for views, _ in data.loaders.augmented(
-        data.dataset,
-        data.fit_ids[order],
-        views=(view,),
-        batch_size=size,
-        threads=data.threads,
-        seed=seed,
-        epoch=epoch,
-        normalization=(subject.mean, subject.std),
-    ):
-        images = views[0]
+    for images, _ in data.augmented(subject, data.fit_ids[order], view, batch_size=size, seed=seed, epoch=epoch):
         yield subject.encode(images.to(device, torch.get_default_dtype())).float(), order[start : start + len(images)]
         start += len(images)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from trainers.data.annotations import VOID, AnnotatedImage
 from trainers.data.splits import keyed_ranks
+from trainers.evaluation.regression import LinearProbe
 from trainers.evaluation.stages import backbone_of, maps_of
 
 if TYPE_CHECKING:
@@ -105,20 +106,7 @@ def shares_of(classes: NDArray[np.uint8], side: int, class_count: int) -> Tensor
 # --- the linear probe ------------------------------------------------------------------------------------------------
 
 
-class Linear(NamedTuple):
-    """Class scores ((x - mean) / scale) @ weight + bias."""
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """[..., c] -> [..., K]."""
-        return ((features - self.mean) / self.scale) @ self.weight + self.bias
-
-
-def fit(patches: Patches, *, regularization: float, device: torch.device) -> Linear:
+def fit(patches: Patches, *, regularization: float, device: torch.device) -> LinearProbe:
     """The minimum of the mean cross-entropy to the patches' shares of classes + regularization / 2 |W|², by L-BFGS from
     0; features are standardized. Convex: there is one, and no randomness.
     """
@@ -139,10 +127,10 @@ def fit(patches: Patches, *, regularization: float, device: torch.device) -> Lin
         return value
 
     search.step(loss)  # type: ignore[no-untyped-call]
-    return Linear(mean, scale, weight.detach(), bias.detach())
+    return LinearProbe(mean, scale, weight.detach(), bias.detach())
 
 
-def cross_entropy(linear: Linear, patches: Patches) -> float:
+def cross_entropy(linear: LinearProbe, patches: Patches) -> float:
     """To the patches' shares of classes, the mean."""
     scores = linear.scores(patches.features.to(linear.weight.device))
     return float(functional.cross_entropy(scores, patches.shares.to(scores.device)))

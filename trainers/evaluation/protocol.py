@@ -9,10 +9,10 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from trainers.data.manifest import Dataset
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from trainers.data.loader import Loaders
     from trainers.evaluation.features import Store
     from trainers.evaluation.subject import Subject
+    from trainers.settings import ViewConfig
 
 Split = Literal["select", "report"]
 Integers = NDArray[np.int64]
@@ -105,6 +107,19 @@ class ProtocolResult(_Value):
         return found[measure]
 
 
+class Judged(NamedTuple):
+    """What a subject is worth, of a `ProtocolResult`."""
+
+    scores: tuple[Score, ...]
+    classes: tuple[ClassScore, ...] = ()
+    confusion: tuple[tuple[int, int, int], ...] = ()
+
+
+def together(judged: Sequence[Judged], *, shown: int = 0) -> Judged:
+    """All of their scores, with the classes and the confusion of the one at place `shown`."""
+    return judged[shown]._replace(scores=tuple(score for one in judged for score in one.scores))
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set as protocols see it: which images are fitted on, which are scored."""
@@ -155,6 +170,24 @@ class Data:
         if self.split == "report":
             return self.dataset.report_labels()
         return self.dataset.search_labels()[self.dataset.select_ids]
+
+    def augmented(
+        self, subject: Subject, ids: Integers, view: ViewConfig, *, batch_size: int, seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Integers]]:
+        """Batches of rows `ids` of the search file, changed as `view` says and normalized as the subject's own, and
+        which rows these are.
+        """
+        batches = self.loaders.augmented(
+            self.dataset,
+            ids,
+            views=(view,),
+            batch_size=batch_size,
+            threads=self.threads,
+            seed=seed,
+            epoch=epoch,
+            normalization=(subject.mean, subject.std),
+        )
+        return ((views[0], rows) for views, rows in batches)
 
 
 class Task(TypedDict):
@@ -217,6 +250,39 @@ class Protocol(BaseModel, ABC):
 
         ValueError where the subject has no such source, or its numbers are not finite.
         """
+
+    def result(
+        self,
+        subject: Subject,
+        data: Data,
+        judged: Judged,
+        *,
+        seeds: Sequence[int],
+        fitted: int,
+        seconds: float,
+        manifest: str | None = None,
+        chosen: Sequence[dict[str, Any]] = (),
+        notes: Sequence[str] = (),
+    ) -> ProtocolResult:
+        """With what every result says of its protocol, subject and data. `manifest` is the data set's hash, by default
+        that of images with one label each.
+        """
+        return ProtocolResult(
+            protocol=self.model_dump(mode="json"),
+            subject=subject.name,
+            digest=subject.digest,
+            data=data.name,
+            manifest=data.dataset.manifest_hash if manifest is None else manifest,
+            split=data.split,
+            seeds=tuple(seeds),
+            fitted=fitted,
+            scores=judged.scores,
+            classes=judged.classes,
+            confusion=judged.confusion,
+            chosen=tuple(chosen),
+            notes=tuple(notes),
+            seconds=seconds,
+        )
 
 
 def digest(values: Mapping[str, Any]) -> str:

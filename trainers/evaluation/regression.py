@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class LinearProbe(NamedTuple):
-    """Class scores ((x - mean) / scale) @ weight + bias of features x [n, p]; weight [p, C], bias [C]."""
+    """Class scores ((x - mean) / scale) @ weight + bias of features x [..., p]; weight [p, C], bias [C]."""
 
     mean: Tensor
     scale: Tensor
@@ -23,7 +23,7 @@ class LinearProbe(NamedTuple):
     bias: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        """[n, C] of features [n, p]; their softmax is what it takes for the classes' probabilities."""
+        """[..., C] of features [..., p]; their softmax is what it takes for the classes' probabilities."""
         return ((features - self.mean) / self.scale) @ self.weight + self.bias
 
     def predict(self, features: Tensor) -> Tensor:
@@ -273,17 +273,23 @@ class _Regression:
         value = self._regularization / 2 * weight.double().square().sum()
         start = 0
         for rows in self._x.split(max(1, BLOCK // self._class_count)):
-            classes = self._labels[start : start + len(rows)]
+            labels = self._labels[start : start + len(rows)]
             start += len(rows)
-            logs = functional.log_softmax(torch.addmm(bias, rows, weight), dim=1)
-            here = torch.arange(len(rows), device=rows.device)
-            value = value - logs[here, classes].sum(dtype=torch.float64) / self._x.count
-            residual = logs.exp()
-            residual[here, classes] -= 1
-            residual /= self._x.count
+            here, residual = self._part(torch.addmm(bias, rows, weight), labels)
+            value = value + here
             slope = slope.addmm(rows.T, residual)
             bias_slope += residual.sum(0)
         return value, slope, bias_slope
+
+    def _part(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Some rows' part of the loss, float64, and its gradient by their logits [n, C]."""
+        logs = functional.log_softmax(logits, dim=1)
+        here = torch.arange(len(logs), device=logs.device)
+        value = -logs[here, labels].sum(dtype=torch.float64) / self._x.count
+        residual = logs.exp()
+        residual[here, labels] -= 1
+        residual /= self._x.count
+        return value, residual
 
     def _curvature(self) -> Tensor:
         """What the Hessian is for a contrast between classes, as if all were alike, [p, p] float64: the mean over
@@ -310,22 +316,11 @@ class _Regression:
 class _Separate(_Regression):
     """One regression for each class; labels are targets [n, C] of 1, 0 and -1."""
 
-    def _loss(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slope, bias_slope = self._regularization * weight, torch.zeros_like(bias)
-        value = self._regularization / 2 * weight.double().square().sum()
-        start = 0
-        for rows in self._x.split(max(1, BLOCK // self._class_count)):
-            targets = self._labels[start : start + len(rows)]
-            start += len(rows)
-            known = (targets >= 0).to(rows.dtype) / self._x.count
-            wanted = (targets == 1).to(rows.dtype)
-            logits = torch.addmm(bias, rows, weight)
-            losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-            value = value + (known * losses).sum(dtype=torch.float64)
-            residual = (torch.sigmoid(logits) - wanted) * known
-            slope = slope.addmm(rows.T, residual)
-            bias_slope += residual.sum(0)
-        return value, slope, bias_slope
+    def _part(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        known = (labels >= 0).to(logits.dtype) / self._x.count
+        wanted = (labels == 1).to(logits.dtype)
+        losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (known * losses).sum(dtype=torch.float64), (torch.sigmoid(logits) - wanted) * known
 
     def _curvature(self) -> Tensor:
         """Of a class at W = 0, where each image counts a quarter: an upper bound anywhere."""

@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers import checkpoint as checkpoints
 from trainers.config import TrialConfig
 from trainers.data.sources.base import WHITE
-from trainers.encoder import Preparation, load_trained
+from trainers.encoder import BATCH_SIZE, Preparation, load_trained
 from trainers.init_file import ENCODER
 from trainers.model import Model, TinyResNet, build_model
 from trainers.report import Checkpoint
 from trainers.settings import Resampling
+
+if TYPE_CHECKING:
+    from trainers.data.loader import Loaders
+    from trainers.data.manifest import Dataset
 
 Kind = Literal["resnet", "vit", "other"]
 LAST_BLOCKS = 4
@@ -77,6 +83,29 @@ class Subject:
                 "one of these with --source"
             )
         return replace(self, source=source)
+
+    def images(
+        self,
+        dataset: Dataset,
+        ids: NDArray[np.int64],
+        *,
+        loaders: Loaders,
+        file: Literal["search", "report"],
+        threads: int = 1,
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Batches of a data set's rows `ids` and which these are, whole and normalized as its own. Sets torch's number
+        of threads.
+        """
+        return loaders.images(
+            dataset,
+            ids,
+            size=self.size,
+            batch_size=BATCH_SIZE,
+            threads=threads,
+            resampling=self.resampling,
+            split=file,
+            normalization=(self.mean, self.std),
+        )
 
     def to(self, device: torch.device | str) -> Subject:
         """Its networks are moved, as modules are: in place."""

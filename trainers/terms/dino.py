@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.terms.base import Facts, Head, Outputs, TermConfig
+from trainers.terms import swapped
+from trainers.terms.base import Facts, Head, Outputs, TermConfig, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,39 +35,19 @@ class Dino(TermConfig):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        import torch
-
-        from trainers import dist
-
         if outputs.scores is None:
             raise ValueError(
                 "dino needs the scores of student and teacher, but the outputs have none; set model.teacher and "
                 "model.prototypes"
             )
-        logs = [(_wide(rows) / self.student_temperature).log_softmax(dim=1) for rows in outputs.scores]
-        costs = [
-            -(q * log_p).sum(1).mean()
-            for i, q in enumerate(self._answers(outputs))
-            for j, log_p in enumerate(logs)
-            if i != j
-        ]
-        if not costs:
-            raise ValueError(f"dino compares different views and needs at least 2, but has {len(logs)}; add a view")
-        return dist.mean_over_ranks(torch.stack(costs).mean())
+        logs = [(wide(rows) / self.student_temperature).log_softmax(dim=1) for rows in outputs.scores]
+        return swapped.cross_entropy(self._answers(outputs), logs, term=self.kind)
 
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
-        """`information`: nats that the teacher's answer tells of an image, H(mean of q_i) - mean of H(q_i) over the
-        global batch of N images, the mean over its views. At most ln min(M, N); 0 where all images are sorted alike,
-        into one prototype or evenly into all: the two ways in which DINO collapses (section 3.1 of the paper).
+        """`information`: nats that the teacher's answer tells of an image (`swapped.information`); 0 where all are
+        sorted alike, into one prototype or evenly into all: the two ways in which DINO collapses (section 3.1).
         """
-        import torch
-
-        from trainers import dist
-
-        answers = torch.stack(self._answers(outputs))  # [views, n, M]
-        of_all = torch.special.entr(dist.mean_over_ranks(answers.mean(1))).sum(1)
-        of_each = torch.special.entr(answers).sum(2).mean(1)
-        return {"information": (of_all - dist.mean_over_ranks(of_each)).mean()}
+        return {"information": swapped.information(self._answers(outputs))}
 
     def _answers(self, outputs: Outputs) -> list[Tensor]:
         """q of each of the teacher's views, [n, M]."""
@@ -75,8 +56,8 @@ class Dino(TermConfig):
                 "dino needs the scores of the teacher and a center, but the outputs have none; set model.teacher and "
                 "model.prototypes"
             )
-        center, temperature = _wide(outputs.center), self.temperature(outputs.step)
-        return [((_wide(rows) - center) / temperature).softmax(dim=1) for rows in outputs.target_scores]
+        center, temperature = wide(outputs.center), self.temperature(outputs.step)
+        return [((wide(rows) - center) / temperature).softmax(dim=1) for rows in outputs.target_scores]
 
     def temperature(self, step: int) -> float:
         """τ_t at optimizer step `step`."""
@@ -92,10 +73,3 @@ class Dino(TermConfig):
                 f"{facts.model.teacher!r}, {facts.model.prototypes!r} and {len(facts.views)} views; set them, for "
                 f"example model.prototypes.count=1024, or objective.{name}.weight=0"
             )
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    import torch
-
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from trainers.terms import swapped
 from trainers.terms.base import Facts, Head, Outputs, TermConfig, wide
 
 if TYPE_CHECKING:
@@ -39,34 +40,13 @@ class Swav(TermConfig):
     code_views: Annotated[int, Field(ge=1)] = 2
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        import torch
-
-        from trainers import dist
-
         scores = self._scores(outputs)
         logs = [(wide(rows) / self.temperature).log_softmax(dim=1) for rows in scores]
-        costs = [
-            -(q * log_p).sum(1).mean()
-            for i, q in enumerate(self._codes(outputs))
-            for v, log_p in enumerate(logs)
-            if i != v
-        ]
-        if not costs:
-            raise ValueError(f"swav compares different views and needs at least 2, but has {len(logs)}; add a view")
-        return dist.mean_over_ranks(torch.stack(costs).mean())
+        return swapped.cross_entropy(self._codes(outputs), logs, term=self.kind)
 
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
-        """`information`: nats that a code tells of its image, H(mean of q) - mean of H(q) over the global batch, the
-        mean over the codes' views. At most ln min(M, N); 0 where all images have one code.
-        """
-        import torch
-
-        from trainers import dist
-
-        codes = torch.stack(self._codes(outputs))  # [views, n, M]
-        of_all = torch.special.entr(dist.mean_over_ranks(codes.mean(1))).sum(1)
-        of_each = torch.special.entr(codes).sum(2).mean(1)
-        return {"information": (of_all - dist.mean_over_ranks(of_each)).mean()}
+        """`information`: nats that a code tells of its image (`swapped.information`); 0 where all have one code."""
+        return {"information": swapped.information(self._codes(outputs))}
 
     def _codes(self, outputs: Outputs) -> list[Tensor]:
         """q of each of the first views, [n, M]."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pretune.analysis import evaluated, finalize, importance, measured
 from pretune.analysis.evaluated import Evaluated
@@ -69,16 +69,14 @@ class Cost:
         return self.whole - self.training - self.probing - self.starting
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting of a config, where two or more differ; `values` in their order, None where one lacks it."""
 
     path: str
     values: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """Where the values of one parameter lie: a range, the widest of all trials, or choices as text."""
 
     low: float

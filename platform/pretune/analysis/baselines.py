@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from pydantic import BaseModel, ConfigDict
-
 from pretune.core.errors import RequestError
+from pretune.core.records import Stored
 from pretune.core.results import SweepResult
 from trainers.config import TrialConfig
 from trainers.files import write_whole
@@ -16,10 +15,8 @@ from trainers.usercode import ChangedError
 FILE = "baselines.json"
 
 
-class Comparison(BaseModel):
+class Comparison(Stored):
     """Accuracies on `select`, each with its standard error over the images scored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     trial: int
     metric: str

@@ -12,9 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from pretune.core.errors import RequestError
+from pretune.core.records import Stored
 from pretune.core.results import SweepResult, TrialResult
 from trainers import storage
 from trainers.config import TrialConfig
@@ -44,10 +43,8 @@ class Candidate(NamedTuple):
     checkpoint: Checkpoint
 
 
-class Judged(BaseModel):
+class Judged(Stored):
     """A candidate judged again, best in the search first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     trial: int
     searched: float

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pretune.request import usercode
 from trainers import scratch
@@ -35,8 +35,7 @@ ANSWER_S = 120.0
 TWO_WORKERS, RESUME = "two workers equal one", "exact resume"
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What is to be tried: the part called `mine` of this config, or its backbone."""
 
     label: str

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +136,7 @@ class Request:
         return None if labels is None or labels[row] < 0 else self.class_names[labels[row]]
 
 
-@dataclass(frozen=True)
-class Neighbor:
+class Neighbor(NamedTuple):
     """`row` counts from the first image; `similarity` is the cosine of its features and the query's."""
 
     row: int

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from pretune.core.errors import RequestError
-from pretune.core.messages import describe, did_you_mean
+from pretune.core.messages import did_you_mean, validated
 from pretune.core.results import SweepResult
 from pretune.execution import run_folder
 from pretune.request import overrides, request
@@ -426,10 +426,7 @@ def _names_of(protocols: Sequence[Protocol], *, annotated: bool) -> list[str]:
 def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
     if fixed := {"name", "version"} & values.keys():
         raise RequestError(f"--set {fixed.pop()}: what a protocol is called, and its version, cannot be changed")
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise RequestError(describe(error, kind)) from error
+    return validated(kind, values)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

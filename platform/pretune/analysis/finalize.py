@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from pretune.analysis import candidates, evaluate
 from pretune.analysis.candidates import Candidate, Judged
 from pretune.analysis.optimism import Optimism
 from pretune.core.errors import RequestError
 from pretune.core.place import Place
+from pretune.core.records import Stored
 from pretune.core.results import SweepResult, check_understood
 from trainers import storage
 from trainers.data import report_reads
@@ -43,16 +44,14 @@ LOCK_S = 10.0
 """How long another process may hold that file; it only writes a few lines meanwhile."""
 
 
-class Read(BaseModel):
+class Read(Stored):
     """One look at the report split. `metrics` is empty where it was interrupted: it counts all the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     time: str
     trial: int
     checkpoint: Checkpoint
     manifest: str
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     """`report/linear`, `report/full_linear`, …, and `probe/…` of the same encoder on `select`; of data without labels
     `report/health/…` and `health/…`.
     """
@@ -65,10 +64,8 @@ class Read(BaseModel):
     """What the protocols say that were asked for; the files beside the checkpoint have their tables per class, too."""
 
 
-class ReportReads(BaseModel):
+class ReportReads(Stored):
     """All looks at the report split through this sweep. The first is the one to publish."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     sweep: str
     metric: str

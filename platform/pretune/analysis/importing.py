@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pretune.analysis import export
 from pretune.analysis.export import Written
 from pretune.core.errors import RequestError
-from pretune.core.messages import describe
+from pretune.core.messages import validated
 from pretune.request import overrides, usercode
 from trainers.config import Backbone
 from trainers.init_file import ENCODER, file_of
@@ -111,7 +111,4 @@ def run(asked: Request) -> Written:
 
 
 def _backbone(values: dict[str, Any]) -> Backbone:
-    try:
-        return _Asked.model_validate({"backbone": values}).backbone
-    except ValidationError as error:
-        raise RequestError(describe(error, _Asked)) from error
+    return validated(_Asked, {"backbone": values}).backbone

@@ -16,9 +16,10 @@ from pretune.core import journal
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.history import State
+from pretune.core.messages import validated
 from pretune.core.records import Attempt, Ended, Epoch, Extended, Record, Started
 from pretune.core.results import SweepResult, TrialResult
-from pretune.request import overrides, request
+from pretune.request import request
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint
 
@@ -186,7 +187,7 @@ def _trial(found: TrialResult) -> Trial:
         epochs=found.epochs,
         params=found.params,
         reason=found.reason,
-        config=overrides.validated(found.config),
+        config=validated(TrialConfig, found.config),
         checkpoint=found.checkpoint,
     )
 

@@ -40,6 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from pretune.core.records import Stored
+
 Floats = NDArray[np.float64]
 DRAWS = 4000
 """Of the bootstrap. The ends of its interval are then off by about 4 % of its width."""
@@ -52,10 +54,8 @@ MOST_SHARED = 0.99
 """Trials that tell exactly the same images right leave nothing to choose by."""
 
 
-class Optimism(BaseModel):
+class Optimism(Stored):
     """The optimism gap of one read of the report split, in units of the metric."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     metric: str
     trials: int

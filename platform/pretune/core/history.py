@@ -6,27 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pretune.core import records
 from pretune.core.reader import StoredEpoch
-from pretune.core.records import (
-    Asked,
-    Attempt,
-    Closed,
-    Condemned,
-    Ended,
-    Enqueued,
-    Epoch,
-    Extended,
-    Opened,
-    Record,
-    Resumed,
-    Started,
-    StopRequested,
-)
 from trainers.report import Checkpoint
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 _UNFINISHED = ("WAITING", "RUNNING")
-_EPOCHS = (StoredEpoch, Epoch)
+_EPOCHS = (StoredEpoch, records.Epoch)
+_Turn = records.Started | records.Attempt | records.Condemned | records.Ended | records.Extended
+"""What happens to a trial but for its epochs, which are many and told apart first."""
 
 
 class Checkpoints(MutableMapping[int, Checkpoint]):
@@ -86,7 +74,7 @@ class TrialHistory:
     reason: str = ""
     rung: int | None = None
     result_of: int | None = None
-    condemned: Condemned | None = None
+    condemned: records.Condemned | None = None
     stop_requested: str | None = None
     enqueued: bool = False
     asked_s: float = 0.0
@@ -131,43 +119,43 @@ class History:
     request; `requests` are all that were ever taken in.
     """
 
-    def __init__(self, records: Iterable[Record | StoredEpoch] = ()) -> None:
-        self.opened: Opened | None = None
+    def __init__(self, journal: Iterable[records.Record | StoredEpoch] = ()) -> None:
+        self.opened: records.Opened | None = None
         self.trials = Trials()
         self.target = 0
         self.max_hours: float | None = None
         self.sessions = 0
-        self.closed: Closed | None = None
-        self.enqueued: dict[str, Enqueued] = {}
+        self.closed: records.Closed | None = None
+        self.enqueued: dict[str, records.Enqueued] = {}
         self.requests: set[str] = set()
         self._count = 0
         self._earlier_s = self._began = self._latest = 0.0
         self._driven = False
-        for record in records:
+        for record in journal:
             self.apply(record)
 
-    def apply(self, record: Record | StoredEpoch) -> None:
+    def apply(self, record: records.Record | StoredEpoch) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
         position, self._count = self._count, self._count + 1
         if isinstance(record, _EPOCHS):  # nearly all are: first
             self._report(self._trial(record, "epoch", position), record, position)
             return
-        if isinstance(record, Opened | Resumed):
+        if isinstance(record, records.Opened | records.Resumed):
             self._earlier_s, self._began, self._driven = self.seconds, record.time, True
-        elif isinstance(record, Enqueued | StopRequested) and record.no_driver:
+        elif isinstance(record, records.Enqueued | records.StopRequested) and record.no_driver:
             self._driven = False
         if self._driven:
             self._latest = record.time
         match record:
-            case Opened():
+            case records.Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
                 self.max_hours = record.experiment.max_hours
-            case Resumed():
+            case records.Resumed():
                 self.target, self.sessions, self.closed = record.trials, self.sessions + 1, None
                 self.max_hours = self.max_hours if record.max_hours is None else record.max_hours
-            case Closed():
+            case records.Closed():
                 self.closed = record
-            case Asked():
+            case records.Asked():
                 if record.number != len(self.trials):
                     raise ValueError(
                         f"record {position + 1} asks for trial {record.number}, but {len(self.trials)} comes next"
@@ -187,14 +175,14 @@ class History:
                     )
                 )
                 self.trials.changes.append(record.number)
-            case Enqueued():
+            case records.Enqueued():
                 self.requests.add(record.request)
                 self.enqueued[record.request] = record
                 self.target += 1
-            case StopRequested():
+            case records.StopRequested():
                 self.requests.add(record.request)
                 self._trial(record, record.kind, position).stop_requested = record.reason
-            case Started() | Attempt() | Condemned() | Ended() | Extended():
+            case records.Started() | records.Attempt() | records.Condemned() | records.Ended() | records.Extended():
                 self._change(self._trial(record, record.kind, position), record, position)
 
     @property
@@ -203,10 +191,7 @@ class History:
         return self._earlier_s + max(0.0, self._latest - self._began)
 
     def _trial(
-        self,
-        record: Started | Epoch | StoredEpoch | Attempt | Condemned | Ended | Extended | StopRequested,
-        kind: str,
-        position: int,
+        self, record: _Turn | records.Epoch | StoredEpoch | records.StopRequested, kind: str, position: int
     ) -> TrialHistory:
         """The trial that `record` changes."""
         if record.number >= len(self.trials):
@@ -217,7 +202,7 @@ class History:
             raise ValueError(f"record {position + 1} ({kind}) is about trial {record.number}, which {state}")
         return trial
 
-    def _report(self, trial: TrialHistory, record: Epoch | StoredEpoch, position: int) -> None:
+    def _report(self, trial: TrialHistory, record: records.Epoch | StoredEpoch, position: int) -> None:
         epochs = trial.epochs
         if epochs and record.epoch <= trial.last_epoch:
             raise ValueError(
@@ -231,28 +216,26 @@ class History:
         elif record.checkpoint is not None:
             trial.checkpoints[record.epoch] = record.checkpoint
 
-    def _change(
-        self, trial: TrialHistory, record: Started | Attempt | Condemned | Ended | Extended, position: int
-    ) -> None:
-        if isinstance(record, Ended | Extended):
+    def _change(self, trial: TrialHistory, record: _Turn, position: int) -> None:
+        if isinstance(record, records.Ended | records.Extended):
             self.trials.changes.append(record.number)
         match record:
-            case Started():
+            case records.Started():
                 trial.attempts += 1
                 trial.started_s = record.time if trial.started_s is None else trial.started_s
                 trial.state = "RUNNING"
-            case Attempt():
+            case records.Attempt():
                 trial.failures = record.failures
-            case Condemned():
+            case records.Condemned():
                 trial.condemned = record
-            case Ended():
+            case records.Ended():
                 trial.state, trial.value, trial.reason = record.state, record.value, record.reason
                 trial.rung, trial.ended_s = record.rung, record.time
                 if record.result_of is not None:
                     trial.result_of = record.result_of
                     trial.epochs = dict(self._earlier(record.result_of, trial.number, position).epochs)
                 trial.ended_at = position if trial.ended_at is None else trial.ended_at
-            case Extended():
+            case records.Extended():
                 # What came after the checkpoint is told anew where it is under another schedule.
                 kept = record.checkpoint.epoch
                 trial.checkpoints = Checkpoints({kept: record.checkpoint})

@@ -6,13 +6,16 @@ import difflib
 import re
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from pretune.core.errors import RequestError
 from trainers.config import TrialConfig
 from trainers.usercode import FORMS, SettingsError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _OTHER_FORMS = {"own": f"or {FORMS} of your own", "timm": "or timm:NAME"}
 """What else a `kind` may be, by the tag of the form."""
@@ -23,6 +26,14 @@ def in_words(error: Exception) -> str:
     if isinstance(error, SettingsError):
         return describe(error.error, error.model, below=error.path)
     return describe(error, TrialConfig) if isinstance(error, ValidationError) else str(error)
+
+
+def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """`values` as a `model`. RequestError, a line per complaint, where they are none."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(describe(error, model)) from error
 
 
 def describe(error: ValidationError, model: type[BaseModel], *, below: str = "") -> str:

@@ -339,10 +339,9 @@ class SpaceTrial(optuna.Trial):
             self._drawn[name], self.drawn_from[name] = distribution, written(distribution, told)
 
 
-class ToldTrial(FixedTrial):
-    """A trial whose parameters the journal has told, for asking a space again about them.
-
-    `params` are those that were asked for so far, as of the trial that was drawn.
+class GivenTrial(FixedTrial):
+    """A trial whose parameters are known, for asking a space about them. `params` are those that were asked for so far,
+    as of a trial that is drawn.
     """
 
     def __init__(self, params: dict[str, Any]) -> None:
@@ -352,6 +351,10 @@ class ToldTrial(FixedTrial):
     @property
     def params(self) -> dict[str, Any]:
         return dict(self._asked)
+
+
+class ToldTrial(GivenTrial):
+    """A trial whose parameters the journal has told, for asking a space again about them."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False

@@ -27,10 +27,14 @@ from trainers.report import Checkpoint
 End = Literal["COMPLETE", "PRUNED", "INFEASIBLE", "FAIL"]
 
 
-class _Record(BaseModel):
+class Stored(BaseModel):
+    """A value that is written as JSON, here and in files beside a journal, and read back strictly."""
+
     # "strings": a diverged loss is written as "NaN", which is still JSON, and read back as a number.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
+
+class _Record(Stored):
     time: float = 0.0
     """Unix seconds at which it was written; set by `append`."""
 

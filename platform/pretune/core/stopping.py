@@ -150,25 +150,20 @@ class Hyperband:
     first of K brackets, n ~ K eta^(K - 1 - s) / (K - s), so that each costs about the same.
     """
 
-    def __init__(
-        self,
-        brackets: int,
-        *,
-        metric: str,
-        maximize: bool = True,
-        budget: Budget = "epochs",
-        reduction_factor: float = 3.0,
-        grace: float | None = None,
-        grace_epochs: int = 1,
-    ) -> None:
-        """As for `SuccessiveHalving`, of the first bracket."""
-        self.metric, self.budget, self.reduction_factor = metric, budget, reduction_factor
-        self.grace, self.grace_epochs = grace, grace_epochs
+    def __init__(self, brackets: int, first: SuccessiveHalving) -> None:
+        """`first` is the first bracket, and as the others are but for where they begin."""
+        self.budget, self.reduction_factor = first.budget, first.reduction_factor
+        self.grace, self.grace_epochs = first.grace, first.grace_epochs
         self.brackets = [
-            SuccessiveHalving(metric=metric, maximize=maximize, budget=budget, reduction_factor=reduction_factor)
+            SuccessiveHalving(
+                metric=first.metric,
+                maximize=first.maximize,
+                budget=first.budget,
+                reduction_factor=first.reduction_factor,
+            )
             for _ in range(brackets)
         ]
-        weights = [reduction_factor ** (brackets - 1 - b) / (brackets - b) for b in range(brackets)]
+        weights = [first.reduction_factor ** (brackets - 1 - b) / (brackets - b) for b in range(brackets)]
         self._shares = [weight / sum(weights) for weight in weights]
         self._dealt = [0] * brackets
         self._bracket: list[int] = []
@@ -176,15 +171,7 @@ class Hyperband:
     @classmethod
     def of(cls, experiment: Experiment) -> Hyperband:
         """With the settings of `experiment`."""
-        return cls(
-            experiment.brackets,
-            metric=experiment.metric,
-            maximize=experiment.maximize,
-            budget=experiment.budget,
-            reduction_factor=experiment.stopping.reduction_factor,
-            grace=experiment.stopping.grace,
-            grace_epochs=experiment.grace_epochs,
-        )
+        return cls(experiment.brackets, SuccessiveHalving.of(experiment))
 
     def bracket_of(self, number: int) -> int:
         """The bracket of trial `number`: the one that is furthest behind its share, the earlier of two."""

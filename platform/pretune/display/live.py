@@ -16,24 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pretune.core import retention, within
+from pretune.core import records, retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
-from pretune.core.records import (
-    Attempt,
-    Closed,
-    Condemned,
-    Ended,
-    Enqueued,
-    Epoch,
-    Extended,
-    Opened,
-    Record,
-    Resumed,
-    Started,
-    StopRequested,
-)
 from pretune.display import format
 
 
@@ -62,33 +48,33 @@ class Progress:
         self._running: set[int] = set()
         self._rates: dict[int, float] = {}
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: records.Record) -> None:
         """Takes in one record."""
-        before = self.history.trials[record.number].last_epoch if isinstance(record, Epoch) else 0
+        before = self.history.trials[record.number].last_epoch if isinstance(record, records.Epoch) else 0
         self.history.apply(record)
         if self.is_old(record):
             return
-        if isinstance(record, Epoch) and "time/images_per_s" in record.metrics:
+        if isinstance(record, records.Epoch) and "time/images_per_s" in record.metrics:
             self._rates[record.number] = record.metrics["time/images_per_s"]
         match record:
-            case Opened() | Resumed():
+            case records.Opened() | records.Resumed():
                 self.note = "starting workers"
                 self._ray_s = self.elapsed()
-            case Started():
+            case records.Started():
                 self.note = ""
                 self._running.add(record.number)
-            case Epoch() if self._first_epoch is None:
+            case records.Epoch() if self._first_epoch is None:
                 self._first_epoch = self._clock()
                 self.startup = self._startup(record)
-            case Epoch():
+            case records.Epoch():
                 self._epochs_since += record.epoch - before
-            case Ended():
+            case records.Ended():
                 self._running.discard(record.number)
                 self._rates.pop(record.number, None)
-            case Closed():
+            case records.Closed():
                 self.note = record.detail or record.reason
 
-    def _startup(self, record: Epoch) -> str:
+    def _startup(self, record: records.Epoch) -> str:
         """`first optimizer step after about 41 s: Ray 7 s, workers 20 s, ...`, the rest being Tune's."""
         if "time/first_step_s" not in record.metrics:
             return ""
@@ -103,7 +89,7 @@ class Progress:
         first = f"first optimizer step after about {format.duration(max(after, sum(parts.values())))}: {told}"
         return f"{first}{takes}{self._disk(record)}"
 
-    def _disk(self, record: Epoch) -> str:
+    def _disk(self, record: records.Epoch) -> str:
         """`; checkpoints of 1.2 MB take 58 MB at most, 71 GB are free`, where they lie on a disk."""
         size = None if record.checkpoint is None else retention.size(record.checkpoint)
         if record.checkpoint is None or size is None:
@@ -113,7 +99,7 @@ class Progress:
         free = shutil.disk_usage(Path(record.checkpoint.path).parent).free
         return f"; checkpoints of {format.size(size)} take {format.size(most)} at most, {format.size(free)} are free"
 
-    def is_old(self, record: Record) -> bool:
+    def is_old(self, record: records.Record) -> bool:
         """Whether an earlier driver wrote it."""
         return record.time < self._since
 
@@ -204,43 +190,43 @@ class Progress:
         ]
         return ", ".join(parts + [f"{count} {what}" for what, count in others.items() if count])
 
-    def event(self, record: Record) -> tuple[str, bool] | None:
+    def event(self, record: records.Record) -> tuple[str, bool] | None:
         """The record in one line, and whether the line must not be left out; None for what is not worth a line."""
         match record:
-            case Opened():
+            case records.Opened():
                 return (
                     f"sweep {record.experiment.name}: {record.experiment.trials} trials in {self.experiment.folder}, "
                     f"{_devices(record.experiment)}",
                     True,
                 )
-            case Resumed():
+            case records.Resumed():
                 return f"sweep {self.experiment.name} goes on to {record.trials} trials", True
-            case Started():
+            case records.Started():
                 trial = self.history.trials[record.number]
                 again = f" again (attempt {record.attempt + 1})" if record.attempt else ""
                 onward = f" after epoch {record.epoch}" if record.epoch else ""
                 return f"trial {record.number} starts{again}{onward}: {format.parameters(trial.params)}", False
-            case Epoch():
+            case records.Epoch():
                 trial = self.history.trials[record.number]
                 return f"trial {record.number} epoch {self.epoch_text(trial)}: {self._measured(trial)}", False
-            case Extended():
+            case records.Extended():
                 onward = f"after epoch {record.checkpoint.epoch}, to epoch {record.config['epochs']}"
                 return f"trial {record.number} goes on {onward}", True
-            case StopRequested():
+            case records.StopRequested():
                 why = f" ({record.reason})" if record.reason else ""
                 return f"trial {record.number} is to end at its next report, somebody wants it to{why}", True
-            case Enqueued():
+            case records.Enqueued():
                 what = format.parameters(record.params) or "one beside the space"
                 return f"a configuration was handed in to be tried next: {what}", True
-            case Attempt():
+            case records.Attempt():
                 return f"trial {record.number} failed ({record.failures}): {record.reason}", True
-            case Condemned():
+            case records.Condemned():
                 return f"trial {record.number} would be stopped, but lives on for the audit: {record.reason}", False
-            case Ended():
+            case records.Ended():
                 trial = self.history.trials[record.number]
                 reason = f" ({record.reason})" if record.reason else ""
                 return f"trial {record.number} {record.state}: {self._measured(trial)}{reason}", True
-            case Closed():
+            case records.Closed():
                 detail = f": {record.detail}" if record.detail else ""
                 return f"sweep {record.reason.replace('_', ' ')}{detail}", True
         return None
@@ -318,7 +304,7 @@ class LiveView:
         self._lock = threading.Lock()
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2, transient=True)
 
-    def on_event(self, record: Record) -> None:
+    def on_event(self, record: records.Record) -> None:
         """Takes in one record of the journal."""
         with self._lock:
             self._progress.apply(record)
@@ -348,7 +334,7 @@ class PlainLines:
         self._last = -interval
         self._startup_told = False
 
-    def on_event(self, record: Record) -> None:
+    def on_event(self, record: records.Record) -> None:
         """Takes in one record of the journal."""
         self._progress.apply(record)
         if self._progress.is_old(record):
@@ -362,7 +348,7 @@ class PlainLines:
             self._startup_told = True
             self._print(self._progress.startup)
         tail = ""
-        if isinstance(record, Epoch | Ended):
+        if isinstance(record, records.Epoch | records.Ended):
             tail = f" [{self._progress.counts()}; {_pace(self._progress)}]"
         self._print(event[0] + tail)
 

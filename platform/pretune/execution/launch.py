@@ -14,10 +14,9 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pretune.execution.mailbox import Order
 from pretune.execution.settings import HANG_TIMEOUT_S, PROCESS_GROUP_TIMEOUT_S
@@ -50,24 +49,20 @@ class HungError(TrainingFailedError):
     """For too long a process did no step."""
 
 
-@dataclass(frozen=True)
-class _Reported:
+class _Reported(NamedTuple):
     report: EpochReport
 
 
-@dataclass(frozen=True)
-class _Progressed:
+class _Progressed(NamedTuple):
     epoch: int
     step: int
 
 
-@dataclass(frozen=True)
-class _Returned:
+class _Returned(NamedTuple):
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class _Failed:
+class _Failed(NamedTuple):
     summary: str
     traceback: str
 

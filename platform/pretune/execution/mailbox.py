@@ -70,30 +70,32 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Reported:
-    """Rank 0 finished an epoch; every rank waits for `continue` or `stop`."""
+class _OfRun:
+    """What came of an order: `run` is the order's."""
 
     generation: int
     run: int
+
+
+@dataclass(frozen=True)
+class Reported(_OfRun):
+    """Rank 0 finished an epoch; every rank waits for `continue` or `stop`."""
+
     report: EpochReport
 
 
 @dataclass(frozen=True)
-class Returned:
+class Returned(_OfRun):
     """One rank's training returned."""
 
-    generation: int
-    run: int
     rank: int
     outcome: Outcome
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(_OfRun):
     """One rank's training raised. The group is not to be trusted any more."""
 
-    generation: int
-    run: int
     rank: int
     summary: str
     """The exception's type and message, one line."""

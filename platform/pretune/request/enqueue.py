@@ -13,13 +13,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FixedTrial
 
 from pretune.core import metrics
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.messages import in_words
-from pretune.core.parameters import flat, labels, written
+from pretune.core.parameters import GivenTrial, flat, labels, written
 from pretune.core.records import Enqueued
 from pretune.core.requests import new_id
 from pretune.core.search import Space, called, completed
@@ -85,7 +84,7 @@ class _OutsideError(Exception):
     """A parameter has no value that the space would draw."""
 
 
-class _Given(FixedTrial):
+class _Given(GivenTrial):
     """The trial that a space asks for what was typed, and for the base's values of what was not."""
 
     def __init__(self, typed: Mapping[str, Any], base: TrialConfig) -> None:
@@ -96,11 +95,6 @@ class _Given(FixedTrial):
         self.missing: tuple[str, str] | None = None
         self.told: dict[str, Any] = {}
         self.drawn_from: dict[str, str] = {}
-        self._chosen: dict[str, Any] = {}
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return dict(self._chosen)
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -124,8 +118,8 @@ class _Given(FixedTrial):
         return choices[position]
 
     def _numeric(self, name: str, distribution: FloatDistribution | IntDistribution) -> Any:
-        if name in self._chosen:
-            return self._chosen[name]
+        if name in self._asked:
+            return self._asked[name]
         step = "" if distribution.step in (None, 1) else f" in steps of {distribution.step:g}"
         value = self._value(name, f"{distribution.low:g} to {distribution.high:g}{step}")
         whole = isinstance(distribution, IntDistribution)
@@ -159,7 +153,7 @@ class _Given(FixedTrial):
         self, name: str, value: Any, label: Any, distribution: BaseDistribution, told: Sequence[Any] = ()
     ) -> None:
         self.missing = None
-        self._chosen[name], self.told[name] = value, label
+        self._asked[name], self.told[name] = value, label
         self.drawn_from[name] = written(distribution, told)
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pretune.core.design import SEED, Design, DesignLevel
 from pretune.core.errors import RequestError
 from pretune.core.experiment import MOST_TRIALS
-from pretune.core.messages import describe, did_you_mean
+from pretune.core.messages import describe, did_you_mean, validated
 from pretune.request import overrides
 from pretune.request.request import with_own_parts
 from pretune.request.usercode import checked
@@ -189,10 +189,7 @@ def design(
         "max_seeds": max_seeds,
         "smallest_effect": smallest_effect,
     }
-    try:
-        return Design.model_validate(values)
-    except ValidationError as error:
-        raise RequestError(describe(error, Design)) from error
+    return validated(Design, values)
 
 
 # --- what was typed ---------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pretune.core.choices import Budget
 from pretune.core.errors import RequestError
-from pretune.core.messages import did_you_mean
-from pretune.request import json_text, overrides, usercode
+from pretune.core.messages import did_you_mean, validated
+from pretune.request import json_text, usercode
 from search_spaces import RECIPES, SPACES
 from trainers.config import TrialConfig
 from trainers.upgrade import upgrade_config
@@ -153,7 +153,7 @@ def _from_json(path: Path) -> TrialConfig:
             f"recipe {path} must be an object of settings, but is {type(values).__name__}; give a config's .json"
         )
     try:
-        return overrides.validated(upgrade_config(values))  # an older version may have written it
+        return validated(TrialConfig, upgrade_config(values))  # an older version may have written it
     except RequestError as error:
         raise RequestError(f"recipe {path}: {error}") from error
 

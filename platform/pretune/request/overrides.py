@@ -84,11 +84,3 @@ def left_out_by(config: TrialConfig, overrides: Overrides) -> list[str]:
         f"{kind}={overrides[kind]} leaves out {', '.join(keys)}, which the kind before it had"
         for kind, keys in left_out(config, overrides).items()
     ]
-
-
-def validated(values: Mapping[str, Any]) -> TrialConfig:
-    """`values` as a config; RequestError in words where they are none."""
-    try:
-        return TrialConfig.model_validate(values)
-    except ValidationError as error:
-        raise RequestError(describe(error, TrialConfig)) from error

@@ -14,13 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import ValidationError
-
 from pretune.core import journal, journal_remote, lease, metrics, results
 from pretune.core.choices import Direction, StoppingName
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig, local_root
-from pretune.core.messages import describe, did_you_mean
+from pretune.core.messages import did_you_mean, validated
 from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
 from trainers import storage as storages
@@ -186,10 +184,7 @@ def experiment(
         "base": base,
         "stopping": stopping,
     }
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        raise RequestError(describe(error, Experiment)) from error
+    return validated(Experiment, values)
 
 
 _STOPPING_OPTIONS: dict[StoppingName, tuple[str, ...]] = {

@@ -113,18 +113,23 @@ def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:
     assert checked(sweep, live=True).split == "select"
 
 
-def test_results_that_are_there_are_found_and_what_a_later_version_adds_is_passed_over(tmp_path: Path) -> None:
-    result = ProtocolResult(
-        protocol={"name": "knn", "version": 1},
-        subject="s",
+def knn_result(subject: str, value: float, **changes: Any) -> ProtocolResult:
+    """Of kNN on the digits; `changes` are numbers of the protocol."""
+    return ProtocolResult(
+        protocol={"name": "knn", "version": 1, **changes},
+        subject=subject,
         digest="d",
         data="digits",
         manifest="m",
         split="select",
         seeds=(0,),
         fitted=1,
-        scores=(Score(measure="top1", value=0.5, per_seed=(0.5,), count=2),),
+        scores=(Score(measure="top1", value=value, per_seed=(value,), count=2),),
     )
+
+
+def test_results_that_are_there_are_found_and_what_a_later_version_adds_is_passed_over(tmp_path: Path) -> None:
+    result = knn_result("s", 0.5)
     evaluate.write(str(tmp_path / "knn-1.json"), result.model_dump_json().encode())
     (tmp_path / "knn-2.json").write_text(result.model_dump_json().replace("{", '{"later": 1, ', 1))
     (tmp_path / "other.json").write_text("{}")

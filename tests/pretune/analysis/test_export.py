@@ -14,13 +14,13 @@ from pretune.analysis import evaluate, export
 from pretune.analysis.finalize import Read, ReportReads
 from pretune.core.errors import RequestError
 from tests.imports import imported
+from tests.pretune.analysis.test_evaluate import knn_result
 from tests.pretune.analysis.test_finalize import finished_sweep, on
 from tests.pretune.cli.command import pretune
 from trainers import checkpoint
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.data import datasets
-from trainers.evaluation.protocol import ProtocolResult, Score
 from trainers.model import build_model
 from trainers.report import Checkpoint
 from trainers.weights.opening import opened
@@ -121,17 +121,7 @@ def test_the_card_has_the_figures_of_its_own_network_and_of_no_other(sweep: Path
     for number, (subject, source, value) in enumerate(
         [("known/0", "features", 0.61), ("known/0, untrained", "features", 0.62), ("known/0", "teacher", 0.63)]
     ):
-        result = ProtocolResult(
-            protocol={"name": "knn", "version": 1, "source": source},
-            subject=subject,
-            digest="d",
-            data="digits",
-            manifest="m",
-            split="select",
-            seeds=(0,),
-            fitted=1,
-            scores=(Score(measure="top1", value=value, per_seed=(value,), count=2),),
-        )
+        result = knn_result(subject, value, source=source)
         evaluate.write(str(place / f"knn-{number}.json"), result.model_dump_json().encode())
     assert pretune("export", "known/0", "--format", "timm", "--out", "own").exit_code == 0
     rows = [line for line in (tmp_path / "own" / "README.md").read_text().splitlines() if line.startswith("| knn")]

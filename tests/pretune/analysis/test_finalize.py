@@ -155,6 +155,11 @@ def test_without_labels_the_health_of_the_winner_is_read(tmp_path: Path) -> None
 
 
 @pytest.fixture
+def no_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "refit", lambda *arguments, **options: ([], []))
+
+
+@pytest.fixture
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainers.evaluation import probe
 
@@ -324,11 +329,10 @@ def test_a_checkpoint_of_the_best_few_that_is_gone_is_refused_and_fewer_trials_a
     assert [one.trial for one in finalize.check(result, again=False, top=1).others] == [1]
 
 
-@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.usefixtures("quick_probes", "no_refits")
 def test_the_best_by_its_mean_over_seeds_is_read_though_the_search_saw_another_first(
-    tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: datasets.Dataset
 ) -> None:
-    monkeypatch.setattr(candidates, "refit", lambda *arguments, **options: ([], []))
     result = sweep_of(tmp_path, on(data), 3)
     request = finalize.check(result, again=False, top=3, reseeded=True)
     judged = candidates.judged

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from pretune.request import overrides, request
+from pretune.core.messages import validated
+from pretune.request import request
 from pretune.request.lookup import Recipe
 from search_spaces import RECIPES
 from tests.imports import imported
 from tests.pretune.analysis.test_export import refusing
 from tests.pretune.cli.command import pretune
 from tests.trainers.weights import foreign
+from trainers.config import TrialConfig
 from trainers.evaluation.subject import from_weights
 from trainers.weights.opening import opened
 
@@ -72,7 +74,7 @@ def test_a_recipe_that_starts_from_a_file_names_it_by_hash_and_is_checked_before
     config = request.configure(recipe, assignments=settings)
     assert config.init is not None
     assert (config.init.path, len(config.init.sha256 or "")) == (str(moco), 64)
-    stored = overrides.validated(config.model_dump(mode="json"))
+    stored = validated(TrialConfig, config.model_dump(mode="json"))
     assert stored == config
     for wrong, message in (
         ([*settings[:2], "model.backbone.init=none.pth"], r"model\.backbone\.init: there is no file .*none\.pth"),

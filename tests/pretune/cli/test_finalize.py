@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from pretune import sweep as sweeps
-from pretune.analysis import candidates, finalize
+from pretune.analysis import finalize
 from pretune.core import results
 from pretune.core.experiment import Experiment
 from pretune.core.points import unvaried
 from tests import toys
-from tests.pretune.analysis.test_finalize import data, on, quick_probes, sweep_of
+from tests.pretune.analysis.test_finalize import data, no_refits, on, quick_probes, sweep_of
 from tests.pretune.cli.command import pretune
 from trainers.data import datasets, report_reads
 
-__all__ = ["data", "quick_probes"]
+__all__ = ["data", "no_refits", "quick_probes"]
 
 
 def run_for(trials: int) -> Any:
@@ -43,11 +43,10 @@ def run_for(trials: int) -> Any:
     return run
 
 
-@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.usefixtures("quick_probes", "no_refits")
 def test_ctrl_c_ends_the_runs_before_anything_is_read_and_the_same_command_goes_on(
     tmp_path: Path, data: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "refit", lambda *arguments, **options: ([], []))
     result = sweep_of(tmp_path, on(data), 3)
     command = ("finalize", str(result.folder), "--top", "2", "--seeds", "2")
 

@@ -56,10 +56,10 @@ def test_each_kind_has_its_rule() -> None:
 
 
 def test_trials_are_dealt_to_brackets_by_number_in_the_shares_of_hyperband() -> None:
-    rule = Hyperband(3, metric=METRIC, reduction_factor=3.0, grace=1.0)
+    rule = Hyperband(3, SuccessiveHalving(metric=METRIC, reduction_factor=3.0, grace=1.0))
     dealt = [rule.bracket_of(number) for number in range(1100)]
     assert [dealt.count(bracket) for bracket in range(3)] == [600, 300, 200], "as 9/3 to 3/2 to 1"
-    other = Hyperband(3, metric=METRIC, reduction_factor=3.0, grace=1.0)
+    other = Hyperband(3, SuccessiveHalving(metric=METRIC, reduction_factor=3.0, grace=1.0))
     assert [other.bracket_of(number) for number in reversed(range(1100))][::-1] == dealt, (
         "in whichever order it is asked"
     )
@@ -67,7 +67,7 @@ def test_trials_are_dealt_to_brackets_by_number_in_the_shares_of_hyperband() -> 
 
 
 def test_each_bracket_halves_among_its_own_trials_and_a_later_one_begins_later() -> None:
-    rule = Hyperband(2, metric=METRIC, reduction_factor=2.0, grace=1.0)
+    rule = Hyperband(2, SuccessiveHalving(metric=METRIC, reduction_factor=2.0, grace=1.0))
     numbers: dict[int, list[int]] = {0: [], 1: []}
     for number in range(12):
         numbers[rule.bracket_of(number)].append(number)

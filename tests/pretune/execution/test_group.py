@@ -340,17 +340,17 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
-def started_of(child: subprocess.Popen[bytes]) -> float:
+@pytest.fixture
+def started(child: subprocess.Popen[bytes]) -> float:
     started = process_started(child.pid)
     assert started is not None
     return started
 
 
 def test_the_workers_of_a_group_that_is_replaced_are_killed(
-    make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes]
+    make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes], started: float
 ) -> None:
     """By Ray's handle; a process of this machine that survives it, by its pid; of another machine, from there."""
-    started = started_of(child)
     stage.workers = [
         stage.worker(0, pid=child.pid, started=started, node=HERE),
         stage.worker(1, pid=77, started=5.0, node=THERE),
@@ -366,8 +366,9 @@ def test_the_workers_of_a_group_that_is_replaced_are_killed(
     assert not [worker for worker in group.workers if worker.handle in handles]
 
 
-def test_a_pid_that_was_given_to_another_process_is_not_killed(stage: Stage, child: subprocess.Popen[bytes]) -> None:
-    started = started_of(child)
+def test_a_pid_that_was_given_to_another_process_is_not_killed(
+    stage: Stage, child: subprocess.Popen[bytes], started: float
+) -> None:
     worker = stage.worker(0, pid=child.pid, started=started - 1, node=HERE)
     kill((worker,), grace_s=0.05)
     assert stage.killed == [worker.handle]
@@ -380,9 +381,8 @@ def test_nobody_is_killed_where_no_group_is_up(stage: Stage) -> None:
 
 
 def test_dead_ranks_are_those_whose_process_is_gone_here_or_whose_actor_died_elsewhere(
-    make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes]
+    make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes], started: float
 ) -> None:
-    started = started_of(child)
     stage.workers = [
         stage.worker(0, pid=child.pid, started=started, node=HERE),
         stage.worker(1, pid=child.pid, started=started - 1, node=HERE),

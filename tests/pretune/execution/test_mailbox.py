@@ -17,7 +17,7 @@ import ray
 
 from pretune.execution import group as groups
 from pretune.execution.group import Group
-from pretune.execution.mailbox import Command, Failed, Lost, Mailbox, Order, Ready, Reported, Returned, Worker
+from pretune.execution.mailbox import Command, Failed, Lost, Mailbox, Order, Ready, Reported, Returned, Taken, Worker
 from pretune.execution.settings import SlotSettings
 from trainers.report import EpochReport, Outcome
 
@@ -42,6 +42,14 @@ async def joined(ranks: int) -> tuple[Mailbox, int]:
     return mailbox, generation
 
 
+async def waited_at() -> tuple[Mailbox, int, asyncio.Task[Taken]]:
+    """A mailbox of one rank, its generation, and that rank's poll for its first command."""
+    mailbox, generation = await joined(1)
+    waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
+    await asyncio.sleep(0.05)
+    return mailbox, generation, waiting
+
+
 def test_every_rank_takes_the_same_numbered_commands() -> None:
     async def scenario() -> None:
         mailbox, generation = await joined(2)
@@ -57,9 +65,7 @@ def test_every_rank_takes_the_same_numbered_commands() -> None:
 
 def test_a_rank_that_waits_gets_a_command_as_soon_as_it_is_sent() -> None:
     async def scenario() -> None:
-        mailbox, generation = await joined(1)
-        waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
-        await asyncio.sleep(0.05)
+        mailbox, generation, waiting = await waited_at()
         assert not waiting.done()
         await mailbox.send(generation, CONTINUE)
         started = time.monotonic()
@@ -175,9 +181,7 @@ def test_silence_counts_from_the_last_sign_of_life_and_starts_anew_with_each_com
 
 def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
     async def scenario() -> None:
-        mailbox, generation = await joined(1)
-        waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
-        await asyncio.sleep(0.05)
+        mailbox, generation, waiting = await waited_at()
         assert not await mailbox.closed(1)
         await mailbox.close()
         assert (await waiting).command == SHUTDOWN

@@ -30,37 +30,25 @@ from trainers.terms import (
     Reconstruction,
     SingularValue,
     TermConfig,
+    kernels,
 )
 from trainers.terms.base import unit_rows
-from trainers.terms.kernels import (
-    IMQ,
-    RBF,
-    AnyKernel,
-    Energy,
-    Exponential,
-    Kernel,
-    Laplace,
-    LogRBF,
-    Polynomial,
-    Riesz,
-    Truncated,
-)
 
-EXTREME_KERNELS: tuple[Kernel, ...] = (
-    *(RBF(gamma=gamma) for gamma in (1e-3, 40.0)),
-    *(LogRBF(gamma=gamma) for gamma in (1e-3, 5.0, 5.1, 40.0)),
-    *(Exponential(temperature=temperature) for temperature in (0.02, 100.0)),
-    *(IMQ(offset=offset, exponent=exponent) for offset in (0.05, 10.0) for exponent in (1e-3, 10.0)),
-    *(Laplace(gamma=gamma) for gamma in (1e-3, 100.0)),
-    *(Energy(exponent=exponent) for exponent in (1e-3, 1.999)),
-    *(Polynomial(offset=offset, degree=degree) for offset in (0.0, 10.0) for degree in (1, 10)),
-    Truncated(coefficients=(0.0, 0.0, 0.0, 1e3)),
+EXTREME_KERNELS: tuple[kernels.Kernel, ...] = (
+    *(kernels.RBF(gamma=gamma) for gamma in (1e-3, 40.0)),
+    *(kernels.LogRBF(gamma=gamma) for gamma in (1e-3, 5.0, 5.1, 40.0)),
+    *(kernels.Exponential(temperature=temperature) for temperature in (0.02, 100.0)),
+    *(kernels.IMQ(offset=offset, exponent=exponent) for offset in (0.05, 10.0) for exponent in (1e-3, 10.0)),
+    *(kernels.Laplace(gamma=gamma) for gamma in (1e-3, 100.0)),
+    *(kernels.Energy(exponent=exponent) for exponent in (1e-3, 1.999)),
+    *(kernels.Polynomial(offset=offset, degree=degree) for offset in (0.0, 10.0) for degree in (1, 10)),
+    kernels.Truncated(coefficients=(0.0, 0.0, 0.0, 1e3)),
 )
 EXTREME: list[TermConfig] = [
     *(KernelMMD(kernel=kernel) for kernel in EXTREME_KERNELS),
     *(KernelMMD(kernel=kernel, estimator="u", normalize=False) for kernel in EXTREME_KERNELS),
-    *(KernelMMD(kernel=LogRBF(gamma=gamma), estimator="u") for gamma in (1e-3, 5.1, 40.0)),
-    *(KernelMMD(kernel=Riesz(exponent=power), estimator="u", normalize=False) for power in (1e-3, 2.0, 4.9)),
+    *(KernelMMD(kernel=kernels.LogRBF(gamma=gamma), estimator="u") for gamma in (1e-3, 5.1, 40.0)),
+    *(KernelMMD(kernel=kernels.Riesz(exponent=power), estimator="u", normalize=False) for power in (1e-3, 2.0, 4.9)),
     SingularValue(epsilon=0.0),
     SingularValue(center=True, epsilon=0.0),
     Dino(student_temperature=1e-3, teacher_temperature=1e-3),
@@ -178,10 +166,12 @@ def test_one_view_is_finite_or_refused_by_the_config_and_by_the_term_itself(term
         assert term(one).isfinite()
 
 
-@pytest.mark.parametrize("kernel", [*EXTREME_KERNELS, Riesz(exponent=8.0), Riesz(exponent=1e-3)], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [*EXTREME_KERNELS, kernels.Riesz(exponent=8.0), kernels.Riesz(exponent=1e-3)], ids=repr
+)
 @pytest.mark.parametrize("q", [2, 3, 10, 512, 8192])
-def test_a_kernels_numbers_are_finite_at_the_ends_of_its_settings_for_any_width(kernel: Kernel, q: int) -> None:
-    if isinstance(kernel, Riesz) and kernel.exponent >= q - 1:
+def test_a_kernels_numbers_are_finite_at_the_ends_of_its_settings_for_any_width(kernel: kernels.Kernel, q: int) -> None:
+    if isinstance(kernel, kernels.Riesz) and kernel.exponent >= q - 1:
         with pytest.raises(ValueError, match="must be below the embedding's width less 1"):
             kernel.mean(q)
         return
@@ -197,14 +187,14 @@ def test_a_kernels_numbers_are_finite_at_the_ends_of_its_settings_for_any_width(
 
 
 def test_every_kernel_with_a_setting_is_tried_at_its_ends() -> None:
-    tried = {type(kernel) for kernel in (*EXTREME_KERNELS, Riesz())}
-    kinds = get_args(get_args(AnyKernel)[0])
+    tried = {type(kernel) for kernel in (*EXTREME_KERNELS, kernels.Riesz())}
+    kinds = get_args(get_args(kernels.AnyKernel)[0])
     assert {kind for kind in kinds if set(kind.model_fields) - {"kind"}} == tried
 
 
 @pytest.mark.parametrize("exponent", [1e-3, 1.0, 4.0, 8.0])
 def test_a_steep_riesz_kernel_is_finite_in_float32_at_coinciding_and_at_near_points(exponent: float) -> None:
-    term = KernelMMD(kernel=Riesz(exponent=exponent), estimator="u", normalize=False)
+    term = KernelMMD(kernel=kernels.Riesz(exponent=exponent), estimator="u", normalize=False)
     rows = torch.from_numpy(random_rows(8, 16)).float()
     for distance in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
         near = torch.cat(
@@ -222,7 +212,7 @@ def test_a_steep_riesz_kernel_is_finite_in_float32_at_coinciding_and_at_near_poi
 def test_a_sharp_uniformity_keeps_its_digits_where_nearly_nothing_is_left_of_the_kernel() -> None:
     """Orthogonal points: log of exp(-2 gamma), which a difference from φ(1) in any precision would lose."""
     for gamma in (4.0, 5.1, 40.0):
-        term = KernelMMD(kernel=LogRBF(gamma=gamma), estimator="u", normalize=False)
+        term = KernelMMD(kernel=kernels.LogRBF(gamma=gamma), estimator="u", normalize=False)
         assert term(outputs_of(torch.eye(6))).item() == pytest.approx(-2 * gamma, rel=1e-6)
         assert value_of(term, [[1.0, 0.0], [-1.0, 0.0]]) == pytest.approx(-4 * gamma, rel=1e-6)  # type: ignore[arg-type]
 

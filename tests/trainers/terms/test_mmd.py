@@ -18,42 +18,27 @@ from tests.trainers.terms.outputs import Array, gradient_of, outputs_of, random_
 from tests.two_processes import TwoProcesses
 from trainers import dist
 from trainers.config import MLPConfig, ModelConfig, TrialConfig
-from trainers.terms import KernelMMD
+from trainers.terms import KernelMMD, kernels
 from trainers.terms.base import unit_rows
-from trainers.terms.kernels import (
-    IMQ,
-    RBF,
-    Energy,
-    Exponential,
-    Kernel,
-    Laplace,
-    Linear,
-    Logarithm,
-    LogRBF,
-    Polynomial,
-    Quadratic,
-    Riesz,
-    Truncated,
-)
 from trainers.terms.mmd import gram_form
 
-KERNELS: list[Kernel] = [
-    Truncated(coefficients=(1.0, 40.0)),
-    Truncated(),
-    Truncated(coefficients=(1.0, 2.0, 3.0, 4.0)),
-    Linear(),
-    Quadratic(),
-    RBF(),
-    LogRBF(),
-    IMQ(),
-    Laplace(),
-    Energy(),
-    Energy(exponent=0.5),
-    Polynomial(),
-    Polynomial(offset=0.5, degree=2),
-    Exponential(),
+KERNELS: list[kernels.Kernel] = [
+    kernels.Truncated(coefficients=(1.0, 40.0)),
+    kernels.Truncated(),
+    kernels.Truncated(coefficients=(1.0, 2.0, 3.0, 4.0)),
+    kernels.Linear(),
+    kernels.Quadratic(),
+    kernels.RBF(),
+    kernels.LogRBF(),
+    kernels.IMQ(),
+    kernels.Laplace(),
+    kernels.Energy(),
+    kernels.Energy(exponent=0.5),
+    kernels.Polynomial(),
+    kernels.Polynomial(offset=0.5, degree=2),
+    kernels.Exponential(),
 ]
-SINGULAR: list[Kernel] = [Riesz(), Riesz(exponent=0.5), Logarithm()]
+SINGULAR: list[kernels.Kernel] = [kernels.Riesz(), kernels.Riesz(exponent=0.5), kernels.Logarithm()]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 OFFICIAL = KernelMMD(normalize=False)  # coefficients (1, 40, 40), all pairs
 
@@ -61,11 +46,11 @@ OFFICIAL = KernelMMD(normalize=False)  # coefficients (1, 40, 40), all pairs
 # --- the definition, pair by pair ---
 
 
-def reference_phi(kernel: Kernel, u: Array, v: Array) -> float:
+def reference_phi(kernel: kernels.Kernel, u: Array, v: Array) -> float:
     """φ from the two points themselves, for the kernels that the tests of `kernels` check as functions of t."""
     q, t, squared = len(u), float(u @ v), float(((u - v) ** 2).sum())
     match kernel:
-        case Truncated():
+        case kernels.Truncated():
             legendre = [
                 t,
                 (q * t**2 - 1) / (q - 1),
@@ -73,25 +58,25 @@ def reference_phi(kernel: Kernel, u: Array, v: Array) -> float:
                 ((q + 2) * (q + 4) * t**4 - 6 * (q + 2) * t**2 + 3) / (q**2 - 1),
             ]
             return sum(b * p for b, p in zip(kernel.coefficients, legendre, strict=False))
-        case Linear():
+        case kernels.Linear():
             return t
-        case Quadratic():
+        case kernels.Quadratic():
             return t**2
-        case RBF() | LogRBF():
+        case kernels.RBF() | kernels.LogRBF():
             return math.exp(-kernel.gamma * squared)
-        case IMQ():
+        case kernels.IMQ():
             return float((kernel.offset**2 + squared) ** -kernel.exponent)
-        case Laplace():
+        case kernels.Laplace():
             return math.exp(-kernel.gamma * math.sqrt(squared))
-        case Energy():
+        case kernels.Energy():
             return float(-(math.sqrt(squared) ** kernel.exponent))
-        case Polynomial():
+        case kernels.Polynomial():
             return float((kernel.offset + t) ** kernel.degree)
-        case Exponential():
+        case kernels.Exponential():
             return math.exp(t / kernel.temperature)
-        case Riesz():
+        case kernels.Riesz():
             return float(math.sqrt(squared) ** -kernel.exponent)
-        case Logarithm():
+        case kernels.Logarithm():
             return -math.log(squared) / 2
     raise AssertionError(kernel)
 
@@ -104,7 +89,7 @@ def reference(term: KernelMMD, views: list[Array]) -> float:
         pairs = [(i, j) for i in range(n) for j in range(n) if term.estimator == "v" or i != j]
         mean = float(np.mean([reference_phi(term.kernel, z[i], z[j]) for i, j in pairs]))
         b_0 = term.kernel.mean(q)
-        if isinstance(term.kernel, LogRBF):
+        if isinstance(term.kernel, kernels.LogRBF):
             values.append(1 - math.log(mean) / math.log(b_0) if term.normalize else math.log(mean))
         else:
             collapsed = reference_phi(term.kernel, z[0], z[0]) - b_0
@@ -117,7 +102,7 @@ def reference(term: KernelMMD, views: list[Array]) -> float:
 @pytest.mark.parametrize("estimator", ["v", "u"])
 @pytest.mark.parametrize("shape", [(9, 4), (5, 7)], ids=["more rows than dimensions", "fewer"])
 def test_the_value_is_the_mean_over_pairs_and_views(
-    kernel: Kernel, normalize: bool, estimator: Any, shape: tuple[int, int]
+    kernel: kernels.Kernel, normalize: bool, estimator: Any, shape: tuple[int, int]
 ) -> None:
     term = KernelMMD(kernel=kernel, normalize=normalize, estimator=estimator)
     views = [3 * random_rows(*shape, seed=seed) for seed in range(3)]
@@ -139,7 +124,7 @@ def degree_means(rows: Array) -> list[float]:
     q = rows.shape[1]
     assert q >= 2
     single = [tuple(float(k == degree) for k in range(4)) for degree in range(4)]
-    return [value_of(KernelMMD(kernel=Truncated(coefficients=b), normalize=False), rows) for b in single]
+    return [value_of(KernelMMD(kernel=kernels.Truncated(coefficients=b), normalize=False), rows) for b in single]
 
 
 def simplex(q: int) -> Array:
@@ -207,7 +192,7 @@ def test_totals_with_the_official_coefficients() -> None:
 
 
 def test_spherical_designs_cost_nothing() -> None:
-    full = KernelMMD(kernel=Truncated(coefficients=(1.0, 2.0, 3.0, 4.0)), normalize=False)
+    full = KernelMMD(kernel=kernels.Truncated(coefficients=(1.0, 2.0, 3.0, 4.0)), normalize=False)
     assert icosahedron().shape == (12, 3)
     assert e8_roots().shape == (240, 8)
     assert value_of(full, icosahedron()) == pytest.approx(0, abs=1e-12)
@@ -221,19 +206,19 @@ def test_other_kernels_take_their_published_values() -> None:
     u = random_rows(1, 8)
     rows = [np.eye(8), cross_polytope(8), np.concatenate([u, -u]), np.repeat(u, 3, axis=0)]
     expected = {
-        RBF(gamma=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
-        Energy(exponent=1.0): [0.1518909185, 0.0268909185, 0.3893277856, 1.3893277856],
+        kernels.RBF(gamma=2.5): [0.1041651786, 0.0416680161, 0.4732921749, 0.9732694750],
+        kernels.Energy(exponent=1.0): [0.1518909185, 0.0268909185, 0.3893277856, 1.3893277856],
     }
     for kernel, values in expected.items():
         computed = [value_of(KernelMMD(kernel=kernel, normalize=False), points) for points in rows]
         np.testing.assert_allclose(computed, values, atol=1e-10)
-    imq = KernelMMD(kernel=IMQ(offset=1.0, exponent=0.5), normalize=False)
+    imq = KernelMMD(kernel=kernels.IMQ(offset=1.0, exponent=0.5), normalize=False)
     computed = [value_of(imq, points) for points in (rows[0], rows[1], rows[3])]
     np.testing.assert_allclose(computed, [0.0394100595, 0.0048609092, 0.4092285739], atol=1e-10)
 
 
 @EVERY_KERNEL
-def test_a_single_point_costs_the_peak_less_the_mean(kernel: Kernel) -> None:
+def test_a_single_point_costs_the_peak_less_the_mean(kernel: kernels.Kernel) -> None:
     if not kernel.logarithmic:
         term = KernelMMD(kernel=kernel, normalize=False)
         assert value_of(term, random_rows(1, 8)) == pytest.approx(kernel.peak(8) - kernel.mean(8), rel=1e-13)
@@ -244,7 +229,7 @@ def test_a_single_point_costs_the_peak_less_the_mean(kernel: Kernel) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("q", [8, 2048])
 def test_a_collapsed_batch_costs_one_and_has_a_finite_gradient(
-    kernel: Kernel, estimator: Any, dtype: torch.dtype, q: int
+    kernel: kernels.Kernel, estimator: Any, dtype: torch.dtype, q: int
 ) -> None:
     rows = torch.as_tensor(np.repeat(random_rows(1, q), 16, axis=0), dtype=dtype).requires_grad_()
     value = KernelMMD(kernel=kernel, estimator=estimator)(outputs_of(rows))
@@ -259,7 +244,7 @@ def test_a_collapsed_batch_costs_one_and_has_a_finite_gradient(
 
 @EVERY_KERNEL
 @pytest.mark.parametrize("estimator", ["v", "u"])
-def test_rotations_reflections_permutations_and_lengths_change_nothing(kernel: Kernel, estimator: Any) -> None:
+def test_rotations_reflections_permutations_and_lengths_change_nothing(kernel: kernels.Kernel, estimator: Any) -> None:
     term = KernelMMD(kernel=kernel, estimator=estimator)
     rows = random_rows(10, 4)
     value = value_of(term, rows)
@@ -270,7 +255,7 @@ def test_rotations_reflections_permutations_and_lengths_change_nothing(kernel: K
 
 
 @EVERY_KERNEL
-def test_duplicating_every_row_leaves_v_but_not_u(kernel: Kernel) -> None:
+def test_duplicating_every_row_leaves_v_but_not_u(kernel: kernels.Kernel) -> None:
     rows = random_rows(6, 4)
     doubled = np.concatenate([rows, rows])
     v, u = KernelMMD(kernel=kernel, estimator="v"), KernelMMD(kernel=kernel, estimator="u")
@@ -300,12 +285,19 @@ def test_views_are_never_mixed() -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel", [Linear(), Quadratic(), Truncated(coefficients=(1.0, 40.0)), Truncated(coefficients=(2.0,))], ids=repr
+    "kernel",
+    [
+        kernels.Linear(),
+        kernels.Quadratic(),
+        kernels.Truncated(coefficients=(1.0, 40.0)),
+        kernels.Truncated(coefficients=(2.0,)),
+    ],
+    ids=repr,
 )
 @pytest.mark.parametrize("shape", [(37, 11), (5, 11)])
 @pytest.mark.parametrize("estimator", ["v", "u"])
 def test_gram_and_feature_form_agree_in_value_and_gradient(
-    kernel: Kernel, shape: tuple[int, int], estimator: Any
+    kernel: kernels.Kernel, shape: tuple[int, int], estimator: Any
 ) -> None:
     rows = random_rows(*shape)
     gram = KernelMMD(kernel=kernel, form="gram", normalize=False, estimator=estimator)
@@ -318,7 +310,7 @@ def test_the_automatic_form_takes_moments_only_where_they_are_cheaper(monkeypatc
     def refuse(*_: object) -> Tensor:
         raise AssertionError("the other form was expected")
 
-    degree_two = KernelMMD(kernel=Quadratic())
+    degree_two = KernelMMD(kernel=kernels.Quadratic())
     with monkeypatch.context() as patch:
         patch.setattr("trainers.terms.mmd.gram_form", refuse)
         value_of(degree_two, random_rows(9, 8))
@@ -345,7 +337,7 @@ def test_the_second_degree_is_the_distance_of_the_second_moment_from_isotropy() 
     excess = z.T @ z / len(z) - np.eye(q) / q
     assert degree_means(rows)[0] == pytest.approx((z.mean(0) ** 2).sum(), rel=1e-12)
     assert degree_means(rows)[1] == pytest.approx(q / (q - 1) * (excess**2).sum(), rel=1e-12)
-    quadratic = KernelMMD(kernel=Quadratic(), normalize=False)
+    quadratic = KernelMMD(kernel=kernels.Quadratic(), normalize=False)
     assert value_of(quadratic, rows) == pytest.approx((excess**2).sum(), rel=1e-12)
 
 
@@ -357,7 +349,7 @@ def test_estimators_have_the_mean_and_variance_of_independent_uniform_points() -
     draws = 4000
     generator = torch.Generator().manual_seed(0)
     rows = unit_rows(torch.randn(draws, 10, 6, generator=generator, dtype=torch.float64))
-    v = gram_form(rows, Truncated())
+    v = gram_form(rows, kernels.Truncated())
     u = (10 * v - 81) / 9
     assert v.mean().item() == pytest.approx(8.1, abs=4 * math.sqrt(2.4926 / draws))
     assert u.mean().item() == pytest.approx(0.0, abs=4 * math.sqrt(2.4926 / draws))
@@ -369,7 +361,7 @@ def test_estimators_have_the_mean_and_variance_of_independent_uniform_points() -
 
 @EVERY_KERNEL
 @pytest.mark.parametrize("estimator", ["v", "u"])
-def test_gradients_equal_finite_differences_and_are_tangential(kernel: Kernel, estimator: Any) -> None:
+def test_gradients_equal_finite_differences_and_are_tangential(kernel: kernels.Kernel, estimator: Any) -> None:
     term = KernelMMD(kernel=kernel, estimator=estimator)
     rows = torch.from_numpy(random_rows(6, 4)).requires_grad_()
     other = torch.from_numpy(random_rows(6, 4, seed=1)).requires_grad_()
@@ -382,14 +374,14 @@ def test_regular_point_sets_are_stationary_and_a_bare_basis_is_not() -> None:
         assert gradient_of(OFFICIAL, rows).abs().max() < 1e-12
     assert gradient_of(OFFICIAL, np.eye(8)).abs().max() > 1e-2
     balanced = KernelMMD(
-        kernel=Truncated(coefficients=(3 * 7 / 7, 40.0, 7.0)), normalize=False
+        kernel=kernels.Truncated(coefficients=(3 * 7 / 7, 40.0, 7.0)), normalize=False
     )  # b_1 = 3 b_3 / (q - 1)
     assert gradient_of(balanced, np.eye(8)).abs().max() < 1e-12
 
 
 def test_coinciding_points_have_no_infinite_slope() -> None:
     rows = np.concatenate([random_rows(5, 4), random_rows(5, 4)])  # each point twice, i ≠ j
-    for kernel in (Laplace(), Energy(), Energy(exponent=0.25)):
+    for kernel in (kernels.Laplace(), kernels.Energy(), kernels.Energy(exponent=0.25)):
         assert gradient_of(KernelMMD(kernel=kernel), rows).isfinite().all()
 
 
@@ -414,7 +406,7 @@ def test_a_non_finite_row_shows_in_the_value() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @EVERY_KERNEL
 def test_the_ranks_blocks_add_up_to_the_whole_batch(
-    kernel: Kernel, ranks: int, monkeypatch: pytest.MonkeyPatch
+    kernel: kernels.Kernel, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each rank in turn, its collectives replaced by what they would return: blocks' sums and gradients must add up."""
     z = unit_rows(torch.from_numpy(random_rows(12, 5)))[None]
@@ -437,7 +429,7 @@ def test_the_ranks_blocks_add_up_to_the_whole_batch(
     torch.testing.assert_close(torch.cat(gradients, dim=1), gradient, rtol=1e-12, atol=1e-14)
 
 
-def _whole_gram(rows: Tensor, kernel: Kernel) -> Tensor:
+def _whole_gram(rows: Tensor, kernel: kernels.Kernel) -> Tensor:
     """The official scheme: gather with gradients, then every rank evaluates all N² pairs."""
     z = unit_rows(dist.gather_rows(rows))
     n, q = z.shape
@@ -446,7 +438,7 @@ def _whole_gram(rows: Tensor, kernel: Kernel) -> Tensor:
     return (off_diagonal + n * kernel.peak(q)) / n**2 - kernel.mean(q)
 
 
-def _gradients_by_both_schemes(rows: Tensor, kernel: Kernel) -> list[Tensor]:
+def _gradients_by_both_schemes(rows: Tensor, kernel: kernels.Kernel) -> list[Tensor]:
     n = len(rows) // dist.world_size()
     results = []
     schemes: list[Callable[[Tensor], Tensor]] = [
@@ -464,7 +456,7 @@ def _gradients_by_both_schemes(rows: Tensor, kernel: Kernel) -> list[Tensor]:
 
 @EVERY_KERNEL
 def test_row_blocks_with_a_detached_gather_equal_the_gather_with_gradients(
-    two_processes: TwoProcesses, kernel: Kernel
+    two_processes: TwoProcesses, kernel: kernels.Kernel
 ) -> None:
     rows = torch.from_numpy(random_rows(12, 5))
     for value, gradient, expected_value, expected_gradient in two_processes.run(
@@ -475,7 +467,7 @@ def test_row_blocks_with_a_detached_gather_equal_the_gather_with_gradients(
 
 
 @EVERY_KERNEL
-def test_the_mean_of_the_ranks_own_values_is_another_objective(kernel: Kernel) -> None:
+def test_the_mean_of_the_ranks_own_values_is_another_objective(kernel: kernels.Kernel) -> None:
     """The reason for all this: halves of a batch look further from uniform than the batch."""
     rows = random_rows(12, 5)
     term = KernelMMD(kernel=kernel)
@@ -503,7 +495,7 @@ def test_half_precision_rows_keep_the_off_diagonal_part() -> None:
 
 
 @EVERY_KERNEL
-def test_autocast_does_not_reach_the_term(kernel: Kernel) -> None:
+def test_autocast_does_not_reach_the_term(kernel: kernels.Kernel) -> None:
     rows = torch.from_numpy(random_rows(12, 5)).float()
     for form in ("gram", "auto"):
         term = KernelMMD(kernel=kernel, form=form)
@@ -519,7 +511,7 @@ def test_autocast_does_not_reach_the_term(kernel: Kernel) -> None:
 
 def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
     rows = torch.from_numpy(random_rows(12, 5)).requires_grad_()
-    for kernel in (Truncated(), Quadratic()):
+    for kernel in (kernels.Truncated(), kernels.Quadratic()):
         with torch.no_grad():
             value = KernelMMD(kernel=kernel)(outputs_of(rows))
         assert not value.requires_grad
@@ -530,7 +522,7 @@ def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
-def test_a_singular_kernel_sums_over_pairs_of_different_points(kernel: Kernel) -> None:
+def test_a_singular_kernel_sums_over_pairs_of_different_points(kernel: kernels.Kernel) -> None:
     term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
     views = [random_rows(9, 4), random_rows(9, 4, seed=1)]
     q, costs = 4, []
@@ -542,14 +534,14 @@ def test_a_singular_kernel_sums_over_pairs_of_different_points(kernel: Kernel) -
 
 
 @pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
-def test_a_singular_kernel_is_zero_on_average_for_independent_uniform_points(kernel: Kernel) -> None:
+def test_a_singular_kernel_is_zero_on_average_for_independent_uniform_points(kernel: kernels.Kernel) -> None:
     term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
     draws = [value_of(term, random_rows(32, 6, seed)) for seed in range(200)]
     assert np.mean(draws) == pytest.approx(0.0, abs=4 * float(np.std(draws)) / math.sqrt(len(draws)))
 
 
 @pytest.mark.parametrize("kernel", SINGULAR, ids=repr)
-def test_a_singular_kernel_survives_coinciding_points_and_is_least_spread_out(kernel: Kernel) -> None:
+def test_a_singular_kernel_survives_coinciding_points_and_is_least_spread_out(kernel: kernels.Kernel) -> None:
     term = KernelMMD(kernel=kernel, estimator="u", normalize=False)
     twice = np.concatenate([random_rows(4, 6), random_rows(4, 6)])
     assert math.isfinite(value_of(term, twice))
@@ -563,16 +555,16 @@ def test_a_singular_kernel_needs_the_estimator_of_different_points_and_no_scale(
     halves: list[dict[str, Any]] = [{}, {"estimator": "u"}, {"normalize": False}]
     for settings in halves:
         with pytest.raises(ValidationError, match="needs estimator='u' and normalize=False"):
-            KernelMMD(kernel=Logarithm(), **settings)
+            KernelMMD(kernel=kernels.Logarithm(), **settings)
     narrow = ModelConfig(projector=MLPConfig(widths=(16, 4)))
-    steep = KernelMMD(kernel=Riesz(exponent=3.0), estimator="u", normalize=False)
+    steep = KernelMMD(kernel=kernels.Riesz(exponent=3.0), estimator="u", normalize=False)
     with pytest.raises(ValueError, match=r"objective\.push\.kernel: the exponent of a Riesz kernel must be below"):
         TrialConfig(model=narrow, objective={"push": steep})
 
 
 def test_only_global_views_are_spread_where_asked_for() -> None:
     views = [random_rows(9, 4, seed) for seed in range(4)]
-    for kernel in (Truncated(), Quadratic(), LogRBF()):
+    for kernel in (kernels.Truncated(), kernels.Quadratic(), kernels.LogRBF()):
         some, pair = KernelMMD(kernel=kernel, global_views=2), KernelMMD(kernel=kernel)
         assert value_of(some, *views) == pytest.approx(value_of(pair, *views[:2]), rel=1e-14)
     with pytest.raises(ValueError, match=r"objective\.mmd\.global_views must be at most the number of views, 2"):
@@ -584,7 +576,7 @@ def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(gamma: 
     """Their code: the log of the mean of exp(-t ||u - v||²) over pairs i < j, the two views' values averaged."""
     views = [torch.from_numpy(random_rows(9, 4, seed)) for seed in range(2)]
     official = [torch.pdist(unit_rows(view)).square().mul(-gamma).exp().mean().log().item() for view in views]
-    term = KernelMMD(kernel=LogRBF(gamma=gamma), estimator="u", normalize=False)
+    term = KernelMMD(kernel=kernels.LogRBF(gamma=gamma), estimator="u", normalize=False)
     assert value_of(term, *views) == pytest.approx(sum(official) / 2, rel=1e-12)
 
 
@@ -593,8 +585,8 @@ def test_uniformity_of_wang_and_isola_is_the_log_rbf_kernel_as_published(gamma: 
 
 def test_the_feature_form_of_a_higher_degree_is_refused() -> None:
     with pytest.raises(ValidationError, match="form='feature' needs a kernel of degree 2 at most"):
-        KernelMMD(kernel=Truncated(), form="feature")
-    KernelMMD(kernel=Truncated(coefficients=(1.0, 2.0, 0.0)), form="feature")
+        KernelMMD(kernel=kernels.Truncated(), form="feature")
+    KernelMMD(kernel=kernels.Truncated(coefficients=(1.0, 2.0, 0.0)), form="feature")
 
 
 def test_a_sphere_of_one_dimension_is_refused() -> None:
@@ -619,4 +611,4 @@ def test_a_config_in_json_reaches_every_setting() -> None:
     }
     term = KernelMMD.model_validate(settings)
     assert term.model_dump(mode="json") == settings
-    assert term.kernel == Truncated(coefficients=(1.0, 40.0))
+    assert term.kernel == kernels.Truncated(coefficients=(1.0, 40.0))

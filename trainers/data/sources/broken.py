@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -14,22 +15,23 @@ _LISTED = 100
 _CHUNK = 256
 
 
+def fault(look: Callable[[int], object], index: int) -> BrokenImageError | None:
+    """What is wrong with image `index`, as looking at it says; None where that goes well."""
+    try:
+        look(index)
+    except BrokenImageError as error:
+        return error
+    return None
+
+
 def find(images: Images, *, threads: int, advance: Callable[[], None] | None = None) -> dict[int, BrokenImageError]:
     """Decode every image: index -> what is wrong with it. Arrays hold none. `advance` is called after each image."""
-
-    def fault(index: int) -> BrokenImageError | None:
-        try:
-            images.read(index)
-        except BrokenImageError as error:
-            return error
-        return None
-
     found: dict[int, BrokenImageError] = {}
     if images.uniform is None:
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for start in range(0, len(images), _CHUNK):  # so that Ctrl-C does not wait for all
                 indices = range(start, min(start + _CHUNK, len(images)))
-                for index, error in zip(indices, pool.map(fault, indices), strict=True):
+                for index, error in zip(indices, pool.map(partial(fault, images.read), indices), strict=True):
                     if error is not None:
                         found[index] = error
                     if advance is not None:

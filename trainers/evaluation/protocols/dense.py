@@ -11,25 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trainers.evaluation.protocol import (
-    ClassScore,
-    Data,
-    Protocol,
-    ProtocolResult,
-    Report,
-    Score,
-    Split,
-    Task,
-    bootstrapped,
-    joined,
-)
+from trainers.evaluation import protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from trainers.evaluation.annotated import Parts
-    from trainers.evaluation.patches import Linear, Patches
+    from trainers.evaluation.patches import Patches
+    from trainers.evaluation.regression import LinearProbe
     from trainers.evaluation.subject import Subject
 
 MOST_CLASSES = 254
@@ -38,7 +28,7 @@ GROUND = "ground"
 """What the class of pixels of no object is called."""
 
 
-class Dense(Protocol):
+class Dense(protocol.Protocol):
     """Frozen maps, of a transformer its patch tokens: the linear probe of DINOv2 (arXiv 2304.07193, section 7.4), here
     as a convex regression on patches' shares of classes, and the nearest patches' vote (Balažević et al. 2023, arXiv
     2306.01667), on images stretched to `side` pixels. Class scores are brought to the image's size bilinearly.
@@ -58,10 +48,10 @@ class Dense(Protocol):
     draws: ClassVar[bool] = False
     annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = "masks"
 
-    def check_annotated(self, place: Path, split: Split) -> str:
+    def check_annotated(self, place: Path, split: protocol.Split) -> str:
         return self.parts(place, split).source.sha256
 
-    def parts(self, place: Path | None, split: Split) -> Parts:
+    def parts(self, place: Path | None, split: protocol.Split) -> Parts:
         """The images, divided. ValueError where they will not do."""
         from trainers.evaluation import annotated
 
@@ -78,7 +68,7 @@ class Dense(Protocol):
 
         check_maps(subject.at(self.source))
 
-    def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
+    def run(self, subject: Subject, data: protocol.Data, **task: Unpack[protocol.Task]) -> protocol.ProtocolResult:
         """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes
         have the linear probe's intersection over union.
         """
@@ -127,26 +117,32 @@ class Dense(Protocol):
         tables = {way: np.stack(its) for way, its in pixels.items()}
         shares = patches.intersection_over_union(tables["linear"].sum(0))
         counts = tables["linear"].sum((0, 2))
-        return annotated.result(
-            self,
+        judged = protocol.Judged(
+            tuple(score for way, table in tables.items() for score in _scores(way, table)),
+            tuple(
+                protocol.ClassScore(name=name, value=None if np.isnan(share) else float(share), count=int(count))
+                for name, share, count in zip(names, shares, counts, strict=True)
+            ),
+        )
+        return self.result(
             looked,
             data,
-            parts,
+            judged,
+            manifest=parts.source.sha256,
             seeds=seeds[:1],
-            scores=[score for way, table in tables.items() for score in _scores(way, table)],
-            classes=[
-                ClassScore(name=name, value=None if np.isnan(share) else float(share), count=int(count))
-                for name, share, count in zip(names, shares, counts, strict=True)
-            ],
+            fitted=len(parts.fit),
             chosen=(chosen,),
-            notes=[
+            notes=(
                 "each class's value is the linear probe's intersection over union, its count that of its pixels",
                 f"fitted on {len(fitted.features):,} patches",
-            ],
+                *annotated.left_out(parts.source),
+            ),
             seconds=time.monotonic() - began,
         )
 
-    def _fitted(self, fitted: Patches, *, device: torch.device, report: Report) -> tuple[Linear, dict[str, Any]]:
+    def _fitted(
+        self, fitted: Patches, *, device: torch.device, report: protocol.Report
+    ) -> tuple[LinearProbe, dict[str, Any]]:
         """The linear probe on all patches, and how its regularization was chosen: on every fifth image."""
         from trainers.evaluation import patches
 
@@ -165,7 +161,7 @@ class Dense(Protocol):
         )
 
 
-def _scores(way: str, tables: NDArray[np.int64]) -> list[Score]:
+def _scores(way: str, tables: NDArray[np.int64]) -> list[protocol.Score]:
     """From each image's pixels by (class, what they are taken for), [n, K, K]."""
     from trainers.evaluation.patches import intersection_over_union
 
@@ -184,6 +180,6 @@ def _scores(way: str, tables: NDArray[np.int64]) -> list[Score]:
         return float(np.trace(pixels) / max(pixels.sum(), 1))
 
     return [
-        joined(f"{way}/{name}", [of(np.arange(count))], count=count, images=bootstrapped(of, count))
+        protocol.joined(f"{way}/{name}", [of(np.arange(count))], count=count, images=protocol.bootstrapped(of, count))
         for name, of in (("miou", mean), ("pixels", right))
     ]

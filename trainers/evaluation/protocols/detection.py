@@ -14,6 +14,7 @@ from pydantic import Field
 from trainers.evaluation.protocol import (
     ClassScore,
     Data,
+    Judged,
     Protocol,
     ProtocolResult,
     Report,
@@ -133,15 +134,16 @@ class Detector(Protocol):
                 average_precision.voc_matches(parts.scored, one, class_count=parts.class_count) for one in found
             ]
         shown = "mask/" if self.annotated == "masks" else ""
-        return annotated.result(
-            self,
+        said = f"each class's value is its {shown}ap, its count that of its objects"
+        scores = scores_of(matches, len(parts.scored), report)
+        return self.result(
             looked,
             data,
-            parts,
+            Judged(tuple(scores), tuple(_by_class(matches[shown], parts.source.classes))),
+            manifest=parts.source.sha256,
             seeds=seeds,
-            scores=scores_of(matches, len(parts.scored), report),
-            classes=_by_class(matches[shown], parts.source.classes),
-            notes=[f"each class's value is its {shown}ap, its count that of its objects"],
+            fitted=len(parts.fit),
+            notes=(said, *annotated.left_out(parts.source)),
             seconds=time.monotonic() - began,
         )
 

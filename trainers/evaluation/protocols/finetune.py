@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import stratified_order
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Score, Task
+from trainers.evaluation.protocol import Data, Integers, Judged, Protocol, ProtocolResult, Report, Task, together
 from trainers.evaluation.protocols.linear import at_an_end
 from trainers.evaluation.protocols.low_labels import FEW, Shares, check_shares, classes_left_out, drawn
 
@@ -80,13 +80,13 @@ class Tuning(Protocol):
         """
         import torch
 
-        from trainers.evaluation import classification, frozen
+        from trainers.evaluation import classification
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
         looked = subject.at(self.source)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
-        scores: list[Score] = []
+        judged: list[Judged] = []
         chosen: list[dict[str, Any]] = []
         notes: dict[str, None] = {}
         fitted = 0
@@ -120,17 +120,14 @@ class Tuning(Protocol):
                     }
                 )
                 fitted = max(fitted, len(rows))
-            judged = classification.judge(found, data.score_labels, names, prefix=prefix)
-            scores += judged.scores
-        return frozen.result(
-            self,
+            judged.append(classification.judge(found, data.score_labels, names, prefix=prefix))
+        return self.result(
             looked,
             data,
+            together(judged, shown=-1),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=judged,
             fitted=fitted,
-            chosen=tuple(chosen),
+            chosen=chosen,
             notes=(*notes, *at_an_end(chosen)),
             seconds=time.monotonic() - began,
         )

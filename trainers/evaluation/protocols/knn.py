@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task
+from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task, together
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
@@ -55,13 +55,11 @@ class Knn(Protocol):
                 )
                 prefix = f"knn{k}/" if weighting == "similarity" else f"knn{k}/unweighted/"
                 judged.append(classification.judge([counted], data.score_labels, names, prefix=prefix))
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            together(judged),
             seeds=seeds[:1],
-            scores=tuple(score for one in judged for score in one.scores),
-            judged=judged[0],
             fitted=fit.count,
             seconds=time.monotonic() - began,
         )

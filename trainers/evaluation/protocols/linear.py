@@ -72,16 +72,14 @@ class Linear(Protocol):
         names = data.dataset.manifest.class_names
         judged = classification.judge([scores for scores, _ in found], data.score_labels, names, logits=True)
         chosen_by_seed = tuple(chosen for _, chosen in found)
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            judged,
             seeds=seeds,
-            scores=judged.scores,
-            judged=judged,
+            fitted=fit.count,
             chosen=chosen_by_seed,
             notes=at_an_end(chosen_by_seed),
-            fitted=fit.count,
             seconds=time.monotonic() - began,
         )
 

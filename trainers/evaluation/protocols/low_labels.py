@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import count_of, stratified_order
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Score, Task
+from trainers.evaluation.protocol import Data, Integers, Judged, Protocol, ProtocolResult, Task, together
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 from trainers.settings import amount
 
@@ -59,7 +59,7 @@ class LowLabels(Protocol):
         looked = subject.at(self.source)
         fit, scored = frozen.features(looked, data, device=device, report=report)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
-        scores: list[Score] = []
+        judged: list[Judged] = []
         chosen: list[dict[str, Any]] = []
         notes: dict[str, None] = {}
         for place, share in enumerate(self.shares):
@@ -83,18 +83,15 @@ class LowLabels(Protocol):
                 )
                 found.append(frozen.class_scores(probe, scored))
                 chosen.append({"seed": seed, "share": share, **said})
-            judged = classification.judge(found, data.score_labels, names, prefix=f"{share}/")
-            scores += judged.scores
-        return frozen.result(
-            self,
+            judged.append(classification.judge(found, data.score_labels, names, prefix=f"{share}/"))
+        return self.result(
             looked,
             data,
+            together(judged, shown=-1),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=judged,
-            chosen=tuple(chosen),
-            notes=(*notes, *at_an_end(chosen)),
             fitted=max(count_of(share, fit.count) for share in self.shares),
+            chosen=chosen,
+            notes=(*notes, *at_an_end(chosen)),
             seconds=time.monotonic() - began,
         )
 

@@ -18,6 +18,7 @@ from trainers.evaluation.protocol import (
     ClassScore,
     Data,
     Integers,
+    Judged,
     Protocol,
     ProtocolResult,
     Score,
@@ -117,23 +118,23 @@ class Multilabel(Protocol):
             held_out = {str(one): accuracies[one] for one in sorted(accuracies)}
             chosen.append({"seed": seed, "chosen": best, "held_out": held_out, "images": len(held)})
         each = mean_average_precision(said[0], given.scored_targets)[1]
-        return ProtocolResult(
-            protocol=self.model_dump(mode="json"),
-            subject=looked.name,
-            digest=looked.digest,
-            data=data.name,
-            manifest=given.sha256,
-            split=data.split,
-            seeds=tuple(seeds),
-            fitted=len(fit),
-            scores=tuple(_score(measure, said, given.scored_targets, way) for measure, way in _MEASURES),
-            classes=tuple(
+        judged = Judged(
+            tuple(_score(measure, said, given.scored_targets, way) for measure, way in _MEASURES),
+            tuple(
                 ClassScore(
                     name=name, value=float(value) if np.isfinite(value) else None, count=int((column == 1).sum())
                 )
                 for name, value, column in zip(given.classes, each, given.scored_targets.T, strict=True)
             ),
-            chosen=tuple(chosen),
+        )
+        return self.result(
+            looked,
+            data,
+            judged,
+            manifest=given.sha256,
+            seeds=seeds,
+            fitted=len(fit),
+            chosen=chosen,
             notes=(*at_an_end(chosen), *given.notes),
             seconds=time.monotonic() - began,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Score, Task
+from trainers.evaluation.protocol import Data, Judged, Protocol, ProtocolResult, Task, together
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Robustness(Protocol):
         views = changed.views(
             looked, shifts=self.shifts, blurs=self.blurs, gray=self.gray, resolutions=self.resolutions
         )
-        scores: list[Score] = []
+        judged: list[Judged] = []
         fits = []
         for place, view in enumerate(views):
             if place == 0 or self.fitted_on == "changed":
@@ -66,20 +66,16 @@ class Robustness(Protocol):
             else:
                 scored = frozen.whole(frozen.rows(looked, data, data.split, device=device, report=report, view=view))
             found = [frozen.class_scores(one.probe, scored) for one in fits]
-            judged = classification.judge(found, data.score_labels, names, prefix=f"{view.name}/")
-            scores += judged.scores
+            judged.append(classification.judge(found, data.score_labels, names, prefix=f"{view.name}/"))
             if place == 0:
-                first = judged
                 chosen = tuple({"seed": seed, **one.said} for seed, one in zip(seeds, fits, strict=True))
-        return frozen.result(
-            self,
+        return self.result(
             looked,
             data,
+            together(judged),
             seeds=seeds,
-            scores=tuple(scores),
-            judged=first,
+            fitted=fit.count,
             chosen=chosen,
             notes=at_an_end(chosen),
-            fitted=fit.count,
             seconds=time.monotonic() - began,
         )
