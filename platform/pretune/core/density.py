@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -71,9 +72,9 @@ class Density:
             drawn[name] = (shares < rng.rand(CANDIDATES)[:, None]).sum(axis=-1).astype(float)
         if self._numbers:
             means, deviations = self._means[:, chosen], self._deviations[:, chosen]
-            low, high = ((end - means) / deviations for end in self._ends())
+            low, mass, tail = (of_kernels[:, chosen] for of_kernels in self._truncated)
             quantiles = rng.uniform(low=0, high=1, size=means.shape)
-            rows = _quantile(quantiles, low, high) * deviations + means
+            rows = _quantile(quantiles, low, mass, tail) * deviations + means
             for (name, distribution), row in zip(self._numbers.items(), rows, strict=True):
                 values, step = np.exp(row) if distribution.log else row, distribution.step
                 if step is not None:
@@ -84,39 +85,65 @@ class Density:
 
     def log(self, samples: Samples) -> Numbers:
         """The density's logarithm at each of the points `samples`."""
-        of_kernels = np.log(self._weights)
-        of_both = np.zeros((len(samples[self._names[0]]), len(of_kernels)))
+        of_both = np.zeros((len(samples[self._names[0]]), len(self._weights)))
         for name, probabilities in self._categories.items():
             of_both += np.log(probabilities.T)[samples[name].astype(np.int64)]
-        if self._numbers:
-            low, high = self._ends()
-            of_kernels -= _log_mass(
-                (low - self._means) / self._deviations, (high - self._means) / self._deviations
-            ).sum(axis=0)
-            continuous: list[int] = []
-            for position, (name, distribution) in enumerate(self._numbers.items()):
-                if distribution.step is None:
-                    continuous.append(position)
-                else:
-                    of_both += _log_mass_of_steps(
-                        samples[name], self._means[position], self._deviations[position], distribution
-                    )
-            if continuous:
-                # By number and point, by number and kernel, as shares of the number's range: the square of their
-                # difference is three products of matrices, and nothing that counts is lost.
-                names = [(name, one) for name, one in self._numbers.items() if one.step is None]
-                values = np.array([np.log(samples[name]) if one.log else samples[name] for name, one in names])
-                low, width = low[continuous], (high - low)[continuous]
-                deviations = self._deviations[continuous]
-                at, mean = (values - low) / width, (self._means[continuous] - low) / width
-                weight = 0.5 * (width / deviations) ** 2
-                of_both -= (at**2).T @ weight
-                of_both += 2.0 * at.T @ (weight * mean)
-                of_kernels -= (weight * mean**2 + np.log(deviations) + _LOG_ROOT_OF_2_PI).sum(axis=0)
+        for position, (name, distribution) in enumerate(self._numbers.items()):
+            if distribution.step is not None:
+                of_both += _log_mass_of_steps(
+                    samples[name], self._means[position], self._deviations[position], distribution
+                )
+        of_kernels, weight, weighted_mean = self._terms
+        if len(weight):
+            names = [(name, one) for name, one in self._numbers.items() if one.step is None]
+            values = np.array([np.log(samples[name]) if one.log else samples[name] for name, one in names])
+            low, width, _ = self._continuous
+            at = (values - low) / width
+            of_both -= (at**2).T @ weight
+            of_both += 2.0 * at.T @ weighted_mean
         of_both += of_kernels
         highest = of_both.max(axis=1)
         found: Numbers = np.log(np.exp(of_both - highest[:, None]).sum(axis=1)) + highest
         return found
+
+    @cached_property
+    def _truncated(self) -> tuple[Numbers, Numbers, Numbers]:
+        """By number and kernel, of its normal in the standard one's place: where the range begins, the logarithm of the
+        mass within, and of that beyond on the side where the tail is.
+        """
+        low, high = ((end - self._means) / self._deviations for end in self._ends())
+        left = low < 0
+        return low, log_mass(low, high), _log_normal(np.where(left, low, -high))
+
+    @cached_property
+    def _terms(self) -> tuple[Numbers, Numbers, Numbers]:
+        """What of the logarithm does not depend on the point: by kernel a summand, and by number without steps and
+        kernel two factors.
+
+        By number and point, by number and kernel, as shares of the number's range: the square of their difference is
+        three products of matrices, and nothing that counts is lost.
+        """
+        of_kernels: Numbers = np.log(self._weights)
+        if not self._numbers:
+            return of_kernels, np.empty((0, 0)), np.empty((0, 0))
+        low, high = self._ends()
+        of_kernels -= _log_mass((low - self._means) / self._deviations, (high - self._means) / self._deviations).sum(
+            axis=0
+        )
+        low, width, positions = self._continuous
+        if not len(positions):
+            return of_kernels, np.empty((0, 0)), np.empty((0, 0))
+        deviations, mean = self._deviations[positions], (self._means[positions] - low) / width
+        weight = 0.5 * (width / deviations) ** 2
+        of_kernels -= (weight * mean**2 + np.log(deviations) + _LOG_ROOT_OF_2_PI).sum(axis=0)
+        return of_kernels, weight, weight * mean
+
+    @cached_property
+    def _continuous(self) -> tuple[Numbers, Numbers, list[int]]:
+        """Of the numbers without steps where the range begins and how wide it is, as columns; their positions."""
+        positions = [position for position, one in enumerate(self._numbers.values()) if one.step is None]
+        low, high = self._ends()
+        return low[positions], (high - low)[positions], positions
 
     def _ends(self) -> tuple[Numbers, Numbers]:
         """Where each number's range begins and ends, half a step beyond its values, as columns."""
@@ -168,17 +195,14 @@ def _normals(observed: Numbers, ranges: Sequence[_Range]) -> tuple[Numbers, Numb
     return means, np.concatenate([deviations, high - low], axis=1)
 
 
-def _quantile(quantiles: Numbers, low: Numbers, high: Numbers) -> Numbers:
-    """Of standard normals that are truncated to `low` and `high`, from the side where the tail is."""
-    mass = log_mass(low, high)
+def _quantile(quantiles: Numbers, low: Numbers, mass: Numbers, tail: Numbers) -> Numbers:
+    """Of standard normals that are truncated, as of `Density._truncated`."""
     found = np.empty_like(quantiles)
     left = low < 0
-    found[left] = _log_quantile(np.logaddexp(_log_normal(low[left]), np.log(quantiles[left]) + mass[left]))
+    found[left] = _log_quantile(np.logaddexp(tail[left], np.log(quantiles[left]) + mass[left]))
     right = ~left
     if right.any():
-        found[right] = -_log_quantile(
-            np.logaddexp(_log_normal(-high[right]), np.log1p(-quantiles[right]) + mass[right])
-        )
+        found[right] = -_log_quantile(np.logaddexp(tail[right], np.log1p(-quantiles[right]) + mass[right]))
     found[quantiles == 0] = low[quantiles == 0]
     return found
 
@@ -209,6 +233,8 @@ _NEAR = 1 / 2**0.5
 
 def _log_normal(numbers: Numbers) -> Numbers:
     """The logarithm of the normal's distribution function, by the mathematics of Python's own library."""
+    if numbers.ndim > 1:
+        return _log_normal(numbers.ravel()).reshape(numbers.shape)
     log, erf, erfc = math.log, math.erf, math.erfc
     found = [
         (log(0.5 * erfc(-x)) if x < -_NEAR else log(0.5 + 0.5 * erf(x)) if x < _NEAR else log(1.0 - 0.5 * erfc(x)))
