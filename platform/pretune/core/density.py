@@ -24,13 +24,16 @@ Samples = dict[str, Numbers]
 CANDIDATES = 24
 """So many points TPE draws, of which it takes the best; `n_ei_candidates` of `TPESampler`."""
 
+FEW_VALUES = 64
+"""Of so few values of a number many points have the same."""
+
 _LOG_ROOT_OF_2_PI = math.log(math.sqrt(2 * math.pi))
 _LOGISTIC = math.sqrt(3) / math.pi
 """A logistic distribution of this scale is nearly normal."""
 
 
 def uniforms(numbers: int) -> int:
-    """How many uniform numbers `Density.sample` takes from its generator, where a point has so many numbers."""
+    """How many uniform numbers `Density.sample` takes, where a point has so many numbers."""
     return CANDIDATES * (1 + numbers)
 
 
@@ -62,20 +65,25 @@ class Density:
             rows = [np.log(points[name]) if one.log else points[name] for name, one in self._numbers.items()]
             self._means, self._deviations = _normals(np.array(rows), self._ranges)
 
-    def sample(self, rng: np.random.RandomState) -> Samples:
-        """`CANDIDATES` points: for each a kernel, then by name a category, then all numbers at once."""
-        chosen = rng.choice(len(self._weights), p=self._weights, size=CANDIDATES)
+    def sample(self, uniform: Numbers) -> Samples:
+        """`CANDIDATES` points of so many numbers, each from 0 to below 1, as `uniforms` says: for each point a kernel,
+        then by name a category, then all numbers at once.
+        """
+        rows = iter(uniform.reshape(-1, CANDIDATES))
+        # As `RandomState.choice` does.
+        chances = self._weights.cumsum()
+        chances /= chances[-1]
+        chosen = chances.searchsorted(next(rows), side="right")
         drawn: Samples = {}
         for name, probabilities in self._categories.items():
             shares = np.cumsum(probabilities[chosen, :], axis=-1)
             shares[:, -1] = 1.0
-            drawn[name] = (shares < rng.rand(CANDIDATES)[:, None]).sum(axis=-1).astype(float)
+            drawn[name] = (shares < next(rows)[:, None]).sum(axis=-1).astype(float)
         if self._numbers:
             means, deviations = self._means[:, chosen], self._deviations[:, chosen]
             low, mass, tail = (of_kernels[:, chosen] for of_kernels in self._truncated)
-            quantiles = rng.uniform(low=0, high=1, size=means.shape)
-            rows = _quantile(quantiles, low, mass, tail) * deviations + means
-            for (name, distribution), row in zip(self._numbers.items(), rows, strict=True):
+            points = _quantile(np.array(list(rows)), low, mass, tail) * deviations + means
+            for (name, distribution), row in zip(self._numbers.items(), points, strict=True):
                 values, step = np.exp(row) if distribution.log else row, distribution.step
                 if step is not None:
                     steps = np.round((values - distribution.low) / step)
@@ -189,7 +197,8 @@ def _normals(observed: Numbers, ranges: Sequence[_Range]) -> tuple[Numbers, Numb
     widths = np.maximum(gaps[:, :-1], gaps[:, 1:])
     if count >= 2:  # to the end of the range is no gap
         widths[:, 0], widths[:, -1] = gaps[:, 1], gaps[:, -2]
-    deviations = np.take_along_axis(widths, np.argsort(order, axis=1), axis=1)
+    deviations = np.empty_like(widths)
+    np.put_along_axis(deviations, order, widths, axis=1)
     deviations = np.clip(deviations, (high - low) / min(100.0, 2.0 + count), high - low)
     means = np.concatenate([observed, 0.5 * (low + high)], axis=1)
     return means, np.concatenate([deviations, high - low], axis=1)
@@ -248,17 +257,22 @@ def _log_normal(numbers: Numbers) -> Numbers:
 def _log_mass_of_steps(
     values: Numbers, means: Numbers, deviations: Numbers, distribution: FloatDistribution | IntDistribution
 ) -> Numbers:
-    """By point and kernel, the logarithm of the normal's mass within half a step of each value. Of few values there are
-    few kernels that differ.
-    """
+    """By point and kernel, the logarithm of the normal's mass within half a step of each value."""
     assert distribution.step is not None
+
+    def masses(at: Numbers, means: Numbers, deviations: Numbers) -> Numbers:
+        left, right = (
+            np.subtract.outer(np.log(end) if distribution.log else end, means) / deviations
+            for end in (at - distribution.step / 2, at + distribution.step / 2)
+        )
+        return _log_mass(left, right)
+
+    if (distribution.high - distribution.low) / distribution.step >= FEW_VALUES:
+        return masses(values, means, deviations)
+    # Of few values there are few kernels that differ.
     met, of_point = np.unique(values, return_inverse=True)
     pairs, of_kernel = np.unique(means + 1j * deviations, return_inverse=True)
-    left, right = (
-        np.subtract.outer(np.log(end) if distribution.log else end, pairs.real) / pairs.imag
-        for end in (met - distribution.step / 2, met + distribution.step / 2)
-    )
-    return _log_mass(left, right)[np.ix_(of_point, of_kernel)]
+    return masses(met, pairs.real, pairs.imag)[np.ix_(of_point, of_kernel)]
 
 
 def _log_mass(left: Numbers, right: Numbers) -> Numbers:

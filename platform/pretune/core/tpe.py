@@ -225,9 +225,7 @@ class Tpe(BaseSampler):
         drawn = _Drawn()
         for group in () if self._starts else self._known.groups():
             space = _free(group)
-            begin = self._rng.get_state(legacy=False)
-            self._rng.random_sample(uniforms(len(space)) if space else 0)  # what the draw will have taken
-            drawn.defer(space, partial(self._draw_from, begin, space))
+            drawn.defer(space, partial(self._draw, space, self._uniform(space)))
         return drawn
 
     def sample_independent(
@@ -235,22 +233,19 @@ class Tpe(BaseSampler):
     ) -> Any:
         if self._starts:
             return self._at_random.sample_independent(study, trial, param_name, param_distribution)
-        return self._draw({param_name: param_distribution})[param_name]
+        space = {param_name: param_distribution}
+        return self._draw(space, self._uniform(space))[param_name]
 
-    def _draw_from(self, state: Any, space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """As the generator stood then; it stays where it is now."""
-        now = self._rng.get_state(legacy=False)
-        self._rng.set_state(state)
-        drawn = self._draw(space)
-        self._rng.set_state(now)
-        return drawn
+    def _uniform(self, space: dict[str, BaseDistribution]) -> NDArray[np.float64]:
+        """What a draw takes from the generator, whether it will be drawn or not."""
+        return self._rng.random_sample(uniforms(len(space)) if space else 0)
 
-    def _draw(self, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def _draw(self, space: dict[str, BaseDistribution], uniform: NDArray[np.float64]) -> dict[str, Any]:
         """Of some draws from the density of the good trials, the one that is likeliest beside that of the others."""
         if not space:
             return {}
         good, others = self._known.densities(space)
-        samples = good.sample(self._rng)
+        samples = good.sample(uniform)
         best = np.argmax(good.log(samples) - others.log(samples))
         return {name: one.to_external_repr(samples[name][best].item()) for name, one in space.items()}
 
