@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -51,9 +52,10 @@ def _lost(path: str, given: Any, told: Any) -> Iterator[tuple[str, str]]:
         parts = {name: value for name, value in held.items() if not usercode.is_plain(value)}
         if not parts:
             return
-        fields = {name: getattr(told, name) for name in type(told).model_fields} | (told.model_extra or {})
+        known, extra = type(told).model_fields, told.model_extra or {}
         for name, value in parts.items():
-            yield from _lost(f"{path}.{name}".lstrip("."), value, fields.get(name))
+            arrived = getattr(told, name) if name in known else extra.get(name)
+            yield from _lost(f"{path}.{name}".lstrip("."), value, arrived)
     elif isinstance(told, Mapping) and isinstance(given, Mapping):
         for name, value in given.items():
             if not usercode.is_plain(value):
@@ -99,9 +101,7 @@ def _lost_of_a_class(path: str, given: BaseModel, told: BaseModel) -> Iterator[t
 
 def _replaced(ours: type) -> Iterator[str]:
     """Methods of our classes that are functions of somebody else's."""
-    for owner in ours.__mro__:
-        if owner.__module__.partition(".")[0] != "trainers":
-            continue
+    for owner in _of_ours(ours):
         members = tuple(vars(owner).values())
         sound = _SOUND.get(owner, ())
         if len(members) == len(sound) and all(map(operator.is_, members, sound)):
@@ -115,6 +115,12 @@ def _replaced(ours: type) -> Iterator[str]:
                 yield name
         if not replaced:
             _SOUND[owner] = members
+
+
+@cache
+def _of_ours(ours: type) -> tuple[type, ...]:
+    """The class and those of ours that it comes from."""
+    return tuple(owner for owner in ours.__mro__ if owner.__module__.partition(".")[0] == "trainers")
 
 
 _SOUND: dict[type, tuple[Any, ...]] = {}

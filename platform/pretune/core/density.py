@@ -258,16 +258,17 @@ def _log_mass_of_steps(
     values: Numbers, means: Numbers, deviations: Numbers, distribution: FloatDistribution | IntDistribution
 ) -> Numbers:
     """By point and kernel, the logarithm of the normal's mass within half a step of each value."""
-    assert distribution.step is not None
+    step = distribution.step
+    assert step is not None
 
     def masses(at: Numbers, means: Numbers, deviations: Numbers) -> Numbers:
         left, right = (
             np.subtract.outer(np.log(end) if distribution.log else end, means) / deviations
-            for end in (at - distribution.step / 2, at + distribution.step / 2)
+            for end in (at - step / 2, at + step / 2)
         )
         return _log_mass(left, right)
 
-    if (distribution.high - distribution.low) / distribution.step >= FEW_VALUES:
+    if (distribution.high - distribution.low) / step >= FEW_VALUES:
         return masses(values, means, deviations)
     # Of few values there are few kernels that differ.
     met, of_point = np.unique(values, return_inverse=True)

@@ -129,12 +129,11 @@ class Generations:
         dimensions = sum(not distribution.single() for distribution in varied.values())
         if dimensions < 2:
             return self._draw(number, self.seen())
-        members = self._of.get(self._generation, ())
+        members = self._of.get(self._generation, [])[: _population(dimensions)]
         if len(members) < _population(dimensions):
             return notes_of(self._generation)
         # The state follows from the last one and from these trials alone: those that are asked until the first of them
         # has ended note the same.
-        members = members[: _population(dimensions)]
         told = (self._newest and self._newest.number, *(member for member, _ in members))
         if self._begun is None or self._begun[0] != told:
             seen = self.seen()

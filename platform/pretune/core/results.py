@@ -348,6 +348,7 @@ def write_best(result: SweepResult) -> Path | None:
 
 def _result(trial: TrialHistory, experiment: Experiment) -> TrialResult:
     newest = trial.epochs.get(trial.last_epoch, {})
+    checkpoint: Checkpoint | None
     if isinstance(newest, StoredEpoch) and newest is trial.checkpoints.newest:
         last, checkpoint = newest.read_both()
     else:

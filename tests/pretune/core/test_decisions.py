@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretune.core import generations, known
+from pretune.core import generations, known, optuna_private
 from pretune.core.history import History, TrialHistory
 from pretune.core.records import Asked, Opened
 from pretune.core.search import Search
@@ -94,7 +94,7 @@ def test_cma_es_is_taken_up_in_one_pass_that_asks_nothing_again(monkeypatch: pyt
     drawn: list[int] = []
     learned = 0
     made = search("cmaes")
-    draw_again, notes_after = made._draw_again, generations.notes_after
+    draw_again, notes_after = made._draw_again, optuna_private.notes_after
 
     def counted(number: int, seen: Any) -> dict[str, Any]:
         drawn.append(number)
