@@ -177,7 +177,7 @@ class Known:
         return not trial.enqueued or (bool(trial.params) and self._experiment.sampler != "cmaes")
 
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
-        return study.frozen(self._experiment, trial, self.names)
+        return study.frozen(self._experiment, trial, self._kind(trial).aliases)
 
     def _numbered(self, trial: TrialHistory) -> FrozenTrial:
         found = self._frozen(trial)

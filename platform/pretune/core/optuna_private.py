@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,12 @@ def notes_of(generation: int) -> dict[str, Any]:
     return {_GENERATION: generation}
 
 
+@cache
+def _cma_es() -> CmaEsSampler:
+    """For its methods; its generator has no part in what is learned."""
+    return CmaEsSampler(seed=0)
+
+
 def notes_after(notes: Mapping[str, Any], trials: Sequence[FrozenTrial], *, maximize: bool) -> dict[str, Any]:
     """What CMA-ES notes on a trial that begins a generation, whichever trial that is. It follows from what it noted on
     the one that began the last generation (`notes`, empty before the first), and from the last generation's `trials`,
@@ -84,7 +90,7 @@ def notes_after(notes: Mapping[str, Any], trials: Sequence[FrozenTrial], *, maxi
     """
     varied = {name: one for name, one in sorted(trials[0].distributions.items()) if not one.single()}
     space = _SearchSpaceTransform(varied, transform_step=True, transform_0_1=True)
-    sampler = CmaEsSampler(seed=0)  # its generator has no part in what is learned
+    sampler = _cma_es()
     state = {name: text for name, text in notes.items() if name.startswith(_OPTIMIZER)}
     if state:
         optimizer = pickle.loads(bytes.fromhex(sampler._concat_optimizer_attrs(state)))
