@@ -63,6 +63,8 @@ class Generations:
         """Of trials that run, and of the next one."""
         self._complete: FrozenTrial | None = None
         """The first that was told as complete."""
+        self._dimensions = 0
+        """How many of its parameters have more than one value."""
         self._newest: FrozenTrial | None = None
         """Of the trials with a state that are over, the one that was asked last."""
         self._unread: _Beginning | None = None
@@ -91,6 +93,7 @@ class Generations:
         frozen = self._frozen(trial)
         if frozen.state == TrialState.COMPLETE and (self._complete is None or trial.number < self._complete.number):
             self._complete = _noted(frozen, trial.number, {})
+            self._dimensions = sum(not one.single() for one in frozen.distributions.values())
         if frozen.state == TrialState.PRUNED and frozen.intermediate_values:
             # The sampler would do the same to a copy of it, at each ask.
             frozen.state, frozen.value = TrialState.COMPLETE, max(frozen.intermediate_values.items())[1]
@@ -125,13 +128,12 @@ class Generations:
         return found or 0
 
     def _drawn_again(self, number: int) -> Notes | _Beginning:
-        varied = {} if self._complete is None else self._complete.distributions
-        dimensions = sum(not distribution.single() for distribution in varied.values())
-        if dimensions < 2:
+        if self._dimensions < 2:
             return self._draw(number, self.seen())
-        members = self._of.get(self._generation, [])[: _population(dimensions)]
-        if len(members) < _population(dimensions):
-            return notes_of(self._generation)
+        generation, population = self._generation, _population(self._dimensions)
+        members = self._of.get(generation, [])[:population]
+        if len(members) < population:
+            return notes_of(generation)
         # The state follows from the last one and from these trials alone: those that are asked until the first of them
         # has ended note the same.
         told = (self._newest and self._newest.number, *(member for member, _ in members))
@@ -139,7 +141,7 @@ class Generations:
             seen = self.seen()
             before = _NONE if self._newest is None else self._newest.system_attrs
             trials = [trial for _, trial in members]
-            self._begun = told, _Beginning(number, self._generation + 1, seen, before, trials)
+            self._begun = told, _Beginning(number, generation + 1, seen, before, trials)
         return self._begun[1]
 
     def _noted_at(self, beginning: _Beginning) -> Notes:
