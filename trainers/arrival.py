@@ -7,7 +7,9 @@ before anything starts; a term of a class of one's own becomes the reference by 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -47,10 +49,13 @@ def _lost(path: str, given: Any, told: Any) -> Iterator[tuple[str, str]]:
             yield from _lost_of_a_class(path, given, told)
         held: Any = given if isinstance(given, Mapping) else vars(given) if isinstance(given, BaseModel) else {}
         held = {**held, **(getattr(given, "model_extra", None) or {})}
-        fields = {name: getattr(told, name) for name in type(told).model_fields} | (told.model_extra or {})
-        for name, value in held.items():
-            if not usercode.is_plain(value):
-                yield from _lost(f"{path}.{name}".lstrip("."), value, fields.get(name))
+        parts = {name: value for name, value in held.items() if not usercode.is_plain(value)}
+        if not parts:
+            return
+        known, extra = type(told).model_fields, told.model_extra or {}
+        for name, value in parts.items():
+            arrived = getattr(told, name) if name in known else extra.get(name)
+            yield from _lost(f"{path}.{name}".lstrip("."), value, arrived)
     elif isinstance(told, Mapping) and isinstance(given, Mapping):
         for name, value in given.items():
             if not usercode.is_plain(value):
@@ -96,11 +101,27 @@ def _lost_of_a_class(path: str, given: BaseModel, told: BaseModel) -> Iterator[t
 
 def _replaced(ours: type) -> Iterator[str]:
     """Methods of our classes that are functions of somebody else's."""
-    for owner in ours.__mro__:
-        if owner.__module__.partition(".")[0] != "trainers":
+    for owner in _of_ours(ours):
+        members = tuple(vars(owner).values())
+        sound = _SOUND.get(owner, ())
+        if len(members) == len(sound) and all(map(operator.is_, members, sound)):
             continue
+        replaced = False
         for name, member in vars(owner).items():
             function = member.fget if isinstance(member, property) else member
             home = function.__module__ if isinstance(function, FunctionType) else owner.__module__
             if home != owner.__module__ and not home.startswith("pydantic"):
+                replaced = True
                 yield name
+        if not replaced:
+            _SOUND[owner] = members
+
+
+@cache
+def _of_ours(ours: type) -> tuple[type, ...]:
+    """The class and those of ours that it comes from."""
+    return tuple(owner for owner in ours.__mro__ if owner.__module__.partition(".")[0] == "trainers")
+
+
+_SOUND: dict[type, tuple[Any, ...]] = {}
+"""Our classes' members when they were looked at and all their own: each proposal of a search looks again."""

@@ -88,7 +88,12 @@ def plain(value: Any) -> Any:
 
 def is_plain(value: object) -> bool:
     """Whether JSON can say it as it is."""
+    if type(value) in _PLAIN:  # most are: first
+        return True
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+_PLAIN = {str, int, bool, type(None)}
 
 
 def alike(given: object, told: object) -> bool:

@@ -109,9 +109,9 @@ class Conductor:
                     last, self._overdue = record, stop
                 elif isinstance(record, Ended | Condemned) and last is not None and record.number == last.number:
                     self._overdue = None  # another one's end may come from outside (`request`)
-        # None of it is garbage as long as this process lives: to look through it again and again would cost some
-        # decision half a second.
-        gc.freeze()
+            # None of it is garbage as long as this process lives: to look through it again and again would cost some
+            # decision half a second.
+            gc.freeze()
         self._overdue_number = last.number if last is not None else -1
         unfinished = [trial.number for trial in self.history.trials if not trial.ended]
         self.held = [number for number in unfinished if self._twin(number) is not None]

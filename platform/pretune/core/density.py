@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +24,16 @@ Samples = dict[str, Numbers]
 CANDIDATES = 24
 """So many points TPE draws, of which it takes the best; `n_ei_candidates` of `TPESampler`."""
 
+FEW_VALUES = 64
+"""Of so few values of a number many points have the same."""
+
 _LOG_ROOT_OF_2_PI = math.log(math.sqrt(2 * math.pi))
 _LOGISTIC = math.sqrt(3) / math.pi
 """A logistic distribution of this scale is nearly normal."""
 
 
 def uniforms(numbers: int) -> int:
-    """How many uniform numbers `Density.sample` takes from its generator, where a point has so many numbers."""
+    """How many uniform numbers `Density.sample` takes, where a point has so many numbers."""
     return CANDIDATES * (1 + numbers)
 
 
@@ -61,20 +65,25 @@ class Density:
             rows = [np.log(points[name]) if one.log else points[name] for name, one in self._numbers.items()]
             self._means, self._deviations = _normals(np.array(rows), self._ranges)
 
-    def sample(self, rng: np.random.RandomState) -> Samples:
-        """`CANDIDATES` points: for each a kernel, then by name a category, then all numbers at once."""
-        chosen = rng.choice(len(self._weights), p=self._weights, size=CANDIDATES)
+    def sample(self, uniform: Numbers) -> Samples:
+        """`CANDIDATES` points of so many numbers, each from 0 to below 1, as `uniforms` says: for each point a kernel,
+        then by name a category, then all numbers at once.
+        """
+        rows = iter(uniform.reshape(-1, CANDIDATES))
+        # As `RandomState.choice` does.
+        chances = self._weights.cumsum()
+        chances /= chances[-1]
+        chosen = chances.searchsorted(next(rows), side="right")
         drawn: Samples = {}
         for name, probabilities in self._categories.items():
             shares = np.cumsum(probabilities[chosen, :], axis=-1)
             shares[:, -1] = 1.0
-            drawn[name] = (shares < rng.rand(CANDIDATES)[:, None]).sum(axis=-1).astype(float)
+            drawn[name] = (shares < next(rows)[:, None]).sum(axis=-1).astype(float)
         if self._numbers:
             means, deviations = self._means[:, chosen], self._deviations[:, chosen]
-            low, high = ((end - means) / deviations for end in self._ends())
-            quantiles = rng.uniform(low=0, high=1, size=means.shape)
-            rows = _quantile(quantiles, low, high) * deviations + means
-            for (name, distribution), row in zip(self._numbers.items(), rows, strict=True):
+            low, mass, tail = (of_kernels[:, chosen] for of_kernels in self._truncated)
+            points = _quantile(np.array(list(rows)), low, mass, tail) * deviations + means
+            for (name, distribution), row in zip(self._numbers.items(), points, strict=True):
                 values, step = np.exp(row) if distribution.log else row, distribution.step
                 if step is not None:
                     steps = np.round((values - distribution.low) / step)
@@ -84,39 +93,65 @@ class Density:
 
     def log(self, samples: Samples) -> Numbers:
         """The density's logarithm at each of the points `samples`."""
-        of_kernels = np.log(self._weights)
-        of_both = np.zeros((len(samples[self._names[0]]), len(of_kernels)))
+        of_both = np.zeros((len(samples[self._names[0]]), len(self._weights)))
         for name, probabilities in self._categories.items():
             of_both += np.log(probabilities.T)[samples[name].astype(np.int64)]
-        if self._numbers:
-            low, high = self._ends()
-            of_kernels -= _log_mass(
-                (low - self._means) / self._deviations, (high - self._means) / self._deviations
-            ).sum(axis=0)
-            continuous: list[int] = []
-            for position, (name, distribution) in enumerate(self._numbers.items()):
-                if distribution.step is None:
-                    continuous.append(position)
-                else:
-                    of_both += _log_mass_of_steps(
-                        samples[name], self._means[position], self._deviations[position], distribution
-                    )
-            if continuous:
-                # By number and point, by number and kernel, as shares of the number's range: the square of their
-                # difference is three products of matrices, and nothing that counts is lost.
-                names = [(name, one) for name, one in self._numbers.items() if one.step is None]
-                values = np.array([np.log(samples[name]) if one.log else samples[name] for name, one in names])
-                low, width = low[continuous], (high - low)[continuous]
-                deviations = self._deviations[continuous]
-                at, mean = (values - low) / width, (self._means[continuous] - low) / width
-                weight = 0.5 * (width / deviations) ** 2
-                of_both -= (at**2).T @ weight
-                of_both += 2.0 * at.T @ (weight * mean)
-                of_kernels -= (weight * mean**2 + np.log(deviations) + _LOG_ROOT_OF_2_PI).sum(axis=0)
+        for position, (name, distribution) in enumerate(self._numbers.items()):
+            if distribution.step is not None:
+                of_both += _log_mass_of_steps(
+                    samples[name], self._means[position], self._deviations[position], distribution
+                )
+        of_kernels, weight, weighted_mean = self._terms
+        if len(weight):
+            names = [(name, one) for name, one in self._numbers.items() if one.step is None]
+            values = np.array([np.log(samples[name]) if one.log else samples[name] for name, one in names])
+            low, width, _ = self._continuous
+            at = (values - low) / width
+            of_both -= (at**2).T @ weight
+            of_both += 2.0 * at.T @ weighted_mean
         of_both += of_kernels
         highest = of_both.max(axis=1)
         found: Numbers = np.log(np.exp(of_both - highest[:, None]).sum(axis=1)) + highest
         return found
+
+    @cached_property
+    def _truncated(self) -> tuple[Numbers, Numbers, Numbers]:
+        """By number and kernel, of its normal in the standard one's place: where the range begins, the logarithm of the
+        mass within, and of that beyond on the side where the tail is.
+        """
+        low, high = ((end - self._means) / self._deviations for end in self._ends())
+        left = low < 0
+        return low, log_mass(low, high), _log_normal(np.where(left, low, -high))
+
+    @cached_property
+    def _terms(self) -> tuple[Numbers, Numbers, Numbers]:
+        """What of the logarithm does not depend on the point: by kernel a summand, and by number without steps and
+        kernel two factors.
+
+        By number and point, by number and kernel, as shares of the number's range: the square of their difference is
+        three products of matrices, and nothing that counts is lost.
+        """
+        of_kernels: Numbers = np.log(self._weights)
+        if not self._numbers:
+            return of_kernels, np.empty((0, 0)), np.empty((0, 0))
+        low, high = self._ends()
+        of_kernels -= _log_mass((low - self._means) / self._deviations, (high - self._means) / self._deviations).sum(
+            axis=0
+        )
+        low, width, positions = self._continuous
+        if not len(positions):
+            return of_kernels, np.empty((0, 0)), np.empty((0, 0))
+        deviations, mean = self._deviations[positions], (self._means[positions] - low) / width
+        weight = 0.5 * (width / deviations) ** 2
+        of_kernels -= (weight * mean**2 + np.log(deviations) + _LOG_ROOT_OF_2_PI).sum(axis=0)
+        return of_kernels, weight, weight * mean
+
+    @cached_property
+    def _continuous(self) -> tuple[Numbers, Numbers, list[int]]:
+        """Of the numbers without steps where the range begins and how wide it is, as columns; their positions."""
+        positions = [position for position, one in enumerate(self._numbers.values()) if one.step is None]
+        low, high = self._ends()
+        return low[positions], (high - low)[positions], positions
 
     def _ends(self) -> tuple[Numbers, Numbers]:
         """Where each number's range begins and ends, half a step beyond its values, as columns."""
@@ -162,23 +197,21 @@ def _normals(observed: Numbers, ranges: Sequence[_Range]) -> tuple[Numbers, Numb
     widths = np.maximum(gaps[:, :-1], gaps[:, 1:])
     if count >= 2:  # to the end of the range is no gap
         widths[:, 0], widths[:, -1] = gaps[:, 1], gaps[:, -2]
-    deviations = np.take_along_axis(widths, np.argsort(order, axis=1), axis=1)
+    deviations = np.empty_like(widths)
+    np.put_along_axis(deviations, order, widths, axis=1)
     deviations = np.clip(deviations, (high - low) / min(100.0, 2.0 + count), high - low)
     means = np.concatenate([observed, 0.5 * (low + high)], axis=1)
     return means, np.concatenate([deviations, high - low], axis=1)
 
 
-def _quantile(quantiles: Numbers, low: Numbers, high: Numbers) -> Numbers:
-    """Of standard normals that are truncated to `low` and `high`, from the side where the tail is."""
-    mass = log_mass(low, high)
+def _quantile(quantiles: Numbers, low: Numbers, mass: Numbers, tail: Numbers) -> Numbers:
+    """Of standard normals that are truncated, as of `Density._truncated`."""
     found = np.empty_like(quantiles)
     left = low < 0
-    found[left] = _log_quantile(np.logaddexp(_log_normal(low[left]), np.log(quantiles[left]) + mass[left]))
+    found[left] = _log_quantile(np.logaddexp(tail[left], np.log(quantiles[left]) + mass[left]))
     right = ~left
     if right.any():
-        found[right] = -_log_quantile(
-            np.logaddexp(_log_normal(-high[right]), np.log1p(-quantiles[right]) + mass[right])
-        )
+        found[right] = -_log_quantile(np.logaddexp(tail[right], np.log1p(-quantiles[right]) + mass[right]))
     found[quantiles == 0] = low[quantiles == 0]
     return found
 
@@ -209,6 +242,8 @@ _NEAR = 1 / 2**0.5
 
 def _log_normal(numbers: Numbers) -> Numbers:
     """The logarithm of the normal's distribution function, by the mathematics of Python's own library."""
+    if numbers.ndim > 1:
+        return _log_normal(numbers.ravel()).reshape(numbers.shape)
     log, erf, erfc = math.log, math.erf, math.erfc
     found = [
         (log(0.5 * erfc(-x)) if x < -_NEAR else log(0.5 + 0.5 * erf(x)) if x < _NEAR else log(1.0 - 0.5 * erfc(x)))
@@ -222,17 +257,23 @@ def _log_normal(numbers: Numbers) -> Numbers:
 def _log_mass_of_steps(
     values: Numbers, means: Numbers, deviations: Numbers, distribution: FloatDistribution | IntDistribution
 ) -> Numbers:
-    """By point and kernel, the logarithm of the normal's mass within half a step of each value. Of few values there are
-    few kernels that differ.
-    """
-    assert distribution.step is not None
+    """By point and kernel, the logarithm of the normal's mass within half a step of each value."""
+    step = distribution.step
+    assert step is not None
+
+    def masses(at: Numbers, means: Numbers, deviations: Numbers) -> Numbers:
+        left, right = (
+            np.subtract.outer(np.log(end) if distribution.log else end, means) / deviations
+            for end in (at - step / 2, at + step / 2)
+        )
+        return _log_mass(left, right)
+
+    if (distribution.high - distribution.low) / step >= FEW_VALUES:
+        return masses(values, means, deviations)
+    # Of few values there are few kernels that differ.
     met, of_point = np.unique(values, return_inverse=True)
     pairs, of_kernel = np.unique(means + 1j * deviations, return_inverse=True)
-    left, right = (
-        np.subtract.outer(np.log(end) if distribution.log else end, pairs.real) / pairs.imag
-        for end in (met - distribution.step / 2, met + distribution.step / 2)
-    )
-    return _log_mass(left, right)[np.ix_(of_point, of_kernel)]
+    return masses(met, pairs.real, pairs.imag)[np.ix_(of_point, of_kernel)]
 
 
 def _log_mass(left: Numbers, right: Numbers) -> Numbers:

@@ -29,6 +29,11 @@ class Checkpoints(MutableMapping[int, Checkpoint]):
         """Adds the one of an epoch that has one, and leaves it where it is."""
         self._found[epoch.epoch] = epoch
 
+    @property
+    def newest(self) -> Checkpoint | StoredEpoch | None:
+        """The newest one, or the epoch with which it stays on the disk."""
+        return self._found[max(self._found)] if self._found else None
+
     def __getitem__(self, epoch: int) -> Checkpoint:
         found = self._found[epoch]
         return found.read_checkpoint() if isinstance(found, StoredEpoch) else found
@@ -203,18 +208,18 @@ class History:
         return trial
 
     def _report(self, trial: TrialHistory, record: records.Epoch | StoredEpoch, position: int) -> None:
-        epochs = trial.epochs
-        if epochs and record.epoch <= trial.last_epoch:
-            raise ValueError(
-                f"record {position + 1}: epoch {record.epoch} of trial {record.number} after {trial.last_epoch}"
-            )
+        epoch, epochs = record.epoch, trial.epochs
+        if epochs and epoch <= trial.last_epoch:
+            raise ValueError(f"record {position + 1}: epoch {epoch} of trial {record.number} after {trial.last_epoch}")
         trial.state = "RUNNING"
-        epochs[record.epoch] = record.metrics
         if isinstance(record, StoredEpoch):
+            epochs[epoch] = record
             if record.has_checkpoint:
                 trial.checkpoints.leave(record)
-        elif record.checkpoint is not None:
-            trial.checkpoints[record.epoch] = record.checkpoint
+            return
+        epochs[epoch] = record.metrics
+        if record.checkpoint is not None:
+            trial.checkpoints[epoch] = record.checkpoint
 
     def _change(self, trial: TrialHistory, record: _Turn, position: int) -> None:
         if isinstance(record, records.Ended | records.Extended):

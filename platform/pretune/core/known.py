@@ -5,6 +5,7 @@ All of it follows from the trials' histories: whoever reads them anew, after a k
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pretune.core.experiment import Experiment, PriorTrial
 from pretune.core.generations import Generations
 from pretune.core.grid import Tree
 from pretune.core.history import TrialHistory, Trials
+from pretune.core.lines import collecting_no_garbage
 from pretune.core.parameters import Names, Points, flat, key, size
 from pretune.core.tpe import Observations
 
@@ -62,7 +64,7 @@ class Known:
             for prior in self._experiment.prior:
                 kind = self._kind(prior)
                 self.observations.told(kind.told(prior), kind.drawn, prior.value)
-        self.generations = Generations(self._frozen, self._draw_again)
+        self.generations = Generations(self._frozen, self._draw_again, maximize=self._experiment.maximize)
 
     @property
     def number(self) -> int:
@@ -115,9 +117,12 @@ class Known:
                 events.append((trial.asked_at, number, self._add))
             if number < known or trial.ended:
                 events.append((math.inf if trial.ended_at is None else trial.ended_at, number, self._change))
-        # In the order of the journal: what CMA-ES noted on a trial follows from what had ended before it was asked.
-        for _, number, take_in in sorted(events, key=lambda event: event[0]):
-            take_in(trials[number])
+        with collecting_no_garbage():
+            # In the order of the journal: what CMA-ES noted on a trial follows from what had ended before it was asked.
+            for _, number, take_in in sorted(events, key=lambda event: event[0]):
+                take_in(trials[number])
+            if not known and isinstance(trials, Trials):
+                gc.freeze()  # it stays as long as the sweep's records, and some decision would have to look through it
         return self
 
     def _add(self, trial: TrialHistory) -> None:
@@ -172,7 +177,7 @@ class Known:
         return not trial.enqueued or (bool(trial.params) and self._experiment.sampler != "cmaes")
 
     def _frozen(self, trial: TrialHistory) -> FrozenTrial:
-        return study.frozen(self._experiment, trial, self.names)
+        return study.frozen(self._experiment, trial, self._kind(trial).aliases)
 
     def _numbered(self, trial: TrialHistory) -> FrozenTrial:
         found = self._frozen(trial)

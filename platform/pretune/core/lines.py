@@ -21,6 +21,7 @@ from pretune.core.errors import RequestError
 _START, _SUFFIX = b'{"crc32":"%08x","record":', b"}\n"
 HEAD = len(_START % 0)
 """Where the record begins in its line."""
+_TAIL = -len(_SUFFIX)
 
 
 def line_of(body: bytes, previous: int) -> tuple[bytes, int]:
@@ -93,13 +94,17 @@ class Lines:
         # A buffer of its own: that of the last time has what has been cut off and written anew since.
         with open(os.dup(self.file.fileno()), "rb") as file:
             file.seek(self.size)
+            crc32 = zlib.crc32
             for line in file:
-                if self.size + len(line) > end:
-                    line = line[: end - self.size]
+                size = self.size + len(line)
+                if size > end:
+                    line, size = line[: end - self.size], end
                     if not line:
                         return
-                found = body_of(line, self.checksum)
-                if found is None:
+                # As `body_of`, but it takes a third of the time to call that for each line.
+                body = line[HEAD:_TAIL]
+                checksum = crc32(body, self.checksum)
+                if not (line.startswith(_START % checksum) and line.endswith(_SUFFIX)):
                     rest = end - self.size - len(line)
                     if not rest and _is_torn(line, self.checksum):
                         return
@@ -111,15 +116,14 @@ class Lines:
                         f"line missing before it); restore the file from a copy, or cut it before that "
                         f"line and lose what follows"
                     )
-                body, self.checksum = found
-                self.size += len(line)
-                self.count, self.last = self.count + 1, line
+                self.checksum, self.size, self.last = checksum, size, line
+                self.count += 1
                 yield body
 
 
 def body_of(line: bytes, previous: int) -> tuple[bytes, int] | None:
     """The record's bytes and their checksum; None where the line is torn or its checksum does not fit."""
-    body = line[HEAD : -len(_SUFFIX)]
+    body = line[HEAD:_TAIL]
     checksum = zlib.crc32(body, previous)
     whole = line.startswith(_START % checksum) and line.endswith(_SUFFIX)
     return (body, checksum) if whole else None

@@ -6,20 +6,23 @@ versions in its message, as soon as a name is gone, takes other arguments, or do
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.samplers import CmaEsSampler
 from optuna.samplers._tpe import _truncnorm
 from optuna.samplers._tpe.sampler import default_gamma, default_weights
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 CHECKED_WITH = "5.0.0"
 
@@ -70,6 +73,35 @@ def has_state(notes: Mapping[str, Any]) -> bool:
 def notes_of(generation: int) -> dict[str, Any]:
     """What CMA-ES notes on a trial of a generation that has begun."""
     return {_GENERATION: generation}
+
+
+@cache
+def _cma_es() -> CmaEsSampler:
+    """For its methods; its generator has no part in what is learned."""
+    return CmaEsSampler(seed=0)
+
+
+def notes_after(notes: Mapping[str, Any], trials: Sequence[FrozenTrial], *, maximize: bool) -> dict[str, Any]:
+    """What CMA-ES notes on a trial that begins a generation, whichever trial that is. It follows from what it noted on
+    the one that began the last generation (`notes`, empty before the first), and from the last generation's `trials`,
+    as many as a generation has, all drawn from the same distributions.
+
+    `CmaEsSampler` finds the same at an ask, of a study, and then draws: four times as long, and what it draws is known.
+    """
+    varied = {name: one for name, one in sorted(trials[0].distributions.items()) if not one.single()}
+    space = _SearchSpaceTransform(varied, transform_step=True, transform_0_1=True)
+    sampler = _cma_es()
+    state = {name: text for name, text in notes.items() if name.startswith(_OPTIMIZER)}
+    if state:
+        optimizer = pickle.loads(bytes.fromhex(sampler._concat_optimizer_attrs(state)))
+    else:
+        optimizer = sampler._init_optimizer(space, StudyDirection.MINIMIZE)
+    told = []
+    for trial in trials:
+        assert trial.value is not None, "only those with a value make a generation"
+        told.append((space.transform(trial.params), -trial.value if maximize else trial.value))
+    optimizer.tell(told)
+    return sampler._split_optimizer_str(pickle.dumps(optimizer).hex()) | notes_of(optimizer.generation)
 
 
 # ---- a study's file --------------------------------------------------------------------------------------------------

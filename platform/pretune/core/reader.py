@@ -15,7 +15,6 @@ import os
 import re
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -123,13 +122,23 @@ class StoredEpoch(Mapping[str, float]):
     def read_checkpoint(self) -> Checkpoint:
         """Of one that has a checkpoint."""
         assert self.has_checkpoint
-        begin = self._begin + self._count + len(_CHECKPOINT_KEY)
-        found = json.loads(self._source.bytes(begin, self._checkpoint))
-        path = self._source.place.path(found["path"])
-        return Checkpoint(path=path, sha256=found["sha256"], epoch=found["epoch"])
+        return self._checkpoint_of(
+            self._source.bytes(self._begin + self._count + len(_CHECKPOINT_KEY), self._checkpoint)
+        )
 
     def read_metrics(self) -> dict[str, float]:
         return _METRICS.validate_json(self._source.bytes(self._begin, self._count))
+
+    def read_both(self) -> tuple[dict[str, float], Checkpoint]:
+        """The metrics and the checkpoint, of one that has both, in one go."""
+        assert self.has_checkpoint
+        begin = self._count + len(_CHECKPOINT_KEY)
+        found = self._source.bytes(self._begin, begin + self._checkpoint)
+        return _METRICS.validate_json(found[: self._count]), self._checkpoint_of(found[begin:])
+
+    def _checkpoint_of(self, text: bytes) -> Checkpoint:
+        found = from_json(text)
+        return Checkpoint(path=self._source.place.path(found["path"]), sha256=found["sha256"], epoch=found["epoch"])
 
     def whole(self) -> Epoch:
         """The same, all of it in memory."""
@@ -178,12 +187,9 @@ def _number_in(body: bytes, key: bytes, begin: int, end: int) -> float | None:
 
 
 def _value_in(body: bytes, source: Source, begin: int, end: int) -> float | None:
-    """The searched metric in the metrics of an epoch's line, which lie from `begin` to `end`; None where it was not
-    measured. ValueError where they are no numbers.
+    """The searched metric in the metrics of an epoch's line, which lie from `begin` to `end`, where `_number_in` has
+    not found it; None where it was not measured. ValueError where they are no numbers.
     """
-    found = _number_in(body, source.key, begin, end)
-    if found is not None:
-        return found
     if body.find(b"\\", begin, end) < 0 and body.find(source.key[:-1], begin, end) < 0:
         return None
     return _METRICS.validate_json(body[begin:end]).get(source.metric)
@@ -246,12 +252,13 @@ class Reader:
         first, last = tail.span(1)
         time, number, epoch = head.groups()
         try:
+            value = _number_in(body, source.key, metrics - 1, end + 1)
             return StoredEpoch(
                 source,
                 float(time),
                 int(number),
                 int(epoch),
-                _value_in(body, source, metrics - 1, end + 1),
+                _value_in(body, source, metrics - 1, end + 1) if value is None else value,
                 begin + metrics - 1,
                 end - metrics + 2,
                 0 if body[first] != _OPENING else last - first,
@@ -261,9 +268,12 @@ class Reader:
 
     def read(self, body: bytes) -> Record:
         """The next line's record. ValidationError where it is not understood, and the sweep not without it."""
-        with suppress(ValueError):
-            if (asked := self._asked(body)) is not None:
-                return asked
+        try:
+            record: Record | None = self._asked(body)
+        except ValueError:
+            record = None
+        if record is not None:
+            return record
         record = self._todays(body)
         if record is None:
             record = with_paths(self._another(json.loads(body)), self.place.absolute)

@@ -348,7 +348,12 @@ def write_best(result: SweepResult) -> Path | None:
 
 def _result(trial: TrialHistory, experiment: Experiment) -> TrialResult:
     newest = trial.epochs.get(trial.last_epoch, {})
-    last = newest.read_metrics() if isinstance(newest, StoredEpoch) else dict(newest)
+    checkpoint: Checkpoint | None
+    if isinstance(newest, StoredEpoch) and newest is trial.checkpoints.newest:
+        last, checkpoint = newest.read_both()
+    else:
+        last = newest.read_metrics() if isinstance(newest, StoredEpoch) else dict(newest)
+        checkpoint = trial.checkpoint
     # The table shows each objective as of the last epoch that measured it.
     names = [objective.metric for objective in experiment.objectives]
     for metric in names:
@@ -364,7 +369,7 @@ def _result(trial: TrialHistory, experiment: Experiment) -> TrialResult:
         reason=trial.reason,
         config=trial.config,
         last_metrics=last,
-        checkpoint=trial.checkpoint,
+        checkpoint=checkpoint,
         attempts=trial.attempts,
         failures=trial.failures,
         duplicate_of=trial.duplicate_of,

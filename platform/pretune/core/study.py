@@ -15,7 +15,7 @@ intermediate values of one objective only.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -54,10 +54,14 @@ def distributions(trial: TrialHistory | PriorTrial) -> dict[str, BaseDistributio
     return {name: parsed(text) for name, text in trial.distributions.items()}
 
 
-def frozen(experiment: Experiment, trial: TrialHistory, called: Names) -> FrozenTrial:
-    """The trial as Optuna's own, its parameters under the names that Optuna calls them by."""
+def frozen(experiment: Experiment, trial: TrialHistory, called: Names | Mapping[str, str]) -> FrozenTrial:
+    """The trial as Optuna's own, its parameters under the names that Optuna calls them by; `called` may be those of
+    this trial's.
+    """
     drawn = distributions(trial)
-    alias = {name: called.of(name, distribution) for name, distribution in drawn.items()}
+    alias = called
+    if isinstance(alias, Names):
+        alias = {name: alias.of(name, distribution) for name, distribution in drawn.items()}
     state = STATES[trial.state]
     infeasible = trial.state == "INFEASIBLE"
     told: dict[int, float] = {}

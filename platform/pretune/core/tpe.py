@@ -58,6 +58,8 @@ class Observations:
         """The finished trials by the names of their parameters."""
         self._groups: list[dict[str, BaseDistribution]] | None = None
         self._split: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
+        self._good: dict[tuple[str, ...], tuple[NDArray[np.intp], dict[str, BaseDistribution], Density]] = {}
+        """By parameters, the good trials of the last ask, what the parameters were drawn from, and the density."""
 
     def __len__(self) -> int:
         """How many trials are known."""
@@ -135,6 +137,15 @@ class Observations:
         values = self._table[trials][:, [self._columns[name] for name in names]]
         values = values[~np.isnan(values).any(axis=1)]
         return {name: values[:, position] for position, name in enumerate(names)}
+
+    def densities(self, space: dict[str, BaseDistribution]) -> tuple[Density, Density]:
+        """Those of the good trials and of the others. Where the good ones are as they were, so is their density."""
+        good, others = self.split()
+        names = tuple(space)
+        kept = self._good.get(names)
+        if kept is None or not np.array_equal(kept[0], good) or kept[1] != space:
+            kept = self._good[names] = good, dict(space), Density(self.points(good, space), space)
+        return kept[2], Density(self.points(others, space), space)
 
     def _rank(self, trial: TrialHistory, number: int) -> _Rank | None:
         """Complete trials by value, stopped ones by how far they got and their last value, infeasible ones last; the
@@ -214,9 +225,7 @@ class Tpe(BaseSampler):
         drawn = _Drawn()
         for group in () if self._starts else self._known.groups():
             space = _free(group)
-            begin = self._rng.get_state(legacy=False)
-            self._rng.random_sample(uniforms(len(space)) if space else 0)  # what the draw will have taken
-            drawn.defer(space, partial(self._draw_from, begin, space))
+            drawn.defer(space, partial(self._draw, space, self._uniform(space)))
         return drawn
 
     def sample_independent(
@@ -224,22 +233,19 @@ class Tpe(BaseSampler):
     ) -> Any:
         if self._starts:
             return self._at_random.sample_independent(study, trial, param_name, param_distribution)
-        return self._draw({param_name: param_distribution})[param_name]
+        space = {param_name: param_distribution}
+        return self._draw(space, self._uniform(space))[param_name]
 
-    def _draw_from(self, state: Any, space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """As the generator stood then; it stays where it is now."""
-        now = self._rng.get_state(legacy=False)
-        self._rng.set_state(state)
-        drawn = self._draw(space)
-        self._rng.set_state(now)
-        return drawn
+    def _uniform(self, space: dict[str, BaseDistribution]) -> NDArray[np.float64]:
+        """What a draw takes from the generator, whether it will be drawn or not."""
+        return self._rng.random_sample(uniforms(len(space)) if space else 0)
 
-    def _draw(self, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def _draw(self, space: dict[str, BaseDistribution], uniform: NDArray[np.float64]) -> dict[str, Any]:
         """Of some draws from the density of the good trials, the one that is likeliest beside that of the others."""
         if not space:
             return {}
-        good, others = (Density(self._known.points(trials, space), space) for trials in self._known.split())
-        samples = good.sample(self._rng)
+        good, others = self._known.densities(space)
+        samples = good.sample(uniform)
         best = np.argmax(good.log(samples) - others.log(samples))
         return {name: one.to_external_repr(samples[name][best].item()) for name, one in space.items()}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretune.core import generations, known
+from pretune.core import generations, known, optuna_private
 from pretune.core.history import History, TrialHistory
 from pretune.core.records import Asked, Opened
 from pretune.core.search import Search
@@ -87,18 +87,25 @@ def test_cma_es_sees_a_generation_and_not_the_sweep() -> None:
     assert 9 <= most <= 9 + 2 * 7 + 2
 
 
-def test_cma_es_is_taken_up_in_one_pass_that_asks_where_a_generation_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cma_es_is_taken_up_in_one_pass_that_asks_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     told = history("cmaes")
     for record in recorded("cmaes"):
         told.apply(record)
     drawn: list[int] = []
+    learned = 0
     made = search("cmaes")
-    draw_again = made._draw_again
+    draw_again, notes_after = made._draw_again, optuna_private.notes_after
 
     def counted(number: int, seen: Any) -> dict[str, Any]:
         drawn.append(number)
         return draw_again(number, seen)
 
+    def learn(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        nonlocal learned
+        learned += 1
+        return notes_after(*arguments, **settings)
+
+    monkeypatch.setattr(generations, "notes_after", learn)
     made._known = known.Known(made.experiment, counted)
     made.ask(told.trials)
     ends = sum(trial.state in ("COMPLETE", "PRUNED") for trial in told.trials)
@@ -107,7 +114,47 @@ def test_cma_es_is_taken_up_in_one_pass_that_asks_where_a_generation_begins(monk
         for trial in told.trials
         if trial.asked_at > min(one.ended_at or 0 for one in told.trials if one.state == "COMPLETE")
     )
-    # Each generation is begun by several trials, those that are asked before the first of them has ended; the state of
-    # one is needed.
-    assert len(drawn) <= before_the_first_end + 1 + 1.5 * (ends // 9 + 1)
+    # Before the first end there is no space to speak of, and what is drawn then is drawn at random. Each generation is
+    # begun by several trials, those that are asked before the first of them has ended; the state of one is needed.
+    assert len(drawn) <= before_the_first_end + 1
+    assert 10 < learned <= 1.5 * (ends // 9 + 1)
     assert generations._population(7) == 9
+
+
+@pytest.mark.parametrize("name", ["cmaes", "cmaes-loss"])
+def test_what_cma_es_has_learned_is_told_again_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, made, compared = history(name), search(name), 0
+    for record in recorded(name):
+        told.apply(record)
+    in_short = generations.Generations._noted_at
+
+    def both(found: generations.Generations, beginning: generations._Beginning) -> generations.Notes:
+        nonlocal compared
+        compared += 1
+        notes = in_short(found, beginning)
+        assert notes == made._draw_again(beginning.number, beginning.seen)
+        return notes
+
+    monkeypatch.setattr(generations.Generations, "_noted_at", both)
+    made._known.after(told.trials).seen()
+    assert compared > 10
+
+
+def test_cma_es_asks_again_where_ranges_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, made, drawn = history("cmaes"), search("cmaes"), []
+    for record in recorded("cmaes"):
+        told.apply(record)
+    ended = [trial for trial in told.trials if trial.state == "COMPLETE"]
+    wider = ended[0].distributions["a"].replace("-1.0", "-2.0")
+    assert wider != ended[0].distributions["a"]
+    for trial in told.trials[150:]:
+        trial.distributions = {**trial.distributions, "a": wider}
+    draw_again = made._draw_again
+
+    def counted(number: int, seen: Any) -> dict[str, Any]:
+        drawn.append(number)
+        return draw_again(number, seen)
+
+    made._known = known.Known(made.experiment, counted)
+    made._known.after(told.trials).seen()
+    assert any(number > 150 for number in drawn)

@@ -90,7 +90,7 @@ def test_a_density_draws_what_optunas_draws_to_the_last_bit_and_ranks_it_alike(c
         theirs = _ParzenEstimator(points, SPACE, parameters)
         ours = Density(points, SPACE)
         one, other = np.random.RandomState(seed), np.random.RandomState(seed)
-        drawn, expected = ours.sample(one), theirs.sample(other, CANDIDATES)
+        drawn, expected = ours.sample(one.random_sample(uniforms(len(SPACE)))), theirs.sample(other, CANDIDATES)
         for name in SPACE:
             np.testing.assert_array_equal(drawn[name], expected[name], VERSIONS)
         assert one.random_sample() == other.random_sample(), "as many numbers were taken from the generator"

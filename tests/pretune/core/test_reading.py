@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,14 +75,17 @@ def test_an_epoch_stays_on_the_disk_until_its_numbers_are_asked_for(
 ) -> None:
     swept(tmp_path)
     parsed = 0
-    stored = StoredEpoch.read_metrics
 
-    def counted(epoch: StoredEpoch) -> dict[str, float]:
-        nonlocal parsed
-        parsed += 1
-        return stored(epoch)
+    def counting(read: Callable[[StoredEpoch], Any]) -> Callable[[StoredEpoch], Any]:
+        def counted(epoch: StoredEpoch) -> Any:
+            nonlocal parsed
+            parsed += 1
+            return read(epoch)
 
-    monkeypatch.setattr(StoredEpoch, "read_metrics", counted)
+        return counted
+
+    for name in ("read_metrics", "read_both"):
+        monkeypatch.setattr(StoredEpoch, name, counting(getattr(StoredEpoch, name)))
     shown = results.read(tmp_path)
     read_for_show = parsed
     epochs = [record for record in read(tmp_path) if isinstance(record, Epoch)]
