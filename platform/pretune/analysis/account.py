@@ -231,7 +231,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _final(result: SweepResult) -> Mapping[str, float]:
-    path = finalize.path(result)
+    path = result.reads_file
     if not path.is_file():
         return {}
     try:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
     from trainers.data.datasets import Dataset
 
-FILE = "finalize.json"
 LOCK_S = 10.0
 """How long another process may hold that file; it only writes a few lines meanwhile."""
 
@@ -87,11 +85,6 @@ class Request(NamedTuple):
     earlier: tuple[Read, ...]
     again: bool
     protocols: tuple[str, ...] = ()
-
-
-def path(result: SweepResult) -> Path:
-    """Where the reads are written down."""
-    return result.folder / FILE
 
 
 def check(
@@ -233,10 +226,10 @@ def _evaluation(result: SweepResult, one: Candidate, protocols: Sequence[str]) -
 
 def stored(result: SweepResult) -> ReportReads | None:
     """What was read before, as far as it is written down here. RequestError where that cannot be read."""
-    if not path(result).is_file():
+    if not result.reads_file.is_file():
         return None
     try:
-        return ReportReads.model_validate_json(path(result).read_bytes())
+        return ReportReads.model_validate_json(result.reads_file.read_bytes())
     except ValidationError as error:
         raise _broken(result, error) from error
 
@@ -291,11 +284,11 @@ def _optimism(
 @contextmanager
 def _one_at_a_time(result: SweepResult) -> Iterator[None]:
     try:
-        with held(path(result), wait_s=LOCK_S):
+        with held(result.reads_file, wait_s=LOCK_S):
             yield
     except HeldError as error:
         raise RequestError(
-            f"another process has been writing to {path(result)} for {LOCK_S:g} s; end it, then finalize again"
+            f"another process has been writing to {result.reads_file} for {LOCK_S:g} s; end it, then finalize again"
         ) from error
 
 
@@ -306,17 +299,17 @@ def _place(result: SweepResult) -> Place:
 def _was_read(result: SweepResult, earlier: tuple[Read, ...]) -> str:
     return (
         f"the report split was read before for sweep {result.name!r} ({len(earlier)} time(s), first "
-        f"{earlier[0].time}; {path(result)}); it is honest only once. To read it nevertheless, and have that "
+        f"{earlier[0].time}; {result.reads_file}); it is honest only once. To read it nevertheless, and have that "
         "counted, add --again"
     )
 
 
 def _read(result: SweepResult) -> tuple[Read, ...]:
     """What was read before, here or, with a storage URI, anywhere: the longer of the two counts."""
-    found = [path(result).read_bytes()] if path(result).is_file() else []
+    found = [result.reads_file.read_bytes()] if result.reads_file.is_file() else []
     if result.remote is not None:
         with suppress(FileNotFoundError):
-            found.append(storage.read(storage.join(result.remote, FILE)))
+            found.append(storage.read(storage.join(result.remote, result.reads_file.name)))
     place = _place(result)
     try:
         reads = max((ReportReads.model_validate_json(text).reads for text in found), key=len, default=())
@@ -327,7 +320,7 @@ def _read(result: SweepResult) -> tuple[Read, ...]:
 
 def _broken(result: SweepResult, error: ValidationError) -> RequestError:
     return RequestError(
-        f"{path(result)} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
+        f"{result.reads_file} must be what `pretune finalize` wrote, but is not ({error.errors()[0]['msg']}); restore "
         "it: it says how often the report split was read"
     )
 
@@ -345,7 +338,7 @@ def _write(result: SweepResult, winner: Candidate, reads: tuple[Read, ...], *, r
     place = _place(result)
     written = tuple(read.model_copy(update={"checkpoint": place.relative(read.checkpoint)}) for read in reads)
     text = json.dumps(found.model_copy(update={"reads": written}).model_dump(mode="json"), indent=2) + "\n"
-    write_whole(path(result), text)
+    write_whole(result.reads_file, text)
     if result.remote is not None:
-        storage.write(storage.join(result.remote, FILE), text.encode())
+        storage.write(storage.join(result.remote, result.reads_file.name), text.encode())
     return found

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pretune.analysis import finalize
 from pretune.core.results import SweepResult, TrialResult
 from trainers import storage
 
@@ -110,5 +109,5 @@ def _report(result: SweepResult, *, ask_storage: bool) -> dict[int, tuple[float 
 
 def _written(result: SweepResult, *, ask_storage: bool) -> bytes:
     if ask_storage and result.remote is not None:
-        return storage.read(storage.join(result.remote, finalize.FILE))
-    return finalize.path(result).read_bytes()
+        return storage.read(storage.join(result.remote, result.reads_file.name))
+    return result.reads_file.read_bytes()

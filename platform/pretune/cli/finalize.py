@@ -83,7 +83,7 @@ def finalize_command(
         print_json(found.model_dump(mode="json"))
         return
     screen.show(console, display.table(found))
-    console.print(Text(f"written to {finalize.path(result)}", style="dim"), soft_wrap=True)
+    console.print(Text(f"written to {result.reads_file}", style="dim"), soft_wrap=True)
 
 
 def _retrained(

@@ -137,11 +137,16 @@ class _Ablation:
 
 def _told(result: SweepResult) -> list[RenderableType]:
     """Whether label-free measures agree with the probe, and what `pretune finalize` found; as far as there is any."""
-    from pretune.analysis import finalize, label_free
-    from pretune.display import finalize as display
+    from pretune.analysis import label_free
     from pretune.display import tables
 
     lines = [tables.label_free(label_free.agreements(result))]
+    if not result.reads_file.is_file():  # most are not finalized, and need not wait for what that knows
+        return [line for line in lines if line is not None]
+
+    from pretune.analysis import finalize
+    from pretune.display import finalize as display
+
     try:
         found = finalize.stored(result)
         lines.append(None if found is None else display.summary(found))

@@ -111,6 +111,11 @@ class SweepResult:
         return None if self.experiment.points else self.best_trial
 
     @property
+    def reads_file(self) -> Path:
+        """Where `pretune finalize` writes down what it read of the report split."""
+        return self.folder / "finalize.json"
+
+    @property
     def front(self) -> list[TrialResult]:
         """Of several objectives, the COMPLETE trials that no other one beats: none is as good in all and better in
         one. Best first by the first one; of equal ones the earlier. Empty where one thing is searched for.

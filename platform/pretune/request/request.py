@@ -24,12 +24,11 @@ from search_spaces import RECIPES
 from trainers import storage as storages
 from trainers.changes import value_at
 from trainers.config import TimmConfig, TrialConfig
-from trainers.data import data_cache, datasets
-from trainers.data.datasets import Dataset
 from trainers.files import why_not_writable
 
 if TYPE_CHECKING:
     from pretune.core.search import Space
+    from trainers.data.datasets import Dataset
 
 DATA_ROOT = Path("data")
 """Where `pretune data` writes and where built-in data sets are built, from here."""
@@ -112,6 +111,8 @@ def open_data(text: str, *, expected_hash: str | None = None, root: Path = DATA_
     """The data set that `text` names; of a URI, this machine's copy. RequestError with the command that builds it where
     there is none.
     """
+    from trainers.data import data_cache, datasets  # with NumPy, which most commands do without
+
     if storages.is_uri(text):
         storages.check_form(text)
         return data_cache.open_anywhere(text, expected_hash=expected_hash)

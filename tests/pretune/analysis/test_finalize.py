@@ -96,7 +96,7 @@ def test_a_winner_whose_checkpoint_is_gone_is_refused_before_a_read_is_counted(
     result = finished_sweep(tmp_path / "sweeps" / "known", on(data), gone)
     with pytest.raises(RequestError, match=r"gone\.pt is gone"):
         finalize.check(result, again=False)
-    assert not finalize.path(result).exists()
+    assert not result.reads_file.exists()
 
 
 @pytest.mark.ffcv
@@ -111,7 +111,7 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
     first = pretune("finalize", "known", *storage, "--json")
     assert first.exit_code == 0, first.output
     record = json.loads(first.stdout)
-    written = json.loads(finalize.path(result).read_text())
+    written = json.loads(result.reads_file.read_text())
     below, whole = (told["reads"][0].pop("checkpoint")["path"] for told in (written, record))
     assert (folder / below == Path(whole), Path(below).is_absolute()) == (True, False)
     assert record == written
@@ -130,12 +130,12 @@ def test_report_is_read_once_and_each_further_read_is_asked_for_and_counted(
     second = pretune("finalize", "known", *storage)
     assert second.exit_code == 2
     assert "was read before" in second.stderr
-    assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
+    assert json.loads(result.reads_file.read_text())["report_reads"] == 1
 
     third = pretune("finalize", "known", *storage, "--again")
     assert third.exit_code == 0
     assert "was read 2 times" in " ".join(third.stdout.split())
-    record = json.loads(finalize.path(result).read_text())
+    record = json.loads(result.reads_file.read_text())
     assert record["report_reads"] == 2
     assert record["reads"][0]["metrics"] == record["reads"][1]["metrics"] == metrics
 
@@ -209,7 +209,7 @@ def test_a_sweep_that_was_moved_is_finalized_where_it_lies_and_keeps_its_count(
     found = finalize.run(moved, finalize.check(moved, again=True))
     assert (found.sweep, found.report_reads) == ("my sweep (copy)", 2)
     assert {read.checkpoint for read in found.reads} == {moved.trials[0].checkpoint}
-    assert str(folder) not in finalize.path(moved).read_text().partition("of_the_data")[0]
+    assert str(folder) not in moved.reads_file.read_text().partition("of_the_data")[0]
 
 
 @pytest.mark.usefixtures("quick_probes")
@@ -243,7 +243,7 @@ def test_a_read_that_fails_halfway_is_counted(
     winner = finalize.check(result, again=False)
     with pytest.raises(RuntimeError, match="power cut"):
         finalize.run(result, winner)
-    assert json.loads(finalize.path(result).read_text())["report_reads"] == 1
+    assert json.loads(result.reads_file.read_text())["report_reads"] == 1
     with pytest.raises(RequestError, match="was read before"):
         finalize.check(result, again=False)
 
@@ -350,7 +350,7 @@ def test_where_nothing_could_be_judged_again_nothing_is_read(tmp_path: Path, dat
     lost = [candidates.judged(number, 0.5, [], reason="trial 4 FAIL: lost") for number in (0, 1)]
     with pytest.raises(ValueError, match="could be judged again"):
         finalize.run(result, request, retrained=lost)
-    assert not finalize.path(result).exists()
+    assert not result.reads_file.exists()
     assert report_reads.known(str(data.folder)) == []
 
 
@@ -358,14 +358,14 @@ def test_where_nothing_could_be_judged_again_nothing_is_read(tmp_path: Path, dat
 def test_what_older_versions_wrote_is_opened(tmp_path: Path, data: datasets.Dataset) -> None:
     result = sweep_of(tmp_path, on(data), 1)
     finalize.run(result, finalize.check(result, again=False))
-    written = json.loads(finalize.path(result).read_text())
+    written = json.loads(result.reads_file.read_text())
     for name in ("chosen_by", "candidates", "optimism"):
         del written["reads"][0][name]
-    finalize.path(result).write_text(json.dumps(written))
+    result.reads_file.write_text(json.dumps(written))
     found = finalize.stored(result)
     assert found is not None
     assert (found.reads[0].candidates, found.reads[0].optimism) == ((), None)
-    finalize.path(result).write_text("{}")
+    result.reads_file.write_text("{}")
     shown = pretune("show", str(result.folder))
     assert (shown.exit_code, "must be what `pretune finalize` wrote" in shown.stdout) == (0, True)
     assert "finalized" not in json.loads(pretune("show", str(result.folder), "--json").stdout)
@@ -402,7 +402,7 @@ def test_protocols_are_run_on_the_winner_once_and_their_results_are_kept_and_sho
         refused = pretune("finalize", str(folder), "--protocol", wrong)
         assert refused.exit_code == 2
         assert said in refused.stderr
-    assert not finalize.path(result).exists()
+    assert not result.reads_file.exists()
     done = pretune("finalize", str(folder), "--protocol", "knn")
     assert done.exit_code == 0, done.output
     assert asked == [("known/0", "report")]

@@ -54,7 +54,7 @@ def test_ctrl_c_ends_the_runs_before_anything_is_read_and_the_same_command_goes_
     ended = pretune(*command)
     assert ended.exit_code == 130, ended.output
     assert "nothing was read on report, and the same command goes on" in ended.stderr
-    assert not finalize.path(result).exists()
+    assert not result.reads_file.exists()
     assert report_reads.known(str(data.folder)) == []
 
     monkeypatch.setattr(sweeps, "run", None)  # what was begun goes on
