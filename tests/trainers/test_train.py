@@ -624,7 +624,7 @@ def one_step(trial: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         settings = TrialConfig.model_validate(trial)
         model = build_model(settings)
         objective = on_predictions(settings)
-        network = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
+        network = train_module.data_parallel(model, objective, settings, torch.device("cpu"))
         (batch, *_) = MemoryLoaders().epoch(
             MemoryDataset(), settings, epoch=0, rank=dist.rank(), world_size=dist.world_size()
         )
@@ -738,7 +738,7 @@ def layout_is_settled(trial: dict[str, Any]) -> bool:
     model = build_model(settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = Objective(settings.objective)
-    network: Any = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
+    network: Any = train_module.data_parallel(model, objective, settings, torch.device("cpu"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     return bool(network.reducer._rebuild_buckets())  # what the next forward pass begins with

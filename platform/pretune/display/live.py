@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pretune.analysis import limits
 from pretune.core import retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
@@ -61,6 +62,7 @@ class Progress:
         self._since = since
         self._running: set[int] = set()
         self._rates: dict[int, float] = {}
+        self._waits: dict[int, float] = {}
 
     def apply(self, record: Record) -> None:
         """Takes in one record."""
@@ -68,8 +70,10 @@ class Progress:
         self.history.apply(record)
         if self.is_old(record):
             return
-        if isinstance(record, Epoch) and "time/images_per_s" in record.metrics:
-            self._rates[record.number] = record.metrics["time/images_per_s"]
+        if isinstance(record, Epoch):
+            for name, newest in (("time/images_per_s", self._rates), ("time/wait_share", self._waits)):
+                if name in record.metrics:
+                    newest[record.number] = record.metrics[name]
         match record:
             case Opened() | Resumed():
                 self.note = "starting workers"
@@ -85,6 +89,7 @@ class Progress:
             case Ended():
                 self._running.discard(record.number)
                 self._rates.pop(record.number, None)
+                self._waits.pop(record.number, None)
             case Closed():
                 self.note = record.detail or record.reason
 
@@ -170,6 +175,11 @@ class Progress:
     def images_per_s(self) -> float | None:
         """Of all running trials together."""
         return sum(self._rates.values()) if self._rates else None
+
+    @property
+    def limit(self) -> str | None:
+        """`loader-limited, waits 31 %`: what limits the running trials, on average over their newest epochs."""
+        return limits.in_words(list(self._waits.values()))
 
     def elapsed(self) -> float:
         """Since this driver started."""
@@ -292,7 +302,7 @@ def picture(progress: Progress) -> RenderableType:
 
 
 def _pace(progress: Progress) -> str:
-    """`1,240 img/s, about 2 min 10 s left`, or what is being waited for."""
+    """`1,240 img/s, compute-limited, waits 2 %, about 2 min 10 s left`, or what is being waited for."""
     if progress.note:
         return progress.note
     remaining = progress.remaining()
@@ -304,7 +314,8 @@ def _pace(progress: Progress) -> str:
         )
     else:
         left = f"about {format.duration(remaining)} left"
-    return left if progress.images_per_s is None else f"{format.rate(progress.images_per_s)}, {left}"
+    speed = None if progress.images_per_s is None else format.rate(progress.images_per_s)
+    return ", ".join(filter(None, (speed, progress.limit, left)))
 
 
 class LiveView:
