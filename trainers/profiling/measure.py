@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,6 +98,7 @@ def measure(
     with FlopCounterMode(display=False) as counter:
         alone.step()
     flops = sum(dist.gather_objects(counter.get_total_flops()))
+    dist.barrier()
     fastest = sum(
         dist.gather_objects(peak.measured(config, device, repeats=work.extent.windows, side=work.extent.matrix_side))
     )
@@ -250,7 +252,7 @@ class _Work:
         self.step_s = dist.broadcast_object(statistics.median(map(clock.step_s, range(1, len(clock.reports)))))
         return _Training(clock, each)
 
-    def beside(self, training: _Training) -> dict[str, Spread | float | None]:
+    def beside(self, training: _Training) -> dict[str, Any]:
         """What training took beside its steps, and the memory that it held."""
         clock = training.clock
         told = [report.metrics for report in clock.reports]

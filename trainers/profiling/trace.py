@@ -15,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 from trainers import dist
+from trainers.profiling.step import finish
 
 TRACE, TENSORBOARD = "trace.json.gz", "tensorboard"
 
@@ -30,10 +31,10 @@ class Recorder:
 
     def __call__(self, epoch: int, step: int) -> bool:
         if step == self._first:
+            finish(self._device)
             self._profile.start()
         elif step == self._last:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            finish(self._device)
             self._profile.stop()
             self.done = True
         return False
