@@ -14,7 +14,7 @@ from pretune.core.errors import RequestError
 from pretune.execution import launch
 from pretune.request import request
 from search_spaces import RECIPES
-from tests.profiles import FIGURES
+from tests.profiles import figures
 from tests.trainers.profiling.test_measure import SHORT, TINY
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
@@ -72,7 +72,7 @@ def test_a_trace_is_kept_only_where_it_was_asked_for(tiny: TrialConfig, monkeypa
         trace, _ = make_train.args
         asked.append((more["workers"], more["apart"]))
         progress(0, 0)
-        (folder / profile.FIGURES).write_text(FIGURES.model_dump_json())
+        (folder / profile.FIGURES).write_text(figures(startup_s={"first step": 1.0}).model_dump_json())
         if trace is not None:
             trace.mkdir()
             (trace / "trace.json.gz").write_bytes(b"steps")
@@ -81,7 +81,7 @@ def test_a_trace_is_kept_only_where_it_was_asked_for(tiny: TrialConfig, monkeypa
     monkeypatch.setattr(launch, "run", run)
     found = profile.profile(tiny)
     assert os.listdir() == ["data"]
-    assert list(found.startup_s) == [profile.BEGUN, *FIGURES.startup_s]
+    assert list(found.startup_s) == [profile.BEGUN, "first step"]
     profile.profile(tiny, workers=2, out=Path("some/where"))
     assert Path("some/where/trace.json.gz").read_bytes() == b"steps"
     assert asked == [(1, True), (2, True)]
