@@ -48,9 +48,9 @@ def main() -> None:
                 str(value): StepAlone(overrides.apply(RECIPES[name](), {**changes, path: value}), CPU).step
                 for value in values
             }
-            taken = in_turns(steps, arguments.repeats, CPU)
-            first = taken[str(values[0])].median
-            for value, seconds in taken.items():
+            by_value = in_turns(steps, arguments.repeats, CPU)
+            first = by_value[str(values[0])].median
+            for value, seconds in by_value.items():
                 print(f"| `{name}` | {value} | {1e3 * seconds.median:.0f} | {seconds.median / first:.2f} |")
         return
     print("| recipe | step, ms | term | term, ms | share |")

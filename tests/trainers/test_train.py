@@ -11,6 +11,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -239,6 +240,21 @@ variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
 
 # --- what a run reports -----------------------------------------------------------------------------------------------
+
+
+class SlowLoaders(MemoryLoaders):
+    def epoch(self, *given: Any, **keywords: Any) -> Iterator[Batch]:
+        for batch in super().epoch(*given, **keywords):
+            time.sleep(0.05)
+            yield batch
+
+
+def test_each_epoch_tells_how_much_of_it_was_spent_waiting_for_batches(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(epochs=2), loaders=SlowLoaders())
+    for report in recorder.reports:
+        waited = report.metrics["time/wait_share"] * report.metrics["time/epoch_s"]
+        assert 3 * 0.05 <= waited < report.metrics["time/epoch_s"], "an epoch has three batches"
 
 
 def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 from trainers import dist
@@ -52,7 +53,7 @@ class Recorder:
         """Of each step, the seconds in which a collective was under way."""
         spans = [
             (event.time_range.start, event.time_range.end)
-            for event in self._profile.events() or ()
+            for event in self._profile.events() or ()  # type: ignore[no-untyped-call]
             if _is_collective(event)
         ]
         return covered(spans) / 1e6 / self._count
@@ -60,7 +61,7 @@ class Recorder:
 
 def _is_collective(event: Any) -> bool:
     """Of NCCL what the device does, as the host merely asks for it; gloo works on the host."""
-    on_device = event.device_type == torch.autograd.DeviceType.CUDA
+    on_device = event.device_type == DeviceType.CUDA
     return bool(event.name.startswith("gloo:") or (on_device and event.name.startswith("nccl")))
 
 

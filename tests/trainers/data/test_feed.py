@@ -166,7 +166,7 @@ class DeviceMark:
     def synchronize(self) -> None:
         self.device.now = max(self.device.now, self.at)
 
-    def elapsed_time(self, later: Any) -> float:
+    def elapsed_time(self, later: Any, /) -> float:
         assert self.query(), "asked before the device came by"
         assert later.query(), "asked before the device came by"
         return 1e3 * float(later.at - self.at)
