@@ -40,7 +40,12 @@ SLOW_TERM = {**STEP.terms, "mmd": TermCost(forward=spread(0.02), backward=spread
         (with_step(collectives=0.05), "limited by communication", "in 48 % of a step", "fewer workers"),
         (figures(probe_s=spread(8.0)), "limited by the probe", "takes 43 % of an epoch", "probe.every"),
         (figures(checkpoint_s=spread(8.0)), "limited by checkpoints", "take 41 % of an epoch", "checkpoint_every"),
-        (figures(steps=1, boundary_s=spread(1.0)), "limited by short epochs", "has 1 step(s)", "more images"),
+        (
+            figures(steps=1, boundary_s=spread(1.0), probe_s=spread(0.1)),
+            "limited by short epochs",
+            "has 1 step(s)",
+            "more images",
+        ),
     ],
 )
 def test_the_sentence_names_what_takes_most_and_what_helps(
