@@ -6,6 +6,7 @@ each worker, under the names that PyTorch's handler for TensorBoard gives.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,8 @@ class Recorder:
     """Records from the end of step `first` on, `count` steps of a run, whose `progress` it is."""
 
     def __init__(self, device: torch.device, *, first: int, count: int) -> None:
+        # What the recorder has to say of itself (that there is no GPU, say) is nothing that went wrong.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
         self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
         self._device, self._first, self._last, self._count = device, first, first + count, count

@@ -29,6 +29,7 @@ def tiny(here: Path) -> TrialConfig:
 
 @pytest.mark.slow
 @pytest.mark.ffcv
+@pytest.mark.timeout(900)
 def test_two_workers_measure_together_and_say_what_they_tell_each_other(tiny: TrialConfig, here: Path) -> None:
     stages: list[str] = []
     found = profile.profile(tiny, workers=2, out=here / "out", tell=stages.append, extent=SHORT)
