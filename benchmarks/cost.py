@@ -63,11 +63,11 @@ def main() -> None:
         step_s = taken.pop("")
         if LOOK in taken and config.sentinel is not None:
             taken[LOOK] /= config.sentinel.every
-        for term, seconds in taken.items():
-            share = seconds / step_s
+        for term, part_s in taken.items():
+            share = part_s / step_s
             mark = " (above the aim)" if share > TARGET else ""
             print(
-                f"| `{name}` | {1e3 * step_s:.1f} | {term} | {1e3 * seconds:.2f} | {100 * share:.1f} %{mark} |",
+                f"| `{name}` | {1e3 * step_s:.1f} | {term} | {1e3 * part_s:.2f} | {100 * share:.1f} %{mark} |",
                 flush=True,
             )
 
