@@ -15,22 +15,13 @@ tokens really shorten the sequence?
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from pretune.request import levels, overrides
 from search_spaces import RECIPES
-from trainers import optim, sentinel
-from trainers.config import TrialConfig
-from trainers.model import build_model
-from trainers.objective import Objective
-from trainers.terms import Outputs, TermConfig
-from trainers.train import TrainingStep
+from trainers.profiling.step import StepAlone, in_turns
 
 TARGET = 0.25
 CPU = torch.device("cpu")
@@ -54,92 +45,37 @@ def main() -> None:
         print("|:--|--:|--:|--:|")
         for name in arguments.recipes:
             steps = {
-                str(value): Work(overrides.apply(RECIPES[name](), {**changes, path: value})).step for value in values
+                str(value): StepAlone(overrides.apply(RECIPES[name](), {**changes, path: value}), CPU).step
+                for value in values
             }
-            taken = in_turns(steps, arguments.repeats)
-            for value, seconds in taken.items():
-                print(f"| `{name}` | {value} | {1e3 * seconds:.0f} | {seconds / taken[str(values[0])]:.2f} |")
+            by_value = in_turns(steps, arguments.repeats, CPU)
+            first = by_value[str(values[0])].median
+            for value, seconds in by_value.items():
+                print(f"| `{name}` | {value} | {1e3 * seconds.median:.0f} | {seconds.median / first:.2f} |")
         return
     print("| recipe | step, ms | term | term, ms | share |")
     print("|:--|--:|:--|--:|--:|")
     for name in arguments.recipes or [name for name in RECIPES if name.endswith("_tiny")]:
         config = overrides.apply(RECIPES[name](), changes)
-        work = Work(config)
-        parts = in_turns({"": work.step, **work.parts()}, arguments.repeats)
-        step_s = parts.pop("")
-        if config.sentinel is not None:
-            parts[LOOK] /= config.sentinel.every
-        for term, seconds in parts.items():
-            share = seconds / step_s
+        work = StepAlone(config, CPU)
+        found = in_turns({"": work.step, **parts(work)}, arguments.repeats, CPU)
+        taken = {part: seconds.median for part, seconds in found.items()}
+        step_s = taken.pop("")
+        if LOOK in taken and config.sentinel is not None:
+            taken[LOOK] /= config.sentinel.every
+        for term, part_s in taken.items():
+            share = part_s / step_s
             mark = " (above the aim)" if share > TARGET else ""
             print(
-                f"| `{name}` | {1e3 * step_s:.1f} | {term} | {1e3 * seconds:.2f} | {100 * share:.1f} %{mark} |",
+                f"| `{name}` | {1e3 * step_s:.1f} | {term} | {1e3 * part_s:.2f} | {100 * share:.1f} %{mark} |",
                 flush=True,
             )
 
 
-class Work:
-    """A recipe's step, ready to be run again and again, and its terms one by one."""
-
-    def __init__(self, config: TrialConfig, device: torch.device = CPU) -> None:
-        self._config = config
-        model = build_model(config).to(device).to(memory_format=torch.channels_last).train()
-        self._objective = Objective(config.objective)
-        optimizer = optim.build_optimizer(model, config.optimizer)
-        self._training_step = TrainingStep(config, model, self._objective, optimizer)
-        generator = torch.Generator().manual_seed(0)
-        noise = [torch.randn(config.batch_size, 3, view.size, view.size, generator=generator) for view in config.views]
-        self._views = tuple(view.to(device).to(memory_format=torch.channels_last) for view in noise)
-        self._sample_ids = torch.arange(config.batch_size, device=device)
-
-    def step(self) -> None:
-        """Everything that the loop does with a batch."""
-        self._training_step.gradients(self._views, self._sample_ids, 0)
-        self._training_step.update(self._config.optimizer.learning_rate, 0, 1000)
-
-    def parts(self) -> dict[str, Callable[[], None]]:
-        """Each term alone, forward and backward, and the sentinel's look, on the outputs of one step."""
-        outputs = self._training_step.gradients(self._views, self._sample_ids, 0).outputs
-        watched = self._config.sentinel
-
-        def alone(term: TermConfig) -> Callable[[], None]:
-            return lambda: term(_leaves(outputs)).backward()  # type: ignore[no-untyped-call]
-
-        def look() -> None:
-            if watched is not None:
-                sentinel.complaint(outputs, {}, torch.ones((), device=self._sample_ids.device), watched)
-
-        looks = {} if watched is None else {LOOK: look}
-        return {name: alone(term) for name, term in self._objective.terms.items()} | looks
-
-
-def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """The median seconds of each."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 3):
-        for name, run in work.items():
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat >= 3:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _leaves(outputs: Outputs) -> Outputs:
-    """The same outputs, cut off from the model: what asked for a gradient is a leaf."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.detach().requires_grad_(value.requires_grad)
-        if isinstance(value, tuple):
-            items = map(cut, value)
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return value
-
-    cutoff: Outputs = cut(outputs)
-    return cutoff
+def parts(work: StepAlone) -> dict[str, Callable[[], None]]:
+    """Each term alone, forward and backward, and the sentinel's look."""
+    look = work.look()
+    return {**work.terms(), **({} if look is None else {LOOK: look})}
 
 
 if __name__ == "__main__":

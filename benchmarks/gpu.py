@@ -44,7 +44,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.cost import Work, in_turns
+from benchmarks import cost
 from pretune.analysis import gpus
 from pretune.request import request
 from search_spaces import RECIPES
@@ -53,6 +53,7 @@ from trainers.config import TrialConfig
 from trainers.data import datasets
 from trainers.data.loader import Loaders, steps_per_epoch
 from trainers.data.manifest import Dataset
+from trainers.profiling.step import StepAlone, finish, in_turns, windows
 from trainers.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,25 +199,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def finish() -> None:
-    """Until the device has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def windows(run: Callable[[], None], steps: int, images: int) -> dict[str, Any]:
+def in_windows(run: Callable[[], None], steps: int, images: int) -> dict[str, Any]:
     """Images per second of `run`, a step of so many images: median, least and most of `WINDOWS` windows."""
-    for _ in range(3):
-        run()
-    finish()
-    rates = []
-    for _ in range(WINDOWS):
-        started = time.perf_counter()
-        for _ in range(steps):
-            run()
-        finish()
-        rates.append(steps * images / (time.perf_counter() - started))
-    return spread(rates)
+    found = windows(run, device(), steps=steps, count=WINDOWS).per(images)
+    return {"images_per_s": found.median, "least": found.least, "most": found.most}
 
 
 def spread(rates: list[float]) -> dict[str, Any]:
@@ -225,13 +211,13 @@ def spread(rates: list[float]) -> dict[str, Any]:
 
 def step(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     """Images per second on views that lie on the device, the share of each term, and the memory it held."""
-    work = Work(row.config(), device())
-    found = windows(work.step, size.steps, row.config().batch_size)
+    work = StepAlone(row.config(), device())
+    found = in_windows(work.step, size.steps, row.config().batch_size)
     if torch.cuda.is_available():
         found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
-    seconds = in_turns({"": work.step, **work.parts()}, size.steps)
-    whole = seconds.pop("")
-    return found | {"shares": {name: part / whole for name, part in seconds.items()}}
+    seconds = in_turns({"": work.step, **cost.parts(work)}, size.steps, device())
+    whole = seconds.pop("").median
+    return found | {"shares": {name: part.median / whole for name, part in seconds.items()}}
 
 
 def real(row: Row, size: Size, folder: Path) -> dict[str, Any]:
@@ -244,7 +230,7 @@ def real(row: Row, size: Size, folder: Path) -> dict[str, Any]:
 
     def progress(epoch: int, step: int) -> None:
         if epoch == 0 and step % every == 0:
-            finish()
+            finish(device())
             marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as run:
@@ -283,7 +269,7 @@ def waits(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     """How often the host waits for the device in a step of the loop, as PyTorch tells it."""
     if not torch.cuda.is_available():
         return {"left out": "takes a GPU"}
-    work = Work(row.config(), device())
+    work = StepAlone(row.config(), device())
     for _ in range(3):
         work.step()
     torch.cuda.set_sync_debug_mode("warn")
@@ -312,13 +298,13 @@ def together(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     return {"images_per_s_together": found, "ratio": {count: rate / alone for count, rate in found.items()}}
 
 
-def _apart(row: Row, size: Size, begin: Any, rates: Any) -> None:
+def _apart(row: Row, size: Size, begin: Any, found: Any) -> None:
     torch.set_num_threads(1)
-    work = Work(row.config(), device())
+    work = StepAlone(row.config(), device())
     work.step()
-    finish()
+    finish(device())
     begin.wait()
-    rates.put(windows(work.step, size.steps, row.config().batch_size)["images_per_s"])
+    found.put(in_windows(work.step, size.steps, row.config().batch_size)["images_per_s"])
 
 
 def sweep(size: Size, folder: Path) -> dict[str, Any]:

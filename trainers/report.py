@@ -47,6 +47,8 @@ METRICS: Mapping[str, str] = {
     "time/images_per_s": "images trained on per second in this epoch, over all workers",
     "time/epoch_s": "seconds of training in this epoch",
     "time/probe_s": "seconds of this epoch's probes and health",
+    "time/wait_share": "share of this epoch's training, 0 to 1, in which a batch was waited for: by the process on a "
+    "CPU, by the device on a GPU; the largest over all workers",
     "time/first_step_s": "seconds from the start of a run to its first step; of a run's first epoch",
     "time/group_start_s": "seconds that the worker group's newest start took; of the first epoch after it",
     "memory/host_peak_bytes": "most resident memory of a worker since the run began, with mapped pages of the data set "

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import accumulation, checkpoint, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
-from trainers.data.feed import feed, moved
+from trainers.data.feed import feed, moved, timed, wait_clock
 from trainers.data.loader import Batch, steps_per_epoch
 from trainers.evaluation import health, probe, quick
 from trainers.model import Model, build_model
@@ -119,11 +119,7 @@ def train(
     """
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if config.precision == "bf16" and device.type != "cuda":
-        raise ValueError(
-            f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
-            "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
-        )
+    check_precision(config, device)
     counters, footprint = Counters(), Footprint()
     try:
         return _run(config, dataset, loaders, folder, report, resume, progress, device, counters, footprint)
@@ -145,6 +141,15 @@ def train(
     return Outcome(state="out_of_memory", reason=reason, epochs=counters.epoch)
 
 
+def check_precision(config: TrialConfig, device: torch.device) -> None:
+    """ValueError where `device` cannot train in the precision of `config`."""
+    if config.precision == "bf16" and device.type != "cuda":
+        raise ValueError(
+            f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
+            "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
+        )
+
+
 def _run(
     config: TrialConfig,
     dataset: Dataset,
@@ -161,7 +166,7 @@ def _run(
     called = time.perf_counter()
     checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     first_step_s: float | None = None
-    _configure_torch(config, device)
+    configure_torch(config, device)
     memory.reset_peaks(device)
     rank, world_size = dist.rank(), dist.world_size()
     epoch_steps = steps_per_epoch(dataset, config)
@@ -186,7 +191,7 @@ def _run(
             meter.load_state(state["meter"], device)
     else:
         initialize(model, config)
-    network = _data_parallel(model, objective, config, device)
+    network = data_parallel(model, objective, config, device)
     if state is not None and "rank_buffers" in state:
         # Only now: when it is made, DDP gives all ranks the buffers of one.
         for name, value in state["rank_buffers"][rank].items():
@@ -201,7 +206,9 @@ def _run(
     start_epoch = counters.epoch
     while counters.epoch < config.epochs:
         # --- one epoch of steps ---------------------------------------------------------------------------------------
-        started = time.perf_counter() - counters.epoch_seconds
+        begun = time.perf_counter()
+        started = begun - counters.epoch_seconds
+        waits = wait_clock(device)
         model.train()
         first_step = counters.epoch * epoch_steps
         batches = loaders.epoch(
@@ -213,7 +220,7 @@ def _run(
             first_step=counters.step - first_step,
             pinned=device.type == "cuda",
         )
-        for views, sample_ids in feed(batches, device):
+        for views, sample_ids in timed(feed(batches, device), waits):
             _keep_threads(config)
             views = operations(views, sample_ids, seed=config.seed, epoch=counters.epoch)
             rate = optim.learning_rate(config.optimizer.learning_rate, config.schedule, counters.step, total_steps)
@@ -265,7 +272,9 @@ def _run(
         meter = StepMeter()
         if counters.epoch == start_epoch and first_step_s is not None:
             metrics["time/first_step_s"] = first_step_s
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        seconds = ended - started
+        wait_share = min(1.0, waits.seconds() / (ended - begun))
         counters.epoch += 1
         counters.seconds += seconds
         counters.epoch_seconds = 0.0
@@ -300,7 +309,7 @@ def _run(
             "time/images_per_s": epoch_steps * config.batch_size / seconds,
             "model/parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
             "optim/learning_rate": rate,
-            **_most(memory.peaks(device)),
+            **_most({"time/wait_share": wait_share, **memory.peaks(device)}),
         }
         metrics = dist.broadcast_object(metrics)
         if bad_metrics := [name for name, value in metrics.items() if not math.isfinite(value)]:
@@ -491,7 +500,7 @@ def _newest_usable(
     raise damaged
 
 
-def _configure_torch(config: TrialConfig, device: torch.device) -> None:
+def configure_torch(config: TrialConfig, device: torch.device) -> None:
     """torch's process-wide settings, set anew by each run so that none inherits those of the trial before it."""
     _keep_threads(config)
     if device.type != "cuda":
@@ -510,7 +519,7 @@ def _keep_threads(config: TrialConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _data_parallel(
+def data_parallel(
     model: Model,
     objective: Objective,
     config: TrialConfig,

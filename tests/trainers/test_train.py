@@ -11,6 +11,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -239,6 +240,21 @@ variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
 
 # --- what a run reports -----------------------------------------------------------------------------------------------
+
+
+class SlowLoaders(MemoryLoaders):
+    def epoch(self, *given: Any, **keywords: Any) -> Iterator[Batch]:
+        for batch in super().epoch(*given, **keywords):
+            time.sleep(0.05)
+            yield batch
+
+
+def test_each_epoch_tells_how_much_of_it_was_spent_waiting_for_batches(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, config(epochs=2), loaders=SlowLoaders())
+    for report in recorder.reports:
+        waited = report.metrics["time/wait_share"] * report.metrics["time/epoch_s"]
+        assert 3 * 0.05 <= waited < report.metrics["time/epoch_s"], "an epoch has three batches"
 
 
 def test_each_epoch_is_reported_with_its_metrics_and_its_checkpoint(tmp_path: Path) -> None:
@@ -624,7 +640,7 @@ def one_step(trial: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         settings = TrialConfig.model_validate(trial)
         model = build_model(settings)
         objective = on_predictions(settings)
-        network = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
+        network = train_module.data_parallel(model, objective, settings, torch.device("cpu"))
         (batch, *_) = MemoryLoaders().epoch(
             MemoryDataset(), settings, epoch=0, rank=dist.rank(), world_size=dist.world_size()
         )
@@ -747,7 +763,7 @@ def layout_is_settled(trial: dict[str, Any]) -> bool:
     model = build_model(settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = Objective(settings.objective)
-    network: Any = train_module._data_parallel(model, objective, settings, torch.device("cpu"))
+    network: Any = train_module.data_parallel(model, objective, settings, torch.device("cpu"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     return bool(network.reducer._rebuild_buckets())  # what the next forward pass begins with

@@ -10,10 +10,11 @@ Letters: n = images, S = height and width in pixels.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -88,3 +89,107 @@ def moved(batch: Batch, device: torch.device) -> Batch:
         return view.to(device, torch.get_default_dtype(), non_blocking=True, memory_format=torch.channels_last)
 
     return Batch(tuple(map(on_device, batch.views)), batch.sample_ids.to(device, non_blocking=True))
+
+
+# --- how long they are waited for -------------------------------------------------------------------------------------
+
+
+class WaitClock(Protocol):
+    """Adds up how long batches are waited for."""
+
+    def begin(self) -> None:
+        """The last batch is used up, as far as the host is concerned."""
+
+    def end(self) -> None:
+        """The next one is there."""
+
+    def seconds(self) -> float:
+        """All waits so far. On a GPU this waits until the device has come to the last one's end."""
+
+
+def timed(batches: Generator[Batch], clock: WaitClock) -> Generator[Batch]:
+    """`batches`, in order; `clock` runs while the next one is waited for. They are closed when this is."""
+    with closing(batches):
+        while True:
+            clock.begin()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            clock.end()
+            yield batch
+
+
+def wait_clock(device: torch.device) -> WaitClock:
+    """The clock of a run on `device`."""
+    return DeviceClock(lambda: _mark(device)) if device.type == "cuda" else HostClock()
+
+
+class HostClock:
+    """For a CPU, which does nothing else while it waits."""
+
+    def __init__(self) -> None:
+        self._seconds = self._began = 0.0
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        self._seconds += time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        return self._seconds
+
+
+class Mark(Protocol):
+    """A place in what a device has been told to do: as much of `torch.cuda.Event` as is asked for here."""
+
+    def query(self) -> bool:
+        """Whether the device has come by."""
+
+    def synchronize(self) -> None:
+        """Waits until it has."""
+
+    def elapsed_time(self, later: Any, /) -> float:
+        """Milliseconds of the device's own between two marks that it has come by."""
+
+
+class DeviceClock:
+    """For a GPU: how long it had nothing to do because the next batch was not there.
+
+    The host runs ahead of its device, and where it waits meanwhile nothing is lost. So a wait is what lies, on the
+    device, between the end of all that it was told before and the moment when the batch was on it. Nobody waits for
+    the device to learn that: marks are looked at once it has come by.
+    """
+
+    def __init__(self, mark: Callable[[], Mark]) -> None:
+        """`mark` puts a mark behind all that the device was told so far."""
+        self._mark = mark
+        self._began: Mark | None = None
+        self._waits: deque[tuple[Mark, Mark]] = deque()
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        self._began = self._mark()
+
+    def end(self) -> None:
+        if self._began is None:
+            raise RuntimeError("a wait must begin before it ends; call begin() before end()")
+        self._waits.append((self._began, self._mark()))
+        while self._waits and self._waits[0][1].query():
+            self._add()
+
+    def seconds(self) -> float:
+        while self._waits:
+            self._waits[0][1].synchronize()
+            self._add()
+        return self._seconds
+
+    def _add(self) -> None:
+        began, ended = self._waits.popleft()
+        self._seconds += began.elapsed_time(ended) / 1e3
+
+
+def _mark(device: torch.device) -> Mark:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pretune.analysis import limits
 from pretune.analysis.differences import differences
 from pretune.analysis.log_tail import last_lines
 from pretune.core import journal, results, within
@@ -356,6 +357,7 @@ class Followed:
             "newest": self.newest,
             "detail": closed.detail if closed is not None else "",
             "images_per_s": self._images_per_s() if runs else None,
+            "limit": self._limit() if runs else None,
             "left_s": self._left_s() if runs else None,
             "sessions": self.history.sessions,
             "command": self._typed(),
@@ -379,6 +381,11 @@ class Followed:
         rates = [self.history.trials[number].last("time/images_per_s") for number in self.lanes]
         told = [rate for rate in rates if rate is not None and math.isfinite(rate)]
         return sum(told) if told else None
+
+    def _limit(self) -> str | None:
+        """What limits the trials that run, on average over the last epoch of each."""
+        shares = [self.history.trials[number].last("time/wait_share") for number in self.lanes]
+        return limits.in_words([share for share in shares if share is not None])
 
     def _left_s(self) -> float | None:
         """Expecting of trials to come as many epochs as ended ones took, at this driver's pace, if it has one yet."""

@@ -26,6 +26,7 @@ from pretune.cli.list import list_command
 from pretune.cli.logs import logs_command
 from pretune.cli.note import note_command
 from pretune.cli.plan import plan_command
+from pretune.cli.profile import profile_command
 from pretune.cli.remove import remove_command
 from pretune.cli.replay import replay_command
 from pretune.cli.report import report_command
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "sweep": sweep_command,
     "plan": plan_command,
+    "profile": profile_command,
     "ablate": ablate_command,
     "resume": resume_command,
     "replay": replay_command,

@@ -36,6 +36,7 @@ _FIXED = (
     "time/images_per_s",
     "time/epoch_s",
     "time/probe_s",
+    "time/wait_share",
     "model/parameters",
     "memory/host_peak_bytes",
     GPU_MEMORY,
@@ -51,7 +52,15 @@ MEASURES: dict[str, tuple[str, ...]] = {
 _OF_LABELS = ("probe/", "eval/")
 """How the names of those begin that data without labels do not have."""
 _PROTOCOL = "eval/"
-_SMALLER_IS_BETTER = ("loss/", "time/epoch_s", "time/probe_s", "budget/", "memory/", "model/parameters")
+_SMALLER_IS_BETTER = (
+    "loss/",
+    "time/epoch_s",
+    "time/probe_s",
+    "time/wait_share",
+    "budget/",
+    "memory/",
+    "model/parameters",
+)
 
 
 def direction(metric: str) -> Direction:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pretune.analysis import limits
 from pretune.core import records, retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
@@ -47,6 +48,7 @@ class Progress:
         self._since = since
         self._running: set[int] = set()
         self._rates: dict[int, float] = {}
+        self._waits: dict[int, float] = {}
 
     def apply(self, record: records.Record) -> None:
         """Takes in one record."""
@@ -54,8 +56,10 @@ class Progress:
         self.history.apply(record)
         if self.is_old(record):
             return
-        if isinstance(record, records.Epoch) and "time/images_per_s" in record.metrics:
-            self._rates[record.number] = record.metrics["time/images_per_s"]
+        if isinstance(record, records.Epoch):
+            for name, newest in (("time/images_per_s", self._rates), ("time/wait_share", self._waits)):
+                if name in record.metrics:
+                    newest[record.number] = record.metrics[name]
         match record:
             case records.Opened() | records.Resumed():
                 self.note = "starting workers"
@@ -71,6 +75,7 @@ class Progress:
             case records.Ended():
                 self._running.discard(record.number)
                 self._rates.pop(record.number, None)
+                self._waits.pop(record.number, None)
             case records.Closed():
                 self.note = record.detail or record.reason
 
@@ -156,6 +161,11 @@ class Progress:
     def images_per_s(self) -> float | None:
         """Of all running trials together."""
         return sum(self._rates.values()) if self._rates else None
+
+    @property
+    def limit(self) -> str | None:
+        """`loader-limited, waits 31 %`: what limits the running trials, on average over their newest epochs."""
+        return limits.in_words(list(self._waits.values()))
 
     def elapsed(self) -> float:
         """Since this driver started."""
@@ -278,7 +288,7 @@ def picture(progress: Progress) -> RenderableType:
 
 
 def _pace(progress: Progress) -> str:
-    """`1,240 img/s, about 2 min 10 s left`, or what is being waited for."""
+    """`1,240 img/s, compute-limited, waits 2 %, about 2 min 10 s left`, or what is being waited for."""
     if progress.note:
         return progress.note
     remaining = progress.remaining()
@@ -290,7 +300,8 @@ def _pace(progress: Progress) -> str:
         )
     else:
         left = f"about {format.duration(remaining)} left"
-    return left if progress.images_per_s is None else f"{format.rate(progress.images_per_s)}, {left}"
+    speed = None if progress.images_per_s is None else format.rate(progress.images_per_s)
+    return ", ".join(filter(None, (speed, progress.limit, left)))
 
 
 class LiveView:

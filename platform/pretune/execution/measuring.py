@@ -14,14 +14,11 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pretune.execution import launch
@@ -41,8 +38,6 @@ MOST_COPIES = 8
 COLD_STEPS, LEAST_STEPS, MOST_STEPS = 3, 5, 40
 STEPS_S = 3.0
 """About so long an epoch of the second trial's steps takes, between those bounds."""
-PROBED = 2_000
-"""Images of `train`, and of `select`, that the probes see at most."""
 START_RATIO = 2.0
 """A worker group's start over that of one process: slot, controller and workers come one after another."""
 SILENT_S, BOUND_S = 90.0, 240.0
@@ -160,33 +155,6 @@ def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float
 # ---- in the process --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Shortened(Dataset):
-    """A data set of which a trial sees few images, from all over its file."""
-
-    images: int = 0
-
-    def pretrain_ids(self, subset: int | str | None = None) -> NDArray[np.int64]:
-        whole = Dataset(self.folder, self.manifest, self.manifest_hash)
-        return _spread(whole.pretrain_ids(subset), self.images)
-
-    @property
-    def train_ids(self) -> NDArray[np.int64]:
-        return _spread(super().train_ids, PROBED)
-
-    @property
-    def unlabeled_ids(self) -> NDArray[np.int64]:
-        return _spread(super().unlabeled_ids, self.images)
-
-    @property
-    def select_ids(self) -> NDArray[np.int64]:
-        return _spread(super().select_ids, PROBED)
-
-
-def _spread(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return ids if len(ids) <= count else ids[np.linspace(0, len(ids) - 1, count).astype(np.int64)]
-
-
 def _make(gpus_per_worker: float, host_bytes: float) -> Train:
     """What trains in a process, which may take so much memory: where it asks for more, it is told that there is none,
     before the system ends one process or another.
@@ -209,18 +177,18 @@ def _make(gpus_per_worker: float, host_bytes: float) -> Train:
 
 def _train(config: TrialConfig, **given: Unpack[Given]) -> Outcome:
     """Two short trials; one report, of what they took."""
-    from trainers.data.loader import Loaders, pretrain_ids
+    from trainers.data.loader import Loaders
+    from trainers.profiling.short import calm, shortened
 
     dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest)
     verify(dataset, files=SEARCH_FILES, full=False)  # never the report split
     loaders = Loaders()
-    most = len(pretrain_ids(dataset, config.data)) // config.batch_size
 
     def trial(name: str, steps: int, *, stopped: bool) -> tuple[_Clock, Outcome]:
         clock = _Clock(given["progress"], given["device"], stopped=stopped)
         outcome = train(
-            _calm(config, dataset),
-            dataset=_shortened(dataset, min(steps, most) * config.batch_size),
+            calm(config, dataset, epochs=2),
+            dataset=shortened(dataset, config, steps),
             loaders=loaders,
             folder=given["folder"] / name,
             report=clock.report,
@@ -241,29 +209,6 @@ def _train(config: TrialConfig, **given: Unpack[Given]) -> Outcome:
     numbers = _numbers(cold, warm, config, dataset)
     given["report"](EpochReport(epoch=1, metrics=numbers))
     return outcome
-
-
-def _shortened(dataset: Dataset, images: int) -> Dataset:
-    facts = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
-    return _Shortened(**facts, images=images)
-
-
-def _calm(config: TrialConfig, dataset: Dataset) -> TrialConfig:
-    """Two epochs of `config` that are probed and saved, and neither diverge nor are ended. Of images that are probed
-    only the number counts, not from which class they are: few images might have too few of one.
-    """
-    return config.model_copy(
-        update={
-            "epochs": 2,
-            "optimizer": config.optimizer.model_copy(update={"learning_rate": 1e-6}),
-            "probe": config.probe.model_copy(
-                update={"every": 1, "labels_per_class": None, "train_images": max(2, _fitted(config, dataset))}
-            ),
-            "sentinel": None,
-            "checkpoint_every": 1,
-            "checkpoint_every_steps": None,
-        }
-    )
 
 
 class _Clock:
@@ -297,13 +242,14 @@ class _Clock:
 
 
 def _numbers(cold: _Clock, warm: _Clock, config: TrialConfig, dataset: Dataset) -> dict[str, float]:
+    from trainers.profiling.short import PROBED, left_out_bytes, probed
+
     first, last = (told.metrics for told in warm.reports)
     step_s = warm.step_s
     steps = len(warm.steps[1])
     # In `time/epoch_s` and `time/probe_s` is all of an epoch but writing the checkpoint and telling of it.
     save_s = warm.told[1] - warm.told[0] - last["time/epoch_s"] - last["time/probe_s"]
-    short = _probed(config, dataset, PROBED)
-    real = _probed(config, dataset, dataset.train_count + dataset.select_count)
+    short, real = probed(config, dataset, most=PROBED), probed(config, dataset)
     probe_s = first["time/probe_s"] * real.ordinary / short.ordinary
     checkpoint = warm.reports[-1].checkpoint
     found = {
@@ -320,33 +266,10 @@ def _numbers(cold: _Clock, warm: _Clock, config: TrialConfig, dataset: Dataset) 
     }
     if "memory/gpu_peak_bytes" in last:
         found["gpu_bytes"] = last["memory/gpu_peak_bytes"]
-    # Of images that were left out here the features are held three times while the full probe is fitted.
-    width = last.get("health/features/stable_rank", 0.0) / max(1e-9, last.get("health/features/whitening", 0.0))
-    found["host_bytes"] += 3.0 * 4.0 * round(width) * max(0.0, real.full - short.full)
+    found["host_bytes"] += left_out_bytes(last, short, real)
     if checkpoint is not None and Path(checkpoint.path).is_file():
         found["checkpoint_bytes"] = float(Path(checkpoint.path).stat().st_size)
     return found
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """Images whose features a probe takes: each epoch's, and what the full ones add."""
-
-    ordinary: float
-    full: float
-
-
-def _probed(config: TrialConfig, dataset: Dataset, most: int) -> _Probed:
-    train, select = min(dataset.train_count, most), min(dataset.select_count, most)
-    fitted, scored = min(_fitted(config, dataset), train), min(config.probe.select_images, select)
-    return _Probed(float(max(1, fitted + scored)), float(max(1, train + select)))
-
-
-def _fitted(config: TrialConfig, dataset: Dataset) -> int:
-    """Images that a probe asks for to be fitted on."""
-    if config.probe.labels_per_class is None:
-        return config.probe.train_images
-    return config.probe.labels_per_class * dataset.class_count
 
 
 def _mapped(path: Path) -> int:

@@ -30,7 +30,7 @@ from pretune.core.records import (
     Started,
     StopRequested,
 )
-from tests.toys import BASE, Executor, begin, branching, experiment, space
+from tests.toys import BASE, Executor, begin, branching, experiment, row, space
 from trainers.report import Checkpoint
 
 STORED = Path(__file__).parents[2] / "stored" / "sweeps"
@@ -108,6 +108,21 @@ def test_what_was_told_bit_by_bit_is_what_show_reads(tmp_path: Path, maximize: b
     assert once.told == 12
     assert once.rows == often.rows
     assert once.curves == often.curves
+    conductor._journal.close()
+    followed.close()
+
+
+def test_a_page_is_told_what_limits_the_trials_that_run(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    followed = Followed(tmp_path / "s")
+    handout = conductor.next()
+    assert handout is not None
+    conductor.started(handout.number)
+    followed.poll()
+    assert followed.summary()["limit"] is None, "no epoch has ended"
+    conductor.reported(row(handout, 1, metrics={"time/wait_share": 0.31}))
+    followed.poll()
+    assert followed.summary()["limit"] == "loader-limited, waits 31 %"
     conductor._journal.close()
     followed.close()
 

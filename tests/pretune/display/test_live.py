@@ -108,6 +108,18 @@ def test_a_running_trial_shows_how_far_it_is_within_its_epoch(tmp_path: Path) ->
     assert "%" not in drawn(progress)
 
 
+def test_the_pace_says_whether_running_trials_wait_for_their_loader() -> None:
+    def epoch(number: int, epoch: int, share: float) -> Record:
+        return Epoch(number=number, epoch=epoch, metrics={"time/images_per_s": 600.0, "time/wait_share": share})
+
+    running = [*trial(0, []), *trial(1, [])]
+    assert "limited" not in drawn(fed([*running, *trial(2, [0.5])])), "journals of other versions do not say"
+    text = drawn(fed([*running, epoch(0, 1, 0.9), epoch(0, 2, 0.4), epoch(1, 1, 0.22)]))
+    assert "1,200 img/s, loader-limited, waits 31 %, about" in text
+    ended = Ended(number=0, state="COMPLETE", value=0.5)
+    assert "compute-limited, waits 2 %" in drawn(fed([*running, epoch(0, 1, 0.9), epoch(1, 1, 0.02), ended]))
+
+
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_the_picture_keeps_to_the_width_of_the_terminal(width: int) -> None:
     progress = fed([*trial(0, [0.5, 0.6, 0.7, 0.81], end="COMPLETE"), *trial(1, [0.4])])

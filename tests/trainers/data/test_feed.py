@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Generator
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainers.data.feed import BATCHES_AHEAD, ahead, feed, moved
+from trainers.data.feed import BATCHES_AHEAD, DeviceClock, ahead, feed, moved, timed, wait_clock
 from trainers.data.loader import Batch
 
 COUNT = 40
@@ -123,6 +125,94 @@ def test_a_batch_is_moved_to_torchs_default_dtype() -> None:
         torch.set_default_dtype(torch.float32)
     assert found.views[0].dtype == torch.float64
     assert found.sample_ids.dtype == torch.int64
+
+
+# --- how long they are waited for ---
+
+
+def slow(count: int, seconds: float) -> Generator[Batch]:
+    for batch in batches(Ring(), count):
+        time.sleep(seconds)
+        yield batch
+
+
+def test_a_cpu_waits_while_the_next_batch_is_made_and_not_while_one_is_used() -> None:
+    clock = wait_clock(torch.device("cpu"))
+    for _ in timed(slow(5, 0.01), clock):
+        time.sleep(0.02)
+    assert 0.05 <= clock.seconds() < 0.1
+
+
+class Device:
+    """Works off what it is told, on a clock of its own: each mark is come by once all before it is done."""
+
+    def __init__(self) -> None:
+        self.now = self.busy_until = 0.0
+
+    def work(self, seconds: float) -> None:
+        self.busy_until = max(self.now, self.busy_until) + seconds
+
+    def mark(self) -> DeviceMark:
+        return DeviceMark(self, max(self.now, self.busy_until))
+
+
+class DeviceMark:
+    def __init__(self, device: Device, at: float) -> None:
+        self.device, self.at = device, at
+
+    def query(self) -> bool:
+        return self.device.now >= self.at
+
+    def synchronize(self) -> None:
+        self.device.now = max(self.device.now, self.at)
+
+    def elapsed_time(self, later: Any, /) -> float:
+        assert self.query(), "asked before the device came by"
+        assert later.query(), "asked before the device came by"
+        return 1e3 * float(later.at - self.at)
+
+
+@pytest.mark.parametrize(
+    ("loader_s", "step_s", "waited_s"),
+    [
+        (2.0, 10.0, 2.0),  # the host waits for each batch while the device still works: only the first one counts
+        (10.0, 2.0, 10.0 + 3 * 8.0),
+        (0.0, 1.0, 0.0),
+    ],
+)
+def test_a_device_waits_only_while_it_has_nothing_to_do(loader_s: float, step_s: float, waited_s: float) -> None:
+    device = Device()
+
+    def loaded() -> Generator[Batch]:
+        for batch in batches(Ring(), 4):
+            device.now += loader_s
+            yield batch
+
+    clock = DeviceClock(device.mark)
+    for _ in timed(loaded(), clock):
+        device.work(step_s)
+    assert clock.seconds() == pytest.approx(waited_s)
+
+
+def test_who_leaves_a_timed_loop_early_ends_the_loader_too() -> None:
+    loader = batches(Ring())
+    timing = timed(loader, wait_clock(torch.device("cpu")))
+    next(timing)
+    timing.close()
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_late_batch_is_waited_for_and_one_that_is_there_is_not() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    late, early = wait_clock(device), wait_clock(device)
+    for _ in timed(feed(slow(10, 0.02), device), late):
+        pass
+    for _ in timed(feed(slow(10, 0.0), device), early):
+        torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]
+    assert 0.1 < late.seconds() < 1.0
+    assert early.seconds() < 0.05
 
 
 @pytest.mark.gpu

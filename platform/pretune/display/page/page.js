@@ -266,6 +266,7 @@ function times() {
   if (sweep.status === "running") {
     $("time").textContent = duration(now - sweep.since);
     const said = [sweep.left_s === null ? "time left follows" : `about ${about(sweep.left_s)} left`];
+    if (sweep.limit !== null) said.unshift(sweep.limit);
     if (sweep.images_per_s !== null) said.unshift(rate(sweep.images_per_s));
     if (sweep.sessions > 1) said.push(`taken up ${sweep.sessions - 1}×`);
     if (now - sweep.newest > QUIET_S) said.push(`last record ${about(now - sweep.newest)} ago`);

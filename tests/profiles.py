@@ -1,0 +1,64 @@
+"""What a profile measures, made up for tests of what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainers.profiling.figures import Figures, Spread, StepCost, TermCost
+
+
+def spread(seconds: float) -> Spread:
+    return Spread(median=seconds, least=0.9 * seconds, most=1.2 * seconds, count=5)
+
+
+STEP = StepCost(
+    whole=spread(0.1),
+    terms={
+        "alignment": TermCost(forward=spread(0.001), backward=spread(0.001)),
+        "mmd": TermCost(forward=spread(0.002), backward=spread(0.004)),
+    },
+    optimizer=spread(0.005),
+    sentinel=spread(0.0001),
+    collectives=None,
+)
+FIGURES = Figures(
+    device="cpu",
+    cores=4,
+    workers=1,
+    threads=2,
+    precision="float32",
+    batch_size=64,
+    views=2,
+    images=6400,
+    steps=100,
+    epochs=20,
+    loader_s=spread(0.02),
+    first_batch_s=spread(0.03),
+    synthetic_s=spread(0.1),
+    real_s=spread(0.104),
+    wait_s=spread(0.001),
+    step=STEP,
+    boundary_s=spread(0.04),
+    probe_s=spread(1.0),
+    probed_share=1.0,
+    full_probe_s=2.0,
+    probe_every=1,
+    checkpoint_s=spread(0.05),
+    checkpoint_every=1,
+    checkpoint_bytes=3e6,
+    startup_s={"Python, imports, workers meet": 4.0, "model, first step": 1.0},
+    host_peak_bytes=9e8,
+    gpu_peak_bytes=None,
+    flops=4e9,
+    measured_peak=1e11,
+    published_peak=None,
+)
+"""A run that its network limits."""
+
+
+def figures(**changes: Any) -> Figures:
+    return FIGURES.model_copy(update=changes)
+
+
+def with_step(**changes: Any) -> Figures:
+    return figures(step=STEP.model_copy(update=changes))
