@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from trainers.objective import Objective
 from trainers.terms import Outputs, TermConfig
 from trainers.train import TrainingStep
 
-TARGET = 0.25
+TARGET = 0.10
 CPU = torch.device("cpu")
 LOOK = "the sentinel's look, shared among its steps"
 
@@ -115,6 +115,11 @@ class Work:
 
 def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
     """The median seconds of each."""
+    return {name: statistics.median(taken) for name, taken in times_in_turns(work, repeats).items()}
+
+
+def times_in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """The seconds of each, time after time, after three to warm up."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 3):
         for name, run in work.items():
@@ -124,7 +129,25 @@ def in_turns(work: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, 
                 torch.cuda.synchronize()
             if repeat >= 3:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def rows(repeats: int = 7) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: of all terms of the tiny recipes that with the largest share of its recipe's step."""
+    torch.set_num_threads(1)
+    worst: tuple[float, list[float], list[float], str] | None = None
+    recipes = [name for name in RECIPES if name.endswith("_tiny")]
+    for recipe in recipes:
+        work = Work(RECIPES[recipe]())
+        terms = {name: run for name, run in work.parts().items() if name != LOOK}
+        taken = times_in_turns({"": work.step, **terms}, repeats)
+        steps = taken.pop("")
+        for term, seconds in taken.items():
+            share = statistics.median(seconds) / statistics.median(steps)
+            if worst is None or share > worst[0]:
+                worst = share, seconds, steps, f"the worst of {len(recipes)} tiny recipes: `{term}` of `{recipe}`"
+    assert worst is not None
+    yield "a term", *worst[1:]
 
 
 def _leaves(outputs: Outputs) -> Outputs:
