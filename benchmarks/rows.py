@@ -70,7 +70,8 @@ class Comparison:
     def cells(self, ours: Sequence[float], theirs: Sequence[float], note: str, took_s: float) -> tuple[str, ...]:
         """The row, under `HEAD`."""
         what = f"{self.what} ({note})" if note else self.what
-        verdict = {True: "met", False: f"**missed**: {self.reason}", None: self.reason}[self.met(ours, theirs)]
+        missed = f"**missed**: {self.reason}" if self.reason else "**missed**"
+        verdict = {True: "met", False: missed, None: self.reason}[self.met(ours, theirs)]
         form = _percent if self.target is not None and self.target.kind == "share" else _times
         return (
             what,

@@ -109,9 +109,10 @@ class Slots:
         while self._conductor.live < self._count:
             begin = time.process_time()
             handout = self._conductor.next()
-            self.asks.append(time.process_time() - begin)
-            if handout is None:
+            taken = time.process_time() - begin
+            if handout is None:  # nothing was decided
                 break
+            self.asks.append(taken)
             self._conductor.started(handout.number)
             self._running[handout.number] = (handout, 0 if handout.resume is None else handout.resume.epoch)
         return bool(self._running)
