@@ -203,18 +203,18 @@ def compare(dataset: Dataset, *, size: int, resampling: Resampling, workers: int
     print(f"  ratio to the faster form       {ratio:>10.1f}", flush=True)
 
 
-def rows() -> Iterator[tuple[str, list[float], list[float], str]]:
+def rows(repeats: int = 5, seconds: float = 2.0) -> Iterator[tuple[str, list[float], list[float], str]]:
     """For the table: images per second at 32 px from raw pixels and at 224 px from JPEG files."""
     torch.set_num_threads(1)
     workers = len(os.sched_getaffinity(0))
-    sizes: dict[str, tuple[Callable[[Path], Dataset], int, float]] = {
-        "views at 32 px": (pixels, 32, 1.5),
-        "views at 224 px": (photographs, 224, 2.5),
+    sizes: dict[str, tuple[Callable[[Path], Dataset], int]] = {
+        "views at 32 px": (pixels, 32),
+        "views at 224 px": (photographs, 224),
     }
-    for name, (make, size, seconds) in sizes.items():
+    for name, (make, size) in sizes.items():
         with tempfile.TemporaryDirectory() as scratch:
             found = rates(
-                make(Path(scratch)), size=size, resampling="bilinear", workers=workers, repeats=5, seconds=seconds
+                make(Path(scratch)), size=size, resampling="bilinear", workers=workers, repeats=repeats, seconds=seconds
             )
             yield name, found[OURS], found[faster(found)], f"{workers} workers"
 
