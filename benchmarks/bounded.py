@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -17,7 +17,7 @@ GRACE_S = 20.0
 """What a process that is told to end may take until it is killed; a sweep ends in order."""
 
 
-def lines_of(command: Sequence[str], *, limit_s: float) -> Iterator[str]:
+def lines_of(command: Sequence[str], *, limit_s: float) -> Generator[str, None, None]:
     """What `command` prints, line by line while it runs, in the root of the repository.
 
     It and what it has started end with this generator, however that ends.

@@ -231,9 +231,10 @@ def nested_trial(setup: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=f"trial-{tune.get_context().get_trial_id()}",
             storage_path=str(Path(setup["folder"]) / "train"),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]  # as the guide has it
         ),
     ).fit()
+    assert result.metrics is not None
     mark = {"begin": begin, "end": time.time(), "accuracy": result.metrics["accuracy"]}
     with (Path(setup["folder"]) / "marks.jsonl").open("a") as marks:
         marks.write(json.dumps(mark) + "\n")
@@ -258,9 +259,9 @@ def nested_loop(setup: dict[str, Any]) -> None:
     dataset = open_dataset(Path(config.data.path))
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    model = prepare_model(build_model(config))
+    model = build_model(config)
     optimizer = optim.build_optimizer(model, config.optimizer)
-    training_step = TrainingStep(config, model, Objective(config.objective), optimizer)
+    training_step = TrainingStep(config, model, Objective(config.objective), optimizer, prepare_model(model))
     loader: DataLoader[Any] = DataLoader(
         TwoViews(dataset, config.views[0], "PIL"),
         config.batch_size,
@@ -300,7 +301,7 @@ def probed(model: Any, config: Any, dataset: Any) -> float:
 
     @torch.no_grad()
     def features(ids: Any) -> Any:
-        batches = torch.stack([transform(images[place]) for place in ids]).split(256)
+        batches = torch.split(torch.stack([transform(images[place]) for place in ids]), 256)
         return np.concatenate([model.encode(batch).numpy() for batch in batches])
 
     fitted, scored = probe.train_subset(dataset, config).ids, probe.select_subset(dataset, config).ids
