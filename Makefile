@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow coverage chaos lint docs benchmarks bench-gpu wheel test-wheel clean
+.PHONY: help env env-dev sweep sweep-seeds test test-fast test-slow coverage chaos lint docs benchmarks simulations bench-gpu wheel test-wheel clean
 
 help:
 	@cat <<-'END'
@@ -18,7 +18,8 @@ help:
 	make coverage     the quick tests without Ray once more, and which lines they reach
 	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
 	make docs         guides and reference as pages in site/; a dead link fails
-	make benchmarks   every script in benchmarks/, printing ratios
+	make benchmarks   this against what a user would pick instead, as one table; a quarter of an hour on two quiet cores
+	make simulations  are the intervals, error rates and rankings true that the program tells?
 	make bench-gpu    what a GPU is kept busy with, in at most eight minutes on one card
 	make wheel        dist/pretune-VERSION-py3-none-any.whl
 	make test-wheel   install that wheel into an empty environment elsewhere and sweep there (6.5 GB for some minutes)
@@ -75,7 +76,10 @@ chaos: env-dev
 	@for part in $(PART); do $(BIN)/python -m tests.chaos $$part --seed $(SEED); done
 
 benchmarks: env
-	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
+	@$(BIN)/python -m benchmarks
+
+simulations: env
+	@$(BIN)/python benchmarks/simulations.py
 
 bench-gpu: env
 	@$(BIN)/python -m benchmarks.gpu

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -53,6 +54,23 @@ def measure(recipe: str, batch_size: int, parts: int, runs: int) -> tuple[float,
     return memory.peaks(DEVICE)[key] - before, min(seconds), losses[0]
 
 
+def case(recipe: str, batch_size: int, parts: int, runs: int) -> tuple[float, float, float]:
+    """`measure` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure, recipe, batch_size, parts, runs).result()
+
+
+def rows(runs: int = 5) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: a batch in eight parts against the whole of it, in memory and in time."""
+    found: dict[int, list[tuple[float, float, float]]] = {8: [], 1: []}
+    for _ in range(runs):
+        for parts, cases in found.items():
+            cases.append(case("sfrik_tiny", 256, parts, 3))
+    for place, name in enumerate(("accumulation, memory", "accumulation, time")):
+        ours, theirs = ([one[place] for one in cases] for cases in found.values())
+        yield name, ours, theirs, "`sfrik_tiny`, batch 256, 1 thread"
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,12 +84,11 @@ def main() -> None:
     for recipe in arguments.recipe:
         first: tuple[float, float, float] | None = None
         for parts in arguments.parts:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                case = process.submit(measure, recipe, arguments.batch_size, parts, arguments.runs).result()
-            first = first or case
+            found = case(recipe, arguments.batch_size, parts, arguments.runs)
+            first = first or found
             print(
-                f"| `{recipe}` | {parts} | {case[0] / 1e6:.0f} | {case[0] / first[0]:.2f} | {1e3 * case[1]:.0f} "
-                f"| {case[1] / first[1]:.2f} | {case[2]:.6f} |",
+                f"| `{recipe}` | {parts} | {found[0] / 1e6:.0f} | {found[0] / first[0]:.2f} | {1e3 * found[1]:.0f} "
+                f"| {found[1] / first[1]:.2f} | {found[2]:.6f} |",
                 flush=True,
             )
 

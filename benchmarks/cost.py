@@ -15,15 +15,16 @@ tokens really shorten the sequence?
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 
 import torch
 
 from pretune.request import levels, overrides
 from search_spaces import RECIPES
-from trainers.profiling.step import StepAlone, in_turns
+from trainers.profiling.step import StepAlone, in_turns, times_in_turns
 
-TARGET = 0.25
+TARGET = 0.10
 CPU = torch.device("cpu")
 LOOK = "the sentinel's look, shared among its steps"
 
@@ -76,6 +77,23 @@ def parts(work: StepAlone) -> dict[str, Callable[[], None]]:
     """Each term alone, forward and backward, and the sentinel's look."""
     look = work.look()
     return {**work.terms(), **({} if look is None else {LOOK: look})}
+
+
+def rows(repeats: int = 7) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: of all terms of the tiny recipes that with the largest share of its recipe's step."""
+    torch.set_num_threads(1)
+    worst: tuple[float, list[float], list[float], str] | None = None
+    recipes = [name for name in RECIPES if name.endswith("_tiny")]
+    for recipe in recipes:
+        work = StepAlone(RECIPES[recipe](), CPU)
+        taken = times_in_turns({"": work.step, **work.terms()}, repeats, CPU)
+        steps = taken.pop("")
+        for term, seconds in taken.items():
+            share = statistics.median(seconds) / statistics.median(steps)
+            if worst is None or share > worst[0]:
+                worst = share, seconds, steps, f"the worst of {len(recipes)} tiny recipes: `{term}` of `{recipe}`"
+    assert worst is not None
+    yield "a term", *worst[1:]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,13 +38,14 @@ from trainers.encoder import Preparation
 from trainers.evaluation import frozen
 from trainers.evaluation.features import Rows, Store
 from trainers.evaluation.neighbors import nearest
-from trainers.evaluation.protocol import Data, ProtocolResult
+from trainers.evaluation.protocol import Data
 from trainers.evaluation.protocols.knn import Knn
 from trainers.evaluation.protocols.linear import Linear
 from trainers.evaluation.regression import fit_linear
 from trainers.evaluation.subject import Subject, untrained
 
 RATES = (0.01, 0.1, 1.0, 10.0)
+OUR_LBFGS, OUR_KNN, OUR_SGD = "L-BFGS", "kNN, features kept", "SGD, all rates at once"
 BATCH = 256
 WIDTH = 2048
 """Features of the memory's simulation."""
@@ -66,61 +67,100 @@ def main() -> None:
         compare(Path(folder), asked.cifar10, asked.images, asked.epochs)
 
 
+class Side(NamedTuple):
+    """One way to judge the encoder, one time."""
+
+    seconds: float
+    accuracy: float
+    interval: tuple[float, float] | None = None
+
+
+class Contest:
+    """Images, an untrained encoder of them, and both sides' ways to judge it."""
+
+    def __init__(self, folder: Path, cifar10: Path | None, count: int, epochs: int) -> None:
+        self._folder, self._epochs = folder, epochs
+        self.images = drawn(count) if cifar10 is None else cifar(cifar10, count)
+        source = folder / "images.npz"
+        np.savez(source, **self.images._asdict())
+        self._dataset = datasets.build("npz", source=[source], out=folder / "data", select_images=max(20, count // 10))
+        config = TrialConfig.model_validate(
+            {
+                "views": [{"size": 32}, {"size": 32}],
+                "model": {"backbone": {"kind": "resnet_tiny", "width": 32}},
+                "objective": {"alignment": {}},
+            }
+        )
+        self._subject = untrained(config, Preparation(self._dataset.manifest.mean, self._dataset.manifest.std))
+        self._loaders = Loaders()
+        # Compiled, as on any later day.
+        next(self._loaders.images(self._dataset, np.arange(4), size=32, batch_size=4, threads=2))
+
+    def ours(self) -> dict[str, Side]:
+        """Each linear classifier from an empty cache; kNN with the features that the first one has left there."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as cache:
+            empty, other = (Store(Path(cache) / name) for name in ("first", "second"))
+            return {
+                OUR_LBFGS: self._judged(Linear(), "top1", empty),
+                OUR_KNN: self._judged(Knn(neighbors=(20,)), "knn20/top1", empty),
+                OUR_SGD: self._judged(Linear(solver="sgd", learning_rates=RATES, epochs=self._epochs), "top1", other),
+            }
+
+    def _judged(self, protocol: Linear | Knn, name: str, store: Store) -> Side:
+        data = Data(self._dataset, "images", "report", self._loaders, store, threads=2)
+        began = time.monotonic()
+        found = protocol.run(self._subject, data, seeds=(0,), device=CPU, report=lambda what, done: None)
+        seconds, score = time.monotonic() - began, found.score(name)
+        return Side(seconds, score.value, score.interval)
+
+    def theirs(self) -> dict[str, Side]:
+        return {
+            "SGD": timed(lambda: usual_linear(self._subject, self.images, self._epochs)),
+            "kNN": timed(lambda: usual_knn(self._subject, self.images)),
+        }
+
+
+def rows(count: int = 1200, epochs: int = 2, runs: int = 5) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: the linear classifier over a grid of learning rates, then kNN."""
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        contest = Contest(Path(folder), None, count, epochs)
+        found = [(contest.ours(), contest.theirs()) for _ in range(runs)]
+    images = f"{count:,} images"
+    for name, mine, usual, note in (
+        ("evaluation, L-BFGS", OUR_LBFGS, "SGD", f"{images}; theirs {len(RATES)} rates, {epochs} epochs of 100"),
+        ("evaluation, SGD", OUR_SGD, "SGD", f"{images}, {len(RATES)} rates, {epochs} epochs of 100 on both sides"),
+        ("evaluation, kNN", OUR_KNN, "kNN", f"{images}, features kept from L-BFGS"),
+    ):
+        yield name, [ours[mine].seconds for ours, _ in found], [theirs[usual].seconds for _, theirs in found], note
+
+
 def compare(folder: Path, cifar10: Path | None, count: int, epochs: int) -> None:
     """Prints each side's seconds, their ratio, and both accuracies on the same images."""
-    images = drawn(count) if cifar10 is None else cifar(cifar10, count)
-    source = folder / "images.npz"
-    np.savez(source, **images._asdict())
-    dataset = datasets.build("npz", source=[source], out=folder / "data", select_images=max(20, count // 10))
-    config = TrialConfig.model_validate(
-        {
-            "views": [{"size": 32}, {"size": 32}],
-            "model": {"backbone": {"kind": "resnet_tiny", "width": 32}},
-            "objective": {"alignment": {}},
-        }
-    )
-    subject = untrained(config, Preparation(dataset.manifest.mean, dataset.manifest.std))
-    loaders = Loaders()
-    next(loaders.images(dataset, np.arange(4), size=32, batch_size=4, threads=2))  # compiled, as on any later day
-    data = Data(dataset, "images", "report", loaders, Store(folder / "features"), threads=2)
-
-    def judge(protocol: Linear | Knn) -> tuple[float, ProtocolResult]:
-        began = time.monotonic()
-        found = protocol.run(subject, data, seeds=(0,), device=CPU, report=lambda what, done: None)
-        return time.monotonic() - began, found
-
-    ours = {
-        "L-BFGS": judge(Linear()),
-        "kNN, features kept": judge(Knn(neighbors=(20,))),
-        "SGD, all rates at once": judge(Linear(solver="sgd", learning_rates=RATES, epochs=epochs)),
-    }
-    theirs = {
-        "SGD": timed(lambda: usual_linear(subject, images, epochs)),
-        "kNN": timed(lambda: usual_knn(subject, images)),
-    }
-    print(f"{count:,} images, {len(images.test_labels):,} scored, {epochs} epochs, {len(RATES)} learning rates")
+    contest = Contest(folder, cifar10, count, epochs)
+    ours, theirs = contest.ours(), contest.theirs()
+    print(f"{count:,} images, {len(contest.images.test_labels):,} scored, {epochs} epochs, {len(RATES)} learning rates")
     print("| ours | seconds | accuracy | 95 % | usual way | seconds | accuracy | ratio |")
     print("|:--|--:|--:|--:|:--|--:|--:|--:|")
-    for name, (seconds, found) in ours.items():
+    for name, mine in ours.items():
         usual = "kNN" if "kNN" in name else "SGD"
-        their_seconds, accuracy = theirs[usual]
-        score = found.score("knn20/top1" if "kNN" in name else "top1")
-        interval = "" if score.interval is None else f"{score.interval[0]:.3f} to {score.interval[1]:.3f}"
+        other = theirs[usual]
+        interval = "" if mine.interval is None else f"{mine.interval[0]:.3f} to {mine.interval[1]:.3f}"
         print(
-            f"| {name} | {seconds:.1f} | {score.value:.3f} | {interval} | {usual} | {their_seconds:.1f} | "
-            f"{accuracy:.3f} | {their_seconds / seconds:.1f} |"
+            f"| {name} | {mine.seconds:.1f} | {mine.accuracy:.3f} | {interval} | {usual} | {other.seconds:.1f} | "
+            f"{other.accuracy:.3f} | {other.seconds / mine.seconds:.1f} |"
         )
-    per_epoch = theirs["SGD"][0] / epochs
+    per_epoch, lbfgs = theirs["SGD"].seconds / epochs, ours[OUR_LBFGS].seconds
     print(
         f"over the papers' 100 epochs the usual way takes {100 * per_epoch:.0f} s: "
-        f"{100 * per_epoch / ours['L-BFGS'][0]:.0f} times what L-BFGS takes"
+        f"{100 * per_epoch / lbfgs:.0f} times what L-BFGS takes"
     )
 
 
-def timed(act: Callable[[], float]) -> tuple[float, float]:
+def timed(act: Callable[[], float]) -> Side:
     began = time.monotonic()
     found = act()
-    return time.monotonic() - began, found
+    return Side(time.monotonic() - began, found)
 
 
 # --- the usual way ----------------------------------------------------------------------------------------------------

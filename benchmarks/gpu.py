@@ -22,9 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +43,7 @@ import torch
 from PIL import Image
 
 from benchmarks import cost
+from benchmarks.bounded import lines_of
 from pretune.analysis import gpus
 from pretune.request import request
 from search_spaces import RECIPES
@@ -56,7 +55,6 @@ from trainers.data.manifest import Dataset
 from trainers.profiling.step import StepAlone, finish, in_turns, windows
 from trainers.train import train
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.jsonl"
 WINDOWS = 5
 
@@ -162,27 +160,14 @@ def bounded(name: str, folder: Path, *, toy: bool, limit_s: float) -> dict[str, 
     if limit_s < 5.0:
         return {"left out": "no time left"}
     program = "import sys; from benchmarks import gpu; gpu.one(sys.argv[1], sys.argv[2], sys.argv[3] == 'toy')"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, name, str(folder), "toy" if toy else "full"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-c", program, name, str(folder), "toy" if toy else "full"]
     try:
-        told, said = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # what it has started, too; a sweep ends in order
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-        return {"left out": f"not done after {limit_s:.0f} s"}
-    if process.returncode:
-        return {"error": " ".join(said.strip().splitlines()[-1:]) or f"exit code {process.returncode}"}
-    found: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
+        told = list(lines_of(command, limit_s=limit_s))
+    except TimeoutError as late:
+        return {"left out": str(late)}
+    except RuntimeError as error:
+        return {"error": str(error)}
+    found: dict[str, Any] = json.loads(told[-1])
     return found
 
 

@@ -8,6 +8,9 @@ paying for epochs; the faster form counts. Rates are medians over the repeats, w
     python benchmarks/loader.py                                         the built-in digits at 32 px
     python benchmarks/loader.py --data data/cifar10 --data data/imagenette
     python benchmarks/loader.py --resampling bicubic                    both resize crops bicubically
+
+In the table of `python -m benchmarks` are images that are made here: random pixels of 32 px, and two photographs that
+scikit-learn has, cut and mirrored into 240 JPEG files.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import datetime
 import io
 import itertools
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -37,12 +39,11 @@ from torchvision.io import ImageReadMode, decode_jpeg  # type: ignore[import-unt
 from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ignore]
 
 from trainers.config import TrialConfig, ViewConfig
-from trainers.data.datasets import Dataset, ensure_builtin, open_dataset
+from trainers.data.datasets import Dataset, build, ensure_builtin, open_dataset
 from trainers.data.loader import Loaders
 from trainers.settings import Resampling
 
-TARGET_RATIO = 12
-"""At 32 px from raw pixels."""
+OURS = "pretune"
 PREFETCHED = 2
 """Batches each worker process makes ahead (PyTorch's default); ours makes three in all."""
 
@@ -90,34 +91,42 @@ def torchvision_views(config: ViewConfig, dataset: Dataset, form: str) -> v2.Com
     )
 
 
-class TwoViews(TorchDataset[tuple[Tensor, Tensor]]):
-    """The images of `train`, from the bytes that our loader reads too, held in memory."""
+class Stored:
+    """Images of a data set's search file by id, from the bytes that our loader reads too, held in memory: Pillow's, or
+    byte tensors [3, H, W]."""
 
-    def __init__(self, dataset: Dataset, config: ViewConfig, form: str) -> None:
+    def __init__(self, dataset: Dataset, form: str) -> None:
         reader = Reader(str(dataset.search_file))
-        self._records = reader.metadata["f0"][: dataset.train_count].copy()
+        self._records = reader.metadata["f0"].copy()
         sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist(), strict=True))
         self._sizes = [sizes[pointer] for pointer in self._records["data_ptr"].tolist()]
         self._bytes = np.memmap(dataset.search_file, dtype=np.uint8, mode="r")
         self._jpeg, self._form = dataset.manifest.encoding == "jpeg", form
+
+    def __getitem__(self, index: int) -> Any:
+        _, width, height, start = (int(value) for value in self._records[index])
+        stored = np.array(self._bytes[start : start + self._sizes[index]])
+        if self._form == "PIL":
+            if self._jpeg:
+                return Image.open(io.BytesIO(stored.tobytes())).convert("RGB")
+            return Image.fromarray(stored.reshape(height, width, 3))
+        if self._jpeg:
+            return decode_jpeg(torch.from_numpy(stored), mode=ImageReadMode.RGB)
+        return torch.from_numpy(stored.reshape(height, width, 3)).permute(2, 0, 1).contiguous()
+
+
+class TwoViews(TorchDataset[tuple[Tensor, Tensor]]):
+    """The images of `train`, each twice augmented."""
+
+    def __init__(self, dataset: Dataset, config: ViewConfig, form: str) -> None:
+        self._count, self._images = dataset.train_count, Stored(dataset, form)
         self._views = torchvision_views(config, dataset, form)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        _, width, height, start = (int(value) for value in self._records[index])
-        stored = np.array(self._bytes[start : start + self._sizes[index]])
-        image: Any
-        if self._form == "PIL":
-            if self._jpeg:
-                image = Image.open(io.BytesIO(stored.tobytes())).convert("RGB")
-            else:
-                image = Image.fromarray(stored.reshape(height, width, 3))
-        elif self._jpeg:
-            image = decode_jpeg(torch.from_numpy(stored), mode=ImageReadMode.RGB)
-        else:
-            image = torch.from_numpy(stored.reshape(height, width, 3)).permute(2, 0, 1).contiguous()
+        image = self._images[index]
         return self._views(image), self._views(image)
 
 
@@ -154,14 +163,14 @@ def rate(batches: Iterator[int], ahead: int, seconds: float) -> float:
     return images / (time.perf_counter() - start)
 
 
-def compare(
+def rates(
     dataset: Dataset, *, size: int, resampling: Resampling, workers: int, repeats: int, seconds: float
-) -> float:
-    """Print one line per loader and the ratio; return it."""
+) -> dict[str, list[float]]:
+    """Images per second of each loader, `OURS` first, in turns."""
     config, loaders = view(size, resampling), Loaders()
-    batch = min(256 if size <= 64 else 32, dataset.train_count)
+    batch = batch_of(dataset, size)
     sources: dict[str, Callable[[], Iterator[int]]] = {
-        "pretune": lambda: our_batches(loaders, dataset, config, batch, workers),
+        OURS: lambda: our_batches(loaders, dataset, config, batch, workers),
         "torchvision v2, PIL images": lambda: torchvision_batches(dataset, config, "PIL", batch, workers),
         "torchvision v2, byte tensors": lambda: torchvision_batches(dataset, config, "tensor", batch, workers),
     }
@@ -169,23 +178,69 @@ def compare(
     for _ in range(repeats):
         for name, source in sources.items():
             found[name].append(rate(source(), PREFETCHED * workers + 1, seconds))
+    return found
+
+
+def faster(found: dict[str, list[float]]) -> str:
+    """Which form of torchvision's is the faster one."""
+    return max(found.keys() - {OURS}, key=lambda name: statistics.median(found[name]))
+
+
+def batch_of(dataset: Dataset, size: int) -> int:
+    return min(256 if size <= 64 else 32, dataset.train_count)
+
+
+def compare(dataset: Dataset, *, size: int, resampling: Resampling, workers: int, repeats: int, seconds: float) -> None:
+    """Print one line per loader and the ratio."""
+    found = rates(dataset, size=size, resampling=resampling, workers=workers, repeats=repeats, seconds=seconds)
     encoding = dataset.manifest.encoding
-    what = f"two {resampling} views of {size} px, batch {batch}, {workers} workers"
+    what = f"two {resampling} views of {size} px, batch {batch_of(dataset, size)}, {workers} workers"
     print(f"{dataset.manifest.kind}: {encoding} images, {what}")
-    for name, rates in found.items():
-        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        print(f"  {name:<30} {statistics.median(rates):>10,.0f} images/s   ({spread} in {repeats} repeats)")
-    ours, *theirs = (statistics.median(rates) for rates in found.values())
-    ratio = ours / max(theirs)
-    goal = f" (target at 32 px: {TARGET_RATIO})" if size == 32 and encoding == "raw" else ""
-    print(f"  ratio to the faster form       {ratio:>10.1f}{goal}", flush=True)
-    return ratio
+    for name, each in found.items():
+        spread = f"{min(each):,.0f} to {max(each):,.0f}"
+        print(f"  {name:<30} {statistics.median(each):>10,.0f} images/s   ({spread} in {repeats} repeats)")
+    ratio = statistics.median(found[OURS]) / statistics.median(found[faster(found)])
+    print(f"  ratio to the faster form       {ratio:>10.1f}", flush=True)
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def rows(repeats: int = 5, seconds: float = 2.0) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: images per second at 32 px from raw pixels and at 224 px from JPEG files."""
+    torch.set_num_threads(1)
+    workers = len(os.sched_getaffinity(0))
+    sizes: dict[str, tuple[Callable[[Path], Dataset], int]] = {
+        "views at 32 px": (pixels, 32),
+        "views at 224 px": (photographs, 224),
+    }
+    for name, (make, size) in sizes.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            found = rates(
+                make(Path(scratch)), size=size, resampling="bilinear", workers=workers, repeats=repeats, seconds=seconds
+            )
+            yield name, found[OURS], found[faster(found)], f"{workers} workers"
+
+
+def pixels(folder: Path, count: int = 5000) -> Dataset:
+    """Random images of 32 px; what they show costs no loader anything."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(count) % 10)
+    return build("npz", source=[folder / "images.npz"], out=folder / "data")
+
+
+def photographs(folder: Path, cuts: int = 120) -> Dataset:
+    """JPEG files of 375 x 500 pixels, as many of ImageNet's are: scikit-learn's two sample photographs, each cut at so
+    many places and every other time mirrored."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    for number, photograph in enumerate(load_sample_images().images):
+        place = folder / "files" / f"photograph-{number}"
+        place.mkdir(parents=True)
+        for cut in range(cuts):
+            height, width, _ = photograph.shape
+            top, left = rng.integers(0, (height - 375 + 1, width - 500 + 1))
+            image = photograph[top : top + 375, left : left + 500]
+            Image.fromarray(image[:, ::-1] if cut % 2 else image).save(place / f"{cut}.jpg", quality=90)
+    return build("images", source=[folder / "files"], out=folder / "data")
 
 
 def main() -> int:
@@ -200,7 +255,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as scratch:
         datasets = [open_dataset(path) for path in arguments.data] or [ensure_builtin("digits", Path(scratch))]
         for dataset in datasets:

@@ -23,9 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,16 +61,19 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         dataset = open_dataset(arguments.data) if arguments.data else synthetic(Path(scratch))
-        config = with_changes(
-            sfrik_cifar10(),
-            {
-                "model.backbone.kind": arguments.backbone,
-                "model.projector.widths": [512, 512],
-                "batch_size": arguments.batch_size,
-                "threads": arguments.threads,
-            },
-        )
+        config = configured(arguments.backbone, arguments.batch_size, arguments.threads)
         measure(config, dataset, Path(scratch), steps=arguments.steps, sample=arguments.sample)
+
+
+def configured(backbone: str, batch_size: int, threads: int) -> TrialConfig:
+    """SFRIK's recipe for CIFAR-10 at that size."""
+    changes = {
+        "model.backbone.kind": backbone,
+        "model.projector.widths": [512, 512],
+        "batch_size": batch_size,
+        "threads": threads,
+    }
+    return with_changes(sfrik_cifar10(), changes)
 
 
 def synthetic(folder: Path) -> Dataset:
@@ -84,35 +87,96 @@ def synthetic(folder: Path) -> Dataset:
     return build("npz", source=[source], out=folder / "data", select_images=5000, report_images=500)
 
 
-def measure(config: TrialConfig, dataset: Dataset, scratch: Path, *, steps: int, sample: int) -> None:
-    """Time every part in this process, one after the other."""
-    torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaders = Loaders()
-    common: dict[str, Any] = {"dataset": dataset, "loaders": loaders, "config": config, "device": device}
+class Parts(NamedTuple):
+    """Seconds, scaled to an epoch and to all images."""
 
-    step = step_seconds(config, dataset, loaders, scratch, device, steps=steps)
-    epoch_steps = EPOCH_IMAGES // config.batch_size
-    epoch = step * epoch_steps
+    epoch: float
+    features: float
+    fits: float
+    health: float
 
-    model = build_model(config).to(device).eval()
-    ids = dataset.train_ids[:sample]
-    images = config.probe.train_images + config.probe.select_images
-    extraction = seconds(lambda: probe.extract(lambda x: (model.encode(x),), ids, **common)) * images / len(ids)
-    fits = seconds(lambda: probe.evaluate(cheap_encoder(model.feature_count, device), **common))
-    looks = seconds(lambda: health.evaluate(model.embed, **common))
+    @property
+    def judging(self) -> float:
+        return self.features + self.fits + self.health
 
-    share = (extraction + fits + looks) / epoch
-    fitted, scored = probe.train_subset(dataset, config), probe.select_subset(dataset, config)
-    rows = (
-        ("training", epoch, f"{epoch_steps} steps of {1000 * step:.0f} ms"),
-        ("features", extraction, f"{images:,} images, scaled from {len(ids):,}"),
-        ("fit, score", fits, f"{len(fitted.ids):,} and {len(scored.ids):,} images"),
-        ("health", looks, f"{health.ROWS:,} images, as many views"),
+
+class Work:
+    """An epoch's parts, to be timed one after the other in this process, again and again."""
+
+    def __init__(self, config: TrialConfig, dataset: Dataset, scratch: Path) -> None:
+        torch.set_num_threads(config.threads)
+        self.config, self.dataset, self._scratch = config, dataset, scratch
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.epoch_steps = EPOCH_IMAGES // config.batch_size
+        self.images = config.probe.train_images + config.probe.select_images
+        self.model = build_model(config).to(self.device).eval()
+        self._loaders = Loaders()
+        self._cheap = cheap_encoder(self.model.feature_count, self.device)
+        self._common: dict[str, Any] = {
+            "dataset": dataset,
+            "loaders": self._loaders,
+            "config": config,
+            "device": self.device,
+        }
+
+    def warm_up(self, sample: int) -> None:
+        """Everything once, so that it is loaded and compiled."""
+        self._extract(sample)
+        self._fit()
+        self._look()
+
+    def parts(self, *, steps: int, sample: int) -> Parts:
+        step = step_seconds(self.config, self.dataset, self._loaders, self._scratch, self.device, steps=steps)
+        torch.set_num_threads(self.config.threads)
+        return Parts(
+            epoch=step * self.epoch_steps,
+            features=seconds(lambda: self._extract(sample)) * self.images / sample,
+            fits=seconds(self._fit),
+            health=seconds(self._look),
+        )
+
+    def _extract(self, sample: int) -> object:
+        ids = self.dataset.train_ids[:sample]
+        return probe.extract(lambda x: (self.model.encode(x),), ids, **self._common)
+
+    def _fit(self) -> object:
+        return probe.evaluate(self._cheap, **self._common)
+
+    def _look(self) -> object:
+        return health.evaluate(self.model.embed, **self._common)
+
+
+def rows(runs: int = 5) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: probe and health against the epoch's training, with the tiny ResNet."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Work(configured("resnet_tiny", 256, threads=1), synthetic(Path(scratch)), Path(scratch))
+        work.warm_up(1024)
+        found = [work.parts(steps=5, sample=1024) for _ in range(runs)]
+    yield (
+        "probe and health",
+        [parts.judging for parts in found],
+        [parts.epoch for parts in found],
+        "`resnet_tiny`, 45,000 images of 32 px, 1 thread, scaled from samples",
     )
-    name = config.model.backbone.kind
-    print(f"{name}, {model.feature_count} features, 32 px, {device}, {config.threads} thread(s)")
-    for part, taken, what in rows:
+
+
+def measure(config: TrialConfig, dataset: Dataset, scratch: Path, *, steps: int, sample: int) -> None:
+    """Print the parts, in this process, one after the other."""
+    work = Work(config, dataset, scratch)
+    sample = min(sample, dataset.train_count)
+    work.warm_up(sample)
+    found = work.parts(steps=steps, sample=sample)
+    fitted, scored = probe.train_subset(dataset, config), probe.select_subset(dataset, config)
+    step = found.epoch / work.epoch_steps
+    lines = (
+        ("training", found.epoch, f"{work.epoch_steps} steps of {1000 * step:.0f} ms"),
+        ("features", found.features, f"{work.images:,} images, scaled from {sample:,}"),
+        ("fit, score", found.fits, f"{len(fitted.ids):,} and {len(scored.ids):,} images"),
+        ("health", found.health, f"{health.ROWS:,} images, as many views"),
+    )
+    name, share = config.model.backbone.kind, found.judging / found.epoch
+    print(f"{name}, {work.model.feature_count} features, 32 px, {work.device}, {config.threads} thread(s)")
+    for part, taken, what in lines:
         print(f"{part:12}{taken:10.1f} s   {what}")
     print(f"probe and health / epoch = {100 * share:.1f} % (aim: below {100 * TARGET:.0f} %)")
     if share >= TARGET:
@@ -149,8 +213,6 @@ def cheap_encoder(width: int, device: torch.device) -> Callable[[Tensor], Tensor
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes the second time, when everything it needs is loaded and compiled."""
-    work()
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

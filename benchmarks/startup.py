@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,19 +95,37 @@ def run(name: str, folder: Path) -> Spent:
     return spent([*pretune, *COMMANDS[name]], folder, code=2 if "(refused)" in name else 0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+def measure(repeats: int) -> dict[str, list[Spent]]:
+    """Of each command and import, in turns."""
     names = ["pass", "import torch", *PACKAGES, *COMMANDS]
     taken: dict[str, list[Spent]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="startup-") as aside:
         prepare(Path(aside))
-        for repeat in range(arguments.repeats + 1):
+        for repeat in range(repeats + 1):
             for name in names:
                 once = run(name, Path(aside))
                 if repeat:
                     taken[name].append(once)
+    return taken
+
+
+def rows() -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: the slowest command against `import torch`."""
+    seconds = {name: [one.wall_s for one in times] for name, times in measure(5).items()}
+    slowest = max(COMMANDS, key=lambda name: statistics.median(seconds[name]))
+    yield (
+        "start of a command",
+        seconds[slowest],
+        seconds["import torch"],
+        f"the slowest of {len(COMMANDS)}: `{slowest}`",
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    taken = measure(arguments.repeats)
     medians = {name: Spent(*map(statistics.median, zip(*times, strict=True))) for name, times in taken.items()}
     empty, torch = medians["pass"], medians["import torch"]
     print(f"medians of {arguments.repeats}; load of this machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")

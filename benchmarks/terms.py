@@ -5,8 +5,9 @@
 
 One regularizer alone, forward and backward down to the embeddings of two views, float32. Per method and dimension:
 the best time of `--repeats` (the machine may be shared), and the extra memory at its peak: what is allocated beyond
-the embeddings and their gradients. On a CPU that is the growth of the process's peak resident memory, each case in a
-process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg / term: above 1, the term is cheaper.
+the embeddings and their gradients. On a CPU that is the growth of the process's resident memory to its peak, each case
+in a process of its own; on a GPU the allocator's own peak. Printed are ratios VICReg / term: above 1, the term is
+cheaper.
 
 Whitening needs settings that fit the batch and the dimension: channel whitening takes sub-batches of 64 (the published
 size; less where a group would be narrower) in 4 groups, batch whitening as many groups as keep half as many channels as
@@ -21,17 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainers import terms
+from trainers import memory, terms
 from trainers.terms.kernels import RBF, Truncated
 
 
@@ -121,6 +121,7 @@ def measure(name: str, batch: int, dimension: int, repeats: int, threads: int) -
 
     step(embeddings(16))  # lazy initialization of libraries is nobody's extra memory
     views = embeddings(dimension)
+    memory.reset_peaks(device)
     before = peak_bytes(device)
     step(views)
     extra = peak_bytes(device) - before
@@ -133,10 +134,29 @@ def measure(name: str, batch: int, dimension: int, repeats: int, threads: int) -
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Highest memory so far: of the allocator on a GPU, of the process on a CPU (Linux counts in KiB)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest memory so far: of the allocator on a GPU, of the process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory.host_peak_bytes()
+
+
+def case(name: str, dimension: int, *, batch: int, repeats: int, threads: int) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    settings = {"--batch": batch, "--repeats": repeats, "--threads": threads}
+    typed = [str(word) for setting in settings.items() for word in setting]
+    command = [sys.executable, __file__, *typed, "--case", name, str(dimension)]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def rows(dimension: int = 8192, runs: int = 5) -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: SFRIK's Gram form against VICReg's, in time and in memory."""
+    found: dict[str, list[dict[str, float]]] = {"sfrik, degree 3, gram": [], VICREG: []}
+    for _ in range(runs):
+        for name, cases in found.items():
+            cases.append(case(name, dimension, batch=256, repeats=1, threads=1))
+    note = f"{dimension} dimensions, batch 256, 1 thread"
+    for name, measured in (("Gram form, time", "seconds"), ("Gram form, memory", "bytes")):
+        ours, theirs = ([one[measured] for one in cases] for cases in found.values())
+        yield name, ours, theirs, note
 
 
 def main() -> None:
@@ -148,14 +168,6 @@ def main() -> None:
     parser.add_argument("--terms", nargs="+", choices=[*TERMS], default=[*TERMS], metavar="NAME", help="of these only")
     parser.add_argument("--case", nargs=2, metavar=("NAME", "DIMENSION"), help="measure one case, print it as JSON")
     arguments = parser.parse_args()
-    settings = [
-        "--batch",
-        str(arguments.batch),
-        "--repeats",
-        str(arguments.repeats),
-        "--threads",
-        str(arguments.threads),
-    ]
     if arguments.case:
         name, dimension = arguments.case
         print(json.dumps(measure(name, arguments.batch, int(dimension), arguments.repeats, arguments.threads)))
@@ -167,15 +179,12 @@ def main() -> None:
     for dimension in arguments.dimensions:
         reference: dict[str, float] = {}
         for name in (VICREG, *arguments.terms):
-            command = [sys.executable, __file__, *settings, "--case", name, str(dimension)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True)
-            case: dict[str, float] = json.loads(answer.stdout)
-            reference = reference or case
-            ratios = (
-                f"{reference['seconds'] / case['seconds']:>12.1f}{reference['bytes'] / max(case['bytes'], 1):>14.1f}"
-            )
+            found = case(name, dimension, batch=arguments.batch, repeats=arguments.repeats, threads=arguments.threads)
+            reference = reference or found
+            times, memories = reference["seconds"] / found["seconds"], reference["bytes"] / max(found["bytes"], 1)
             print(
-                f"{dimension:>9}  {name:<30}{1e3 * case['seconds']:>9.2f}{case['bytes'] / 1e6:>10.1f}{ratios}",
+                f"{dimension:>9}  {name:<30}{1e3 * found['seconds']:>9.2f}{found['bytes'] / 1e6:>10.1f}"
+                f"{times:>12.1f}{memories:>14.1f}",
                 flush=True,
             )
 

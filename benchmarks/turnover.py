@@ -23,9 +23,9 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,6 +153,45 @@ def turnovers(folder: Path, until: str = "first_step") -> np.ndarray[Any, np.dty
     return np.array([after[until] - before["end"] for before, after in itertools.pairwise(marks)])
 
 
+class Found(NamedTuple):
+    """Seconds from a trial's end to the next one's first step."""
+
+    warm: np.ndarray[Any, np.dtype[np.float64]]
+    nested: np.ndarray[Any, np.dtype[np.float64]]
+    called: np.ndarray[Any, np.dtype[np.float64]]
+    """Of `warm`, until the next training is called."""
+    starts: int
+    """Of worker groups, over all warm trials."""
+
+
+def measure(folder: Path, trials: int, nested_trials: int) -> Found:
+    """Both patterns, one after the other, on a cluster of their own."""
+    import ray
+
+    config = the_trial(folder / "data")
+    warm_folder, nested_folder = folder / "warm", folder / "nested"
+    warm_folder.mkdir(parents=True)
+    nested_folder.mkdir(parents=True)
+    # Else Ray saves a token in the home folder, which the next `ray start` demands of all its nodes.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # More logical CPUs than this may have: the nested pattern needs one for its driver. The dashboard is what the
+    # nested pattern needs to clean up after itself.
+    ray.init(num_cpus=WORKERS + 2, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        starts = measure_warm(config, trials, warm_folder)
+        measure_nested(config, nested_trials, nested_folder)
+    finally:
+        ray.shutdown()
+    return Found(turnovers(warm_folder), turnovers(nested_folder), turnovers(warm_folder, until="begin"), starts)
+
+
+def rows() -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: eleven warm turnovers against five nested ones."""
+    with tempfile.TemporaryDirectory(prefix="turnover-") as aside:
+        found = measure(Path(aside).resolve(), trials=12, nested_trials=6)
+    yield "turnover", found.warm.tolist(), found.nested.tolist(), f"{WORKERS} workers per trial"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
@@ -160,26 +199,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=None)
     arguments = parser.parse_args()
 
-    import ray
-
     with tempfile.TemporaryDirectory(prefix="turnover-") as aside:
         folder: Path = (arguments.folder or Path(aside)).resolve()
-        config = the_trial(folder / "data")
-        warm_folder, nested_folder = folder / "warm", folder / "nested"
-        warm_folder.mkdir(parents=True)
-        nested_folder.mkdir(parents=True)
-        # Else Ray saves a token in the home folder, which the next `ray start` demands of all its nodes.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # More logical CPUs than this may have: the nested pattern needs one for its driver. The dashboard is what the
-        # nested pattern needs to clean up after itself.
-        ray.init(num_cpus=WORKERS + 2, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
-        try:
-            starts = measure_warm(config, arguments.trials, warm_folder)
-            measure_nested(config, arguments.nested_trials, nested_folder)
-        finally:
-            ray.shutdown()
-        warm, nested = turnovers(warm_folder), turnovers(nested_folder)
-        platform = turnovers(warm_folder, until="begin")
+        warm, nested, called, starts = measure(folder, arguments.trials, arguments.nested_trials)
 
     ratio = float(np.median(nested) / np.median(warm))
     slowest = float(np.quantile(warm, 0.95))
@@ -188,7 +210,7 @@ def main() -> int:
         f"warm slot   {len(warm):4d} turnovers   median {np.median(warm):7.3f}   95 % {slowest:7.3f}   "
         f"most {warm.max():7.3f}"
     )
-    print(f"  of which until the next training is called: median {np.median(platform):.3f}")
+    print(f"  of which until the next training is called: median {np.median(called):.3f}")
     print(f"nested      {len(nested):4d} turnovers   median {np.median(nested):7.3f}   most {nested.max():7.3f}")
     print(f"nested / warm, medians: {ratio:.0f} (target: at least 20)")
     print(f"95 % of the warm ones: {slowest:.3f} s (target: under 2 s)")

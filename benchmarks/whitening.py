@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -73,8 +73,10 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def ratio(name: str, arithmetic: str, runs: int, condition: float, *, copies: bool) -> tuple[list[float], list[float]]:
-    """Of reference over `arithmetic`: seconds' ratio in each pair of runs; and the seconds of `arithmetic`."""
+def pairs(
+    name: str, arithmetic: str, runs: int, condition: float, *, copies: bool = False
+) -> tuple[list[float], list[float]]:
+    """Seconds of the reference and of `arithmetic`, in runs that take turns."""
     term, view_count, count, width = CASES[name]
     outputs = outputs_of(embeddings(view_count, count, width, condition, copies=copies))
     ways = [term, term.model_copy(update={"arithmetic": arithmetic})]
@@ -84,8 +86,16 @@ def ratio(name: str, arithmetic: str, runs: int, condition: float, *, copies: bo
 
     for way in ways:
         step(way)
-    pairs = [[best(lambda way=way: step(way)) for way in ways] for _ in range(runs)]  # type: ignore[misc]
-    return [first / second for first, second in pairs], [second for _, second in pairs]
+    taken = [[best(lambda way=way: step(way)) for way in ways] for _ in range(runs)]  # type: ignore[misc]
+    return [first for first, _ in taken], [second for _, second in taken]
+
+
+def rows() -> Iterator[tuple[str, list[float], list[float], str]]:
+    """For the table: float32 against the reference, on embeddings as a batch has them at the start."""
+    torch.set_num_threads(1)
+    for name in CASES:
+        reference, seconds = pairs(name, "float32", 7, 100.0)
+        yield name, seconds, reference, "1 thread"
 
 
 def main() -> None:
@@ -102,7 +112,8 @@ def main() -> None:
         cases = [(f"condition {condition:g}", condition, False) for condition in arguments.conditions]
         for words, condition, copies in [*cases, ("copies", arguments.conditions[0], True)]:
             for arithmetic in ("float64", "float32"):
-                ratios, seconds = ratio(name, arithmetic, arguments.runs, condition, copies=copies)
+                reference, seconds = pairs(name, arithmetic, arguments.runs, condition, copies=copies)
+                ratios = [first / second for first, second in zip(reference, seconds, strict=True)]
                 print(
                     f"| {name} | {words} | {arithmetic} | {1e3 * min(seconds):.1f} "
                     f"| {min(ratios):.2f} to {max(ratios):.2f} |",

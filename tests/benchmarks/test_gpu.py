@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu
+from benchmarks.bounded import ROOT
 
 
 @pytest.mark.ffcv
@@ -57,7 +58,7 @@ def test_a_part_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_all_of_it_runs_at_toy_size(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--minutes", "14", "--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in (tmp_path / gpu.RESULTS).read_text().splitlines()]
     assert [one["part"] for one in found] == list(gpu.parts(gpu.TOY))

@@ -121,6 +121,13 @@ def finish(device: torch.device) -> None:
 
 def in_turns(work: Mapping[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, Spread]:
     """The seconds of each, waited for; they take turns, in this order, so that all see the same machine."""
+    return {name: Spread.of(times) for name, times in times_in_turns(work, repeats, device).items()}
+
+
+def times_in_turns(
+    work: Mapping[str, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """The same, time by time."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + WARM_UP):
         for name, run in work.items():
@@ -129,7 +136,7 @@ def in_turns(work: Mapping[str, Callable[[], None]], repeats: int, device: torch
             finish(device)
             if repeat >= WARM_UP:
                 times[name].append(time.perf_counter() - started)
-    return {name: Spread.of(slowest(values)) for name, values in times.items()}
+    return {name: slowest(values) for name, values in times.items()}
 
 
 def windows(run: Callable[[], None], device: torch.device, *, steps: int, count: int) -> Spread:
