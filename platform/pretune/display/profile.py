@@ -116,8 +116,8 @@ def _last(found: Figures, limit: Limit) -> Iterator[RenderableType]:
     yield Text("")
     if found.unsteadiness > UNSTEADY:
         told = (
-            f"note: windows of the same work differ by a factor of {found.unsteadiness:.1f}: something else runs on this "
-            "machine, and these figures are not to be relied on; measure again when it is quiet"
+            f"note: windows of the same work differ by a factor of {found.unsteadiness:.1f}: something else runs "
+            "on this machine, and these figures are not to be relied on; measure again when it is quiet"
         )
         yield Text(told, style="yellow")
     yield Text.assemble((f"{limit.word}: {limit.sentence}", "bold"))
