@@ -132,6 +132,11 @@ class Figures(_Value):
         return min(1.0, self.wait_s.median / self.real_s.median)
 
     @property
+    def unsteadiness(self) -> float:
+        """How many times as long as in the fastest window loader, step or training took in the slowest."""
+        return max(one.most / one.least for one in (self.loader_s, self.synthetic_s, self.real_s))
+
+    @property
     def beside_s(self) -> float:
         """What a step of real training takes beside its waiting and what it takes on views that are there: numbers that
         are kept, and whatever loader and step take from each other.

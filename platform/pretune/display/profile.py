@@ -14,6 +14,9 @@ from pretune.display import format
 from pretune.display.screen import Rows
 from trainers.profiling.figures import Figures, Spread
 
+UNSTEADY = 1.5
+"""Windows that differ more than by this factor saw something else on the machine."""
+
 
 def whole(found: Figures, limit: Limit, *, recipe: str, data: str) -> list[RenderableType]:
     """Speeds, then the step, then what lies around it, and last the sentence."""
@@ -24,7 +27,7 @@ def whole(found: Figures, limit: Limit, *, recipe: str, data: str) -> list[Rende
     facts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, value in _facts(found):
         facts.add_row(name, value)
-    return [Text(title, style="bold"), _speeds(found), _step(found), facts, *_last(limit)]
+    return [Text(title, style="bold"), _speeds(found), _step(found), facts, *_last(found, limit)]
 
 
 def _place(found: Figures) -> str:
@@ -109,8 +112,14 @@ def _of_peak(found: Figures, seconds: float) -> str:
     return f"{stated}, {told}"
 
 
-def _last(limit: Limit) -> Iterator[RenderableType]:
+def _last(found: Figures, limit: Limit) -> Iterator[RenderableType]:
     yield Text("")
+    if found.unsteadiness > UNSTEADY:
+        told = (
+            f"note: windows of the same work differ by a factor of {found.unsteadiness:.1f}: something else runs "
+            "on this machine, and these figures are not to be relied on; measure again when it is quiet"
+        )
+        yield Text(told, style="yellow")
     yield Text.assemble((f"{limit.word}: {limit.sentence}", "bold"))
     yield Text(f"what helps: {limit.remedy}")
 

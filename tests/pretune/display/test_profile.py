@@ -59,6 +59,12 @@ def test_workers_communicate_and_a_card_has_memory_and_a_stated_peak() -> None:
     assert "probe 1 s each 5 epochs" in text
 
 
+def test_figures_of_a_machine_that_does_something_else_say_so() -> None:
+    assert "note:" not in printed(FIGURES)
+    noisy = FIGURES.real_s.model_copy(update={"most": 3.0 * FIGURES.real_s.least})
+    assert "differ by a factor of 3.0: something else runs" in " ".join(printed(figures(real_s=noisy)).split())
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0 ms"), (0.0123, "12.3 ms"), (1.31, "1.3 s"), (9.96, "10 s"), (125.0, "2 min 05 s")]
 )
