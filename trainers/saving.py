@@ -46,9 +46,13 @@ class Saver:
         if self._judged is not None:
             self._judged.cancel()
         self._thread.shutdown()
-        error = None if self._saved is None or self._judged is None else self._saved.exception()
-        if self._within and error is not None:
+        if self._saved is None or not self._within:
+            return
+        error = self._saved.exception()
+        if error is not None:
             logger.warning("the run ends without its newest checkpoint: %s", error)
+        else:
+            checkpoint.remove_within(self.folder, but=self._saved.result())
 
     def begin(self, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> None:
         """Write `state` as it is now; arguments as for `checkpoint.save`. Waits for the one before it, see `finish`."""

@@ -117,7 +117,7 @@ def test_one_from_within_an_epoch_is_whole_when_the_run_ends_or_begins_the_next(
     newest = checkpoint.newest_within(tmp_path, epoch=0)
     assert newest is not None
     assert checkpoint.load(newest)["x"] == 3
-    assert len(list(tmp_path.glob("*.pt"))) == 2  # the one before is removed once this one is known to be whole
+    assert names(tmp_path) == ["epoch-0000-step-0000003.pt", "epoch-0000-step-0000003.pt.json"]
 
 
 # --- how writing fails ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ STEPS_S = 3.0
 PROBED = 2_000
 """Images of `train`, and of `select`, that the probes see at most."""
 START_RATIO = 2.0
-"""A worker group's start over that of one process: slot, controller and workers come one after another."""
+"""A worker group's start over that of one process: slot and workers come one after the other."""
 SILENT_S, BOUND_S = 90.0, 240.0
 """Without a sign of life, and in all: then a measurement is given up."""
 

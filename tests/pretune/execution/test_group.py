@@ -50,7 +50,7 @@ class MailboxHandle:
 
     @property
     def is_closed(self) -> bool:
-        """Without the question of Ray Train's controller, which tells that it has given a group up."""
+        """Without the question of Ray Train's run, which tells that it has given a group up."""
         return self._mailbox._closed
 
     def __getattr__(self, name: str) -> Method:

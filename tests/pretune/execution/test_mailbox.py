@@ -114,10 +114,10 @@ def test_messages_of_an_older_generation_are_void() -> None:
 def test_a_group_that_ray_train_gives_up_is_lost_at_once_and_not_only_when_the_next_one_is_up() -> None:
     async def scenario() -> None:
         mailbox = Mailbox(1)
-        assert not await mailbox.closed(7), "asked before the first group as well, where nothing is lost"
+        assert not await mailbox.closed(), "asked before the first group as well, where nothing is lost"
         await mailbox.announce(await mailbox.next_generation(), worker(0))
         for _ in range(2):  # Ray Train asks again where it finds no room for the next group
-            await mailbox.closed(7)
+            await mailbox.closed()
         await mailbox.post(Failed(1, 1, 0, "Connection closed by peer", ""), 0)
         await mailbox.progress(1, 0)
         assert not await mailbox.send(1, CONTINUE)
@@ -178,13 +178,13 @@ def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
         mailbox, generation = await joined(1)
         waiting = asyncio.create_task(mailbox.take(generation, 0, 0, 5.0))
         await asyncio.sleep(0.05)
-        assert not await mailbox.closed(1)
+        assert not await mailbox.closed()
         await mailbox.close()
         assert (await waiting).command == SHUTDOWN
         assert not await mailbox.send(generation, CONTINUE)
         later = await mailbox.next_generation()
         assert (await mailbox.take(later, 0, 0, 5.0)).command == SHUTDOWN
-        assert await mailbox.closed(1)
+        assert await mailbox.closed()
 
     run(scenario())
 
@@ -249,7 +249,7 @@ def test_a_slot_hears_of_a_loss_once_and_waits_for_the_next_group(near: tuple[Gr
     group, mailbox = near
     mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
     group.ready()
-    mailbox.closed.remote(7)
+    mailbox.closed.remote()
     assert group.event() == Lost(1)
     assert group.workers == ()
     assert group.event() is None
