@@ -123,7 +123,7 @@ class Stage:
         if self.lives:
             self.lives.pop(0)()
             return
-        while not self.tell("closed", 1):
+        while not self.tell("closed"):
             self.announce()
             while not self.mailbox.is_closed and not any(worker.handle in self.killed for worker in self.workers):
                 time.sleep(0.01)
@@ -224,7 +224,7 @@ def test_the_seconds_of_a_start_are_told_once(make: Callable[..., Group], stage:
     assert start_s is not None
     assert 0.0 < start_s < 30.0
     assert group.take_start_s() is None
-    stage.tell("closed", 1)
+    stage.tell("closed")
     assert event_of(group) == Lost(1)
     stage.announce()
     assert group.ready() == 2
