@@ -110,7 +110,7 @@ def on_host(state: Mapping[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event 
     found = {id(tensor): _on_host(tensor, storages) for tensor in checkpoint.tensors(state)}
     over = None
     if any(tensor.is_cuda for tensor in checkpoint.tensors(state)):
-        over = torch.cuda.Event()
+        over = torch.cuda.Event()  # type: ignore[no-untyped-call]
         over.record()
     return copy.deepcopy(dict(state), found), over
 

@@ -30,8 +30,9 @@ BOUND_S = 60.0
 def learning() -> tuple[nn.Module, torch.optim.Optimizer]:
     """A small network after one step: weights in channels last, two names of one tensor, counts, momenta."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
-    network.register_buffer("again", network[1].running_mean)
+    norm = nn.BatchNorm2d(4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm).to(memory_format=torch.channels_last)
+    network.register_buffer("again", norm.running_mean)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     step(network, optimizer)
     return network, optimizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -138,6 +139,10 @@ def end_idle_actors(tune_controller: Any) -> None:
 # ---- Ray Train -------------------------------------------------------------------------------------------------------
 
 
+_telling = threading.Lock()
+"""Held by the thread that has replaced what workers are told."""
+
+
 class _Nobody:
     """In the place of an actor that nobody asks for anything."""
 
@@ -159,7 +164,7 @@ def lean_trainer() -> type[DataParallelTrainer]:
     """
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2._internal.execution.worker_group import state, worker_group
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Unasked(FixedScalingPolicy):
@@ -172,18 +177,28 @@ def lean_trainer() -> type[DataParallelTrainer]:
         def _cancel_resource_request(self) -> None:
             """Nobody was asked."""
 
+    class LeanGroup(WorkerGroup):
+        def _init_train_context_on_workers(self, *arguments: Any) -> None:
+            # Each worker is told which actor it is that controls it.
+            with _telling, _set(ray.runtime_context.RuntimeContext, current_actor=_Nobody()):
+                super()._init_train_context_on_workers(*arguments)
+
+    class LeanController(TrainController):
+        worker_group_cls = LeanGroup
+
     class LeanTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks: list[Any] = super()._create_default_callbacks()
             return [one for one in callbacks if type(one).__name__ not in UNUSED]
 
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            nobody = {"SynchronizationActor": _Nobody()}
-            nothing_to_end = {"_shutdown_sync_actor": lambda actor: None}
-            with _set(worker_group, **nobody), _set(state, **nothing_to_end):
-                controller = TrainController(**{**parts, "scaling_policy": Unasked(self.scaling_config)})
-                asyncio.run(controller.run())
-                return controller.get_result()
+            # For good: threads may run at once, and this process runs no other trainer.
+            _put(worker_group, {"SynchronizationActor": _Nobody()})
+            _put(state, {"_shutdown_sync_actor": lambda actor: None})
+            scaling: Any = self.scaling_config  # annotated with the class of that name of Ray Train's first version
+            controller: Any = LeanController(**{**parts, "scaling_policy": Unasked(scaling)})
+            asyncio.run(controller.run())
+            return controller.get_result()
 
     return LeanTrainer
 
@@ -191,8 +206,8 @@ def lean_trainer() -> type[DataParallelTrainer]:
 def before_each_group(ask: Callable[[], None]) -> Any:
     """A member of `RunConfig.callbacks`: Ray Train's controller calls `ask` before each start of a worker group.
 
-    What `ask` raises there ends the run, and is not retried. The public
-    `ray.train.UserCallback` hears of reports and of what workers raised; nobody asks it before a group starts.
+    What `ask` raises there ends the run, and is not retried. The public `ray.train.UserCallback` hears of reports and
+    of what workers raised; nobody asks it before a group starts.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 

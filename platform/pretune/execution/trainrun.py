@@ -7,6 +7,7 @@ all workers are on its machine, and so do those that unpickle what is defined he
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import uuid
@@ -80,6 +81,7 @@ def make_run(
 
 
 def _loop(setup: dict[str, Any]) -> None:
+    gc.disable()  # until all is imported: what is imported stays, and looking through it again and again takes a tenth
     from pretune.execution import worker
 
     worker.loop(setup)
@@ -124,6 +126,7 @@ class _MeetingAtAFile(Backend):
 
 
 def _join(backend: str, meeting: str, workers: int, timeout_s: float, rank: int) -> None:
+    gc.disable()  # as in `_loop`, which comes next
     from pretune.execution import worker
 
     worker.join_group(backend, meeting, workers, timeout_s, rank)

@@ -346,6 +346,7 @@ def loop(setup: dict[str, Any]) -> None:
         make_train = setup["make_train"] or partial(WarmTrainer, settings.remote)
         train: Train = make_train()
         gc.freeze()  # what is imported by now stays: the collection after each trial need not walk through it
+        gc.enable()
         ray.get(setup["mailbox"].announce.remote(line.generation, introduce(rank)), timeout=CALL_S)
         serve(line, train, device)
     except (Abandoned, ray.exceptions.ActorDiedError) as error:

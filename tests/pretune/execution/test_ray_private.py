@@ -54,6 +54,11 @@ def found(module: str, path: str) -> Any:
         (f"{EXECUTION}.scaling_policy", "FixedScalingPolicy._cancel_resource_request", ["self"]),
         (f"{EXECUTION}.worker_group.state", "_shutdown_sync_actor", ["sync_actor"]),
         (
+            f"{EXECUTION}.worker_group",
+            "WorkerGroup._init_train_context_on_workers",
+            ["self", "workers", "sync_actor", "train_context_args"],
+        ),
+        (
             f"{EXECUTION}.callback",
             "ControllerCallback.before_controller_execute_resize_decision",
             ["self", "resize_decision"],
@@ -112,7 +117,11 @@ def test_what_is_replaced_while_the_controller_runs_is_looked_up_there() -> None
     assert "SynchronizationActor.options(" in starting, VERSIONS
     ending = inspect.getsource(found(f"{EXECUTION}.worker_group.state", "WorkerGroupState.shutdown"))
     assert "_shutdown_sync_actor(self.sync_actor)" in ending, VERSIONS
-    made = found(f"{EXECUTION}.worker_group.worker_group", "SynchronizationActor")
+    telling = inspect.getsource(found(f"{EXECUTION}.worker_group", "WorkerGroup._init_train_context_on_workers"))
+    assert "controller_actor=ray.get_runtime_context().current_actor," in telling, VERSIONS
+    controller = found(f"{EXECUTION}.controller", "TrainController")
+    assert "self.worker_group_cls.create(" in inspect.getsource(controller), VERSIONS
+    made = found(f"{EXECUTION}.checkpoint.sync_actor", "SynchronizationActor")
     assert isinstance(made, ray.actor.ActorClass), VERSIONS
 
 
