@@ -346,6 +346,13 @@ def started_of(child: subprocess.Popen[bytes]) -> float:
     return started
 
 
+def test_a_process_knows_how_long_ago_it_was_started() -> None:
+    before = time.monotonic()
+    program = "import time; time.sleep(0.2); from pretune.execution.processes import age_s; print(age_s())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert 0.2 <= float(told.stdout) <= time.monotonic() - before + 0.02  # the system counts in hundredths
+
+
 def test_the_workers_of_a_group_that_is_replaced_are_killed(
     make: Callable[..., Group], stage: Stage, child: subprocess.Popen[bytes]
 ) -> None:
