@@ -108,10 +108,8 @@ def on_host(state: Mapping[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event 
     """
     storages: dict[int, torch.UntypedStorage] = {}
     found = {id(tensor): _on_host(tensor, storages) for tensor in checkpoint.tensors(state)}
-    over = None
-    if any(tensor.is_cuda for tensor in checkpoint.tensors(state)):
-        over = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        over.record()
+    on_gpu = next((tensor.device for tensor in checkpoint.tensors(state) if tensor.is_cuda), None)
+    over = None if on_gpu is None else torch.cuda.current_stream(on_gpu).record_event()
     return copy.deepcopy(dict(state), found), over
 
 
