@@ -76,14 +76,17 @@ def on_loopback() -> Iterator[None]:
 def few_processes() -> Iterator[None]:
     """A cluster that is started in the block has no server for a dashboard, for which `ray.init` waits also where it is
     told that none is wanted, nothing that brings logs to the driver, and no autoscaler, which nobody could ask for
-    anything on one machine: three programs less to start before the first worker.
+    anything on one machine: three programs less to start before the first worker. The agent that stays, for whose ports
+    the node waits, is the one of a Ray without its dashboard, which serves and imports less.
     """
-    with _set(
+    none_of_these = _set(
         ray._private.node.Node,
         start_api_server=lambda node, **how: None,
         start_log_monitor=lambda node: None,
         start_monitor=lambda node: None,
-    ):
+    )
+    small_agent = _set(ray._private.utils, get_dashboard_dependency_error=lambda: ImportError("not wanted"))
+    with none_of_these, small_agent:
         yield
 
 

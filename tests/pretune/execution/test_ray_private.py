@@ -138,6 +138,7 @@ def test_what_is_set_for_a_start_is_what_ray_reads_then() -> None:
     services, worker = (Path(found("ray._private", name).__file__).read_text() for name in ("services", "worker"))
     assert "ray_constants.ENABLE_RAY_CLUSTER" in services, VERSIONS
     assert "ray._private.utils.set_sigterm_handler(" in worker, VERSIONS
+    assert "if ray._private.utils.get_dashboard_dependency_error() is not None:" in services, VERSIONS
     before = (constants.ENABLE_RAY_CLUSTER, constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler)
     with ray_private.on_loopback(), ray_private.keeping_signals():
         assert not constants.ENABLE_RAY_CLUSTER
@@ -188,7 +189,9 @@ def test_a_running_cluster_answers_and_a_refused_group_takes_no_process(
         with pytest.raises(ray.train.ControllerError, match="no further group"):
             lean.fit()
         commands = [file.read_bytes().decode(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline")]
-        programs = [" ".join(command.split("\0")[:3]) for command in commands if str(folder) in command]
+        commands = [command for command in commands if str(folder) in command]
+        assert all("--minimal" in command for command in commands if "dashboard/agent.py" in command), VERSIONS
+        programs = [" ".join(command.split("\0")[:3]) for command in commands]
         assert any("raylet" in program for program in programs)
         needless = re.compile("default_worker|log_monitor|dashboard/dashboard.py|autoscaler")
         assert not list(filter(needless.search, programs))
