@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +267,10 @@ class Group:
         while self._pending:
             event = self._pending.popleft()
             if isinstance(event, Ready):
-                self.generation, self.workers, self.preempted = event.generation, event.workers, False
+                self.generation, self.preempted = event.generation, False
+                self.workers = tuple(
+                    replace(worker, handle=ray.cloudpickle.loads(worker.handle)) for worker in event.workers
+                )
                 if self._starting_since is not None:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)

@@ -56,7 +56,9 @@ class Worker:
     """
     node: str
     handle: Any
-    """Ray's handle of the actor."""
+    """Ray's handle of the actor. On its way through the mailbox it is pickled: that process would import Ray Train with
+    it, while the slot waits.
+    """
     placement_group: str
     """Id of the group's placement group, in hexadecimal."""
 

@@ -365,7 +365,7 @@ def introduce(rank: int) -> Worker:
         pid=pid,
         started=process_started(pid) or 0.0,
         node=context.get_node_id(),
-        handle=context.current_actor,
+        handle=ray.cloudpickle.dumps(context.current_actor),  # type: ignore[no-untyped-call]
         placement_group=group.id.hex() if group else "",
     )
 

@@ -168,6 +168,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "kill", stage.killed.append)
+    monkeypatch.setattr(ray.cloudpickle, "loads", lambda handle: handle)
     monkeypatch.setattr(ray, "get_actor", get_actor)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0, "memory": 1e9})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "memory": 1e9})
