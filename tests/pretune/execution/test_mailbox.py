@@ -206,6 +206,7 @@ def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grou
     loop = asyncio.new_event_loop()
     mailbox = Near(Mailbox(1), loop)
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(ray.cloudpickle, "loads", lambda handle: handle)
     monkeypatch.setattr(groups, "kill", lambda workers: None)
     monkeypatch.setattr(groups, "POLL_S", 0.01)
     group = Group.__new__(Group)
