@@ -77,6 +77,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.terms",
         "trainers.weights",
         "trainers.data",
+        "trainers.saving",
         "trainers.checkpoint",
         "trainers.report",
         "trainers.config",
@@ -97,6 +98,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.config",
         "trainers.dist",
     },
+    "trainers.saving": {"trainers.checkpoint", "trainers.report", "trainers.dist"},
     "trainers.sentinel": {"trainers.evaluation", "trainers.terms", "trainers.config", "trainers.dist"},
     "trainers.evaluation": {
         "trainers.weights",

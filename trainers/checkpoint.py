@@ -6,11 +6,13 @@ Where the folder is a URI the file is uploaded, and a manifest with its hash aft
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,7 +49,18 @@ class DiskFullError(OSError):
     """There is no room for a checkpoint: nobody's failure, and nothing to try again before somebody makes room."""
 
 
-def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int | None = None) -> Checkpoint:
+def _unjudged() -> None:
+    """The default for `judged`."""
+
+
+def save(
+    folder: Path | str,
+    state: Mapping[str, Any],
+    *,
+    epoch: int,
+    step: int | None = None,
+    judged: Callable[[], float | None] = _unjudged,
+) -> Checkpoint:
     """Write `state` to `<folder>/epoch-0003.pt` (3 finished epochs); returns where it lies and what its bytes hash to.
 
     A manifest lies beside it (`epoch-0003.pt.json`: this value, with the file's name as path), written last. With
@@ -58,15 +71,23 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
     name appears only once all bytes are on disk: a crash leaves no half-written checkpoint behind. A `folder` that is
     text is a URI.
 
+    `judged` is called when all bytes are on the disk, before the name and the manifest are, which gets the score that
+    it answers (see `score`). It may wait for whoever judges this state; what it raises leaves no checkpoint behind.
+
     DiskFullError says how much is needed. OSError where a storage fails for longer than its bound.
     """
     if isinstance(folder, str):
         with scratch.folder() as local:
             written = save(local, state, epoch=epoch, step=step)
-            uri = storage.join(folder, Path(written.path).name)
-            storage.upload(Path(written.path), uri)
-        saved = written.model_copy(update={"path": uri})
-        storage.write(saved.manifest, _manifest_text(saved).encode())
+            name = Path(written.path).name
+            storage.upload(Path(written.path), storage.join(folder, name))
+        try:
+            score = judged()
+        except BaseException:
+            _remove(folder, name)
+            raise
+        saved = written.model_copy(update={"path": storage.join(folder, name)})
+        storage.write(saved.manifest, _manifest_text(saved, score).encode())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"epoch-{epoch:04d}.pt" if step is None else f"epoch-{epoch:04d}-step-{step:07d}.pt")
@@ -77,15 +98,19 @@ def save(folder: Path | str, state: Mapping[str, Any], *, epoch: int, step: int 
                 torch.save({"format": FORMAT, **state}, cast(IO[bytes], hashing))
             except RuntimeError as error:  # torch's writer puts its own complaint in the place of the file's
                 raise hashing.error or error from None
+            file.flush()
+            os.fsync(file.fileno())
+            score = judged()
         saved = Checkpoint(path=str(path), sha256=hashing.sha256(), epoch=epoch)
-        files.write_whole(Path(saved.manifest), _manifest_text(saved))
+        files.write_whole(Path(saved.manifest), _manifest_text(saved, score))
     return saved
 
 
-def _manifest_text(saved: Checkpoint) -> str:
-    """What lies beside a checkpoint: the value without a folder, which may be moved."""
-    name = storage.name_of(saved.path) if storage.is_uri(saved.path) else Path(saved.path).name
-    return saved.model_copy(update={"path": name}).model_dump_json()
+def _manifest_text(saved: Checkpoint, score: float | None) -> str:
+    """What lies beside a checkpoint: the value without a folder, which may be moved, and its score where it has one."""
+    _, name = _place(saved.path)
+    found = saved.model_copy(update={"path": name}).model_dump(mode="json")
+    return json.dumps(found if score is None else {**found, _SCORE: score})
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -130,11 +155,7 @@ def find(place: Path | str) -> Checkpoint:
 
     DamagedError where there is no such file.
     """
-    if isinstance(place, str) and storage.is_uri(place):
-        where: Path | str = storage.parent_of(place)
-        name = storage.name_of(place)
-    else:
-        where, name = Path(place).absolute().parent, Path(place).name
+    where, name = _place(place)
     known = _manifest(where, name)
     if known is not None:
         return known
@@ -149,6 +170,11 @@ def find(place: Path | str) -> Checkpoint:
         with (where / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     return Checkpoint(path=path, sha256=found, epoch=int(match[1]) if match else 0)
+
+
+def score(checkpoint: Checkpoint) -> float | None:
+    """What whoever judged this checkpoint's state said of it, which the state cannot hold: it is written meanwhile."""
+    return cast(float | None, _manifest_values(*_place(checkpoint.path)).get(_SCORE))
 
 
 def check_resumable(state: Mapping[str, Any], config: TrialConfig, manifest_hash: str) -> None:
@@ -235,18 +261,36 @@ def _whole_epochs(folder: Path | str) -> list[tuple[int, str]]:
     return sorted((int(match[1]), name) for match, name in matches if match is not None)
 
 
+_SCORE = "score"
+"""In a manifest, beside the fields of `Checkpoint`."""
+
+
 def _manifest(folder: Path | str, name: str) -> Checkpoint | None:
     """What lies beside the checkpoint of that name, at the place where it lies now: the folder may have been moved."""
+    values = _manifest_values(folder, name)
+    if not values:
+        return None
+    values.pop(_SCORE, None)
+    place = storage.join(folder, name) if isinstance(folder, str) else str(folder / name)
+    return Checkpoint.model_validate({**values, "path": place})
+
+
+def _manifest_values(folder: Path | str, name: str) -> dict[str, Any]:
+    """Empty where there is no manifest."""
     beside = f"{name}{MANIFEST}"
     if isinstance(folder, str):
         uri = storage.join(folder, beside)
         text = storage.read(uri) if storage.exists(uri) else None
     else:
         text = (folder / beside).read_bytes() if (folder / beside).is_file() else None
-    if text is None:
-        return None
-    place = storage.join(folder, name) if isinstance(folder, str) else str(folder / name)
-    return Checkpoint.model_validate_json(text).model_copy(update={"path": place})
+    return {} if text is None else cast(dict[str, Any], json.loads(text))
+
+
+def _place(path: Path | str) -> tuple[Path | str, str]:
+    """The folder or URI that a checkpoint lies in, and its name there."""
+    if isinstance(path, str) and storage.is_uri(path):
+        return storage.parent_of(path), storage.name_of(path)
+    return Path(path).absolute().parent, Path(path).name
 
 
 def _names(folder: Path | str) -> list[str]:
@@ -268,7 +312,7 @@ def _saying_how_much(folder: Path, state: Mapping[str, Any]) -> Iterator[None]:
     except OSError as error:
         if not storage.is_full(error):
             raise
-        needed, free = _tensor_bytes(state), shutil.disk_usage(folder).free
+        needed, free = sum(tensor.nbytes for tensor in tensors(state)), shutil.disk_usage(folder).free
         raise DiskFullError(
             error.errno,
             f"the disk is full: a checkpoint in {folder} needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
@@ -276,15 +320,16 @@ def _saying_how_much(folder: Path, state: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _tensor_bytes(value: Any) -> int:
-    """Of all tensors in nested containers."""
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested containers."""
     if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(_tensor_bytes(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_tensor_bytes(item) for item in value)
-    return 0
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
 
 
 class _HashingFile:

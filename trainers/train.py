@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from trainers.model import Model, build_model
 from trainers.objective import Objective
 from trainers.operations import Operations
 from trainers.report import Checkpoint, EpochReport, Outcome
+from trainers.saving import Saver
 from trainers.weights.opening import initialize
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class Counters:
     """Of the checkpoint with the best `JUDGED_BY` so far; 0 before there is one."""
     best_score: float = -math.inf
     """Its value."""
+
+    def judge(self, epoch: int, score: float | None) -> None:
+        """What the checkpoint of `epoch` is worth, if anybody has said so."""
+        if score is not None and score > self.best_score:
+            self.best_epoch, self.best_score = epoch, score
 
 
 @dataclass
@@ -121,8 +127,10 @@ def train(
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     check_precision(config, device)
     counters, footprint = Counters(), Footprint()
+    checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     try:
-        return _run(config, dataset, loaders, folder, report, resume, progress, device, counters, footprint)
+        with Saver(checkpoints) as saver:
+            return _run(config, dataset, loaders, saver, report, resume, progress, device, counters, footprint)
     except torch.OutOfMemoryError as error:
         held = memory.peaks(device)
         remedy = memory.remedy(
@@ -154,7 +162,7 @@ def _run(
     config: TrialConfig,
     dataset: Dataset,
     loaders: Loaders,
-    folder: Path | str,
+    saver: Saver,
     report: Callable[[EpochReport], bool],
     resume: Checkpoint | None,
     progress: Callable[[int, int], bool | None],
@@ -164,7 +172,6 @@ def _run(
 ) -> Outcome:
     # --- set-up -------------------------------------------------------------------------------------------------------
     called = time.perf_counter()
-    checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     first_step_s: float | None = None
     configure_torch(config, device)
     memory.reset_peaks(device)
@@ -180,13 +187,14 @@ def _run(
     operations = Operations(config.views)
     optimizer = optim.build_optimizer(model, config.optimizer)
     footprint.fixed_bytes = _fixed_bytes(model, config)
-    state = _state_to_go_on_from(checkpoints, resume, config, dataset)
+    state = _state_to_go_on_from(saver.folder, resume, config, dataset)
     meter = StepMeter()
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for name, value in state["counters"].items():
             setattr(counters, name, value)
+        counters.judge(counters.epoch, state["score"])
         if "meter" in state:
             meter.load_state(state["meter"], device)
     else:
@@ -260,9 +268,8 @@ def _run(
                 due, noticed = dist.broadcast_object(noticed) or due, False
             if due and not last:
                 counters.epoch_seconds = time.perf_counter() - started
-                newest = _save(checkpoints, model, optimizer, counters, config, dataset, meter=meter)
-                if rank == 0:
-                    checkpoint.remove_within(checkpoints, but=newest)
+                now = _state(model, optimizer, counters, config, dataset, meter=meter)
+                saver.begin(now, epoch=counters.epoch, step=counters.step)
         batch_count = counters.step - first_step
         if batch_count != epoch_steps:
             raise RuntimeError(f"an epoch must have {epoch_steps} steps, but the loader gave {batch_count} batches")
@@ -279,8 +286,13 @@ def _run(
         counters.seconds += seconds
         counters.epoch_seconds = 0.0
 
-        # --- probe and health -----------------------------------------------------------------------------------------
+        # --- checkpoint, written while the probe runs -----------------------------------------------------------------
         done = counters.epoch == config.epochs
+        due = done or counters.epoch % config.checkpoint_every == 0
+        if due:
+            saver.begin(_state(model, optimizer, counters, config, dataset), epoch=counters.epoch)
+
+        # --- probe and health -----------------------------------------------------------------------------------------
         if done or counters.epoch % config.probe.every == 0:
             started = time.perf_counter()
             model.eval()
@@ -300,7 +312,7 @@ def _run(
             metrics["time/probe_s"] = time.perf_counter() - started
             _keep_threads(config)
 
-        # --- checkpoint and report ------------------------------------------------------------------------------------
+        # --- report, once the checkpoint is there ---------------------------------------------------------------------
         metrics |= {
             "epoch": counters.epoch,
             "budget/views": counters.views,
@@ -316,15 +328,15 @@ def _run(
             reason = f"{bad_metrics[0]} was not finite after epoch {counters.epoch}"
             return Outcome(state="diverged", reason=reason, epochs=counters.epoch)
         saved = None
-        if done or counters.epoch % config.checkpoint_every == 0:
-            if metrics.get(JUDGED_BY, -math.inf) > counters.best_score:
-                counters.best_epoch, counters.best_score = counters.epoch, metrics[JUDGED_BY]
-            saved = _save(checkpoints, model, optimizer, counters, config, dataset)
+        if due:
+            score = metrics.get(JUDGED_BY)
+            saved = saver.finish(score)
+            counters.judge(counters.epoch, score)
         going_on = report(EpochReport(epoch=counters.epoch, metrics=metrics, checkpoint=saved))
         if rank == 0 and saved is not None:
             kept = {counters.best_epoch, before_decay}
-            checkpoint.retain(checkpoints, epoch=saved.epoch, count=1 if done else 2, kept=kept)
-            checkpoint.remove_within(checkpoints)
+            checkpoint.retain(saver.folder, epoch=saved.epoch, count=1 if done else 2, kept=kept)
+            checkpoint.remove_within(saver.folder)
         if not going_on and not done:
             return Outcome(state="stopped", reason="report asked for it", epochs=counters.epoch)
 
@@ -449,7 +461,8 @@ class StepMeter:
 def _state_to_go_on_from(
     checkpoints: Path | str, resume: Checkpoint | None, config: TrialConfig, dataset: Dataset
 ) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that can be believed, from `resume` on or before it; None to begin afresh.
+    """The state of the newest checkpoint that can be believed, from `resume` on or before it, with its score; None to
+    begin afresh.
 
     ValueError where `resume` does not belong to this config and data, DamagedError where it and all earlier ones are
     damaged.
@@ -465,7 +478,9 @@ def _state_to_go_on_from(
     chosen = dist.broadcast_object(chosen)
     if isinstance(chosen, ValueError):
         raise chosen
-    return checkpoint.load(chosen) if state is None and chosen is not None else state
+    if chosen is None:
+        return None
+    return {**(state or checkpoint.load(chosen)), "score": checkpoint.score(chosen)}
 
 
 def _newest_usable(
@@ -621,8 +636,7 @@ def _average_buffers(model: Model) -> None:
             buffer.copy_(dist.mean_over_ranks(buffer))
 
 
-def _save(
-    folder: Path | str,
+def _state(
     model: Model,
     optimizer: torch.optim.Optimizer,
     counters: Counters,
@@ -630,12 +644,8 @@ def _save(
     dataset: Dataset,
     *,
     meter: StepMeter | None = None,
-) -> Checkpoint:
-    """Rank 0 writes; all ranks know where and with which hash, or raise its OSError instead of waiting for it.
-
-    `meter`: of the epoch that is not finished; without, the checkpoint is of its end.
-    """
-    saved: Checkpoint | OSError | None = None
+) -> dict[str, Any]:
+    """What a checkpoint holds. `meter`: of the epoch that is not finished; without, it is of an epoch's end."""
     within: dict[str, Any] = {}
     if meter is not None:
         within["meter"] = meter.state()
@@ -643,28 +653,18 @@ def _save(
             # Running statistics that differ until the epoch ends (`_average_buffers`).
             own = {name: buffer.cpu() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
             within["rank_buffers"] = dist.gather_objects(own)
-    if dist.rank() == 0:
-        state = {
-            "config": config.model_dump(mode="json"),
-            "manifest": dataset.manifest_hash,
-            # What an encoder needs of the data, so that it can be used where they are not.
-            "normalization": {
-                "mean": list(dataset.manifest.mean),
-                "std": list(dataset.manifest.std),
-                "gray_white": dataset.manifest.gray_white,
-                "max_side": dataset.manifest.max_side,
-            },
-            "counters": asdict(counters),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            **within,
-        }
-        try:
-            step = None if meter is None else counters.step
-            saved = checkpoint.save(folder, state, epoch=counters.epoch, step=step)
-        except OSError as error:
-            saved = error
-    saved = dist.broadcast_object(saved)
-    if isinstance(saved, OSError):
-        raise saved
-    return cast(Checkpoint, saved)
+    return {
+        "config": config.model_dump(mode="json"),
+        "manifest": dataset.manifest_hash,
+        # What an encoder needs of the data, so that it can be used where they are not.
+        "normalization": {
+            "mean": list(dataset.manifest.mean),
+            "std": list(dataset.manifest.std),
+            "gray_white": dataset.manifest.gray_white,
+            "max_side": dataset.manifest.max_side,
+        },
+        "counters": asdict(counters),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        **within,
+    }

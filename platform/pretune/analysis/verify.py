@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ EPOCHS = 2
 STEPS = 8
 """Of each epoch, where the data has so many: enough to be killed between two checkpoints."""
 EVERY_STEPS = 3
+WRITTEN_S = 60.0
+"""What a checkpoint may take to be written."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,29 @@ class _Killed:
         def until(epoch: int, step: int) -> None:
             progress(epoch, step)
             if step == self._step:
+                # A thread writes it beside these steps, which may be shorter: the kill is to cost some, not all.
+                before = step - 1
+                _wait_for(given["folder"] / "checkpoints", epoch, before - before % EVERY_STEPS)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         given["progress"] = until
         return self._train(config, **given)
+
+
+def _wait_for(checkpoints: Path, epoch: int, step: int) -> None:
+    """Until the checkpoint of `step` is whole. RuntimeError after `WRITTEN_S`."""
+    from trainers import checkpoint
+
+    until = time.monotonic() + WRITTEN_S
+    while True:
+        newest = checkpoint.newest_within(checkpoints, epoch=epoch)
+        if newest is not None and f"-step-{step:07d}" in newest.path:
+            return
+        if time.monotonic() > until:
+            raise RuntimeError(
+                f"the checkpoint of step {step} must be in {checkpoints} within {WRITTEN_S:g} s, but is not"
+            )
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pretune.cli.ending import in_time
 from pretune.cli.exits import checking, fail, interrupted, note, refuse, running
 from pretune.core.errors import RequestError
 from pretune.display import screen
+from pretune.execution import processes
 from pretune.execution.interruption import Interrupted
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def run_sweep(
     log_to: Sequence[Tracker] = (),
 ) -> None:
     """Run, watch, and print the closing screen; ends the process with 1 where the sweep failed or was interrupted."""
-    close(console, watched(console, experiment, run, earlier=earlier, log_to=log_to))
+    close(console, watched(console, experiment, run, earlier=earlier, log_to=log_to, before_s=processes.age_s()))
 
 
 def watched(
@@ -84,8 +85,11 @@ def watched(
     *,
     earlier: Sequence[Record] = (),
     log_to: Sequence[Tracker] = (),
+    before_s: float = 0.0,
 ) -> SweepResult:
-    """Run and watch, on nothing where there is no console; ends the process with 1 where the sweep failed."""
+    """Run and watch, on nothing where there is no console; ends the process with 1 where the sweep failed. `before_s`
+    is what its checks have taken, since the command was typed.
+    """
     from pretune.core import journal
     from pretune.core.errors import LeaseLostError, SweepFailedError, refused_by_files
     from pretune.display.watching import watching
@@ -93,7 +97,7 @@ def watched(
 
     try:
         with (
-            watching(experiment, console, earlier=earlier, log_to=log_to) as listener,
+            watching(experiment, console, earlier=earlier, log_to=log_to, before_s=before_s) as listener,
             in_time(partial(note, console or Console(stderr=True))),
         ):
             result: SweepResult = run(listener)

@@ -40,15 +40,18 @@ def watching(
     *,
     earlier: Sequence[Record] = (),
     log_to: Sequence[Tracker] = (),
+    before_s: float = 0.0,
 ) -> Iterator[Listener]:
     """A listener for `sweep.run`, which draws on `console` (nothing is drawn without one), writes curves and tells
     `log_to`.
 
-    `earlier` are the records of a sweep that goes on.
+    `earlier` are the records of a sweep that goes on; `before_s` is what its command has taken so far.
     """
     since = time.time()
     curves = SweepCurves(tables.curves_folder(experiment.folder), metric=experiment.metric, since=since)
-    view: Any = None if console is None else live.view(live.Progress(experiment, since=since), console)
+    view: Any = None
+    if console is not None:
+        view = live.view(live.Progress(experiment, since=since, before_s=before_s), console)
     logged = [trackers.Logged(one, experiment, partial(_complain, console), since=since) for one in log_to]
     listeners = _Listeners(*([] if view is None else [view]), curves, *logged)
     for record in earlier:

@@ -34,6 +34,8 @@ Node = Mapping[str, float]
 """What one node offers: resource name to amount."""
 
 START_TRIES = 3
+_NO_TASKS = {"RAY_prestart_worker_first_driver": "0"}
+"""A process for each CPU, which Ray starts before anybody asks for one, serves tasks alone: ours are actors."""
 _LEAVING_S, _SHUTDOWN_S = 1.0, 4.0
 """What the driver may take to leave its local cluster before that is ended, and then to see that it has ended."""
 _LOGS = "logs"
@@ -171,7 +173,7 @@ def _local(cpus: int | None, logs: Path) -> Iterator[Path]:
                 folder = stack.enter_context(_session_folder(logs))
                 stack.callback(_shut_down, folder)
                 try:
-                    with ray_private.keeping_signals():
+                    with environment(_NO_TASKS), ray_private.few_processes(), ray_private.keeping_signals():
                         ray.init(
                             address="local",
                             num_cpus=cpus,

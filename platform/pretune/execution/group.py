@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +149,13 @@ class Group:
         kill(workers)
 
     def memory_bytes(self) -> int:
-        """What the slot takes of its node beside its workers: this process, the mailbox, Ray Train's controller; pages
-        that processes share are counted once.
+        """What the slot takes of its node beside its workers: this process and the mailbox; pages that processes share
+        are counted once.
         """
         import ray
 
-        pids = [os.getpid(), *ray.get(self._mailbox.pids.remote(), timeout=CALL_S)]
-        return sum(proportional_bytes(pid) for pid in pids if pid is not None)
+        pids = [os.getpid(), ray.get(self._mailbox.pid.remote(), timeout=CALL_S)]
+        return sum(proportional_bytes(pid) for pid in pids)
 
     def take_start_s(self) -> float | None:
         """Seconds that the newest start took, placing, imports and process group included; told once, then None."""
@@ -187,10 +188,10 @@ class Group:
 
     # ---- placement groups of slots that died -------------------------------------------------------------------------
 
-    # A slot that is killed takes its mailbox, Ray Train's controller and the workers with it: Ray kills what a dead
-    # process owns. Only the workers' placement group stays, with their CPUs and GPUs. Ray Train's cleaner removes it
-    # where a dashboard answers its questions; the slot that Tune starts next does so anywhere. What another driver has
-    # noted is not touched: Ray took back all of its groups when it ended, or it lives and this sweep is a copy of its.
+    # A slot that is killed takes its mailbox and the workers with it: Ray kills what a dead process owns. Only the
+    # workers' placement group stays, with their CPUs and GPUs. Ray Train's cleaner removes it where a dashboard answers
+    # its questions; the slot that Tune starts next does so anywhere. What another driver has noted is not touched: Ray
+    # took back all of its groups when it ended, or it lives and this sweep is a copy of its.
 
     @property
     def _record(self) -> Path:
@@ -266,7 +267,10 @@ class Group:
         while self._pending:
             event = self._pending.popleft()
             if isinstance(event, Ready):
-                self.generation, self.workers, self.preempted = event.generation, event.workers, False
+                self.generation, self.preempted = event.generation, False
+                self.workers = tuple(
+                    replace(worker, handle=ray.cloudpickle.loads(worker.handle)) for worker in event.workers
+                )
                 if self._starting_since is not None:
                     self._start_s, self._starting_since = time.monotonic() - self._starting_since, None
                 pids = ", ".join(str(worker.pid) for worker in event.workers)

@@ -56,7 +56,9 @@ class Worker:
     """
     node: str
     handle: Any
-    """Ray's handle of the actor."""
+    """Ray's handle of the actor. On its way through the mailbox it is pickled: that process would import Ray Train with
+    it, while the slot waits.
+    """
     placement_group: str
     """Id of the group's placement group, in hexadecimal."""
 
@@ -150,7 +152,6 @@ class Mailbox:
         self._closed = False
         self._noticed = False
         self._lost = False
-        self._controller: int | None = None
         self._changed = asyncio.Condition()
 
     # ---- what workers call -------------------------------------------------------------------------------------------
@@ -232,9 +233,9 @@ class Mailbox:
         """A machine of this group will be taken away: its workers hear of it with their next sign of life."""
         self._noticed = self._noticed or generation == self._generation
 
-    async def pids(self) -> tuple[int, int | None]:
-        """Of this process, and of Ray Train's controller once it has asked `closed`."""
-        return os.getpid(), self._controller
+    async def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     async def close(self) -> None:
         """From now on every command is `shutdown`, for this group and any later one."""
@@ -242,9 +243,8 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
-    async def closed(self, controller: int) -> bool:
-        """Asked by Ray Train's controller, which has this pid, before it starts a group: the last one is over."""
-        self._controller = controller
+    async def closed(self) -> bool:
+        """Asked by Ray Train's run before it starts a group: the last one is over."""
         if self._generation and not self._lost:
             self._lost, self._alive = True, {}
             await self._append(Lost(self._generation))

@@ -39,7 +39,7 @@ COLD_STEPS, LEAST_STEPS, MOST_STEPS = 3, 5, 40
 STEPS_S = 3.0
 """About so long an epoch of the second trial's steps takes, between those bounds."""
 START_RATIO = 2.0
-"""A worker group's start over that of one process: slot, controller and workers come one after another."""
+"""A worker group's start over that of one process: slot and workers come one after the other."""
 SILENT_S, BOUND_S = 90.0, 240.0
 """Without a sign of life, and in all: then a measurement is given up."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 
@@ -14,6 +15,16 @@ def process_started(pid: int) -> float | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else float(fields[19])
+
+
+def age_s() -> float:
+    """Seconds since this process was started, which is before its first line of Python; 0 where the system does not
+    tell.
+    """
+    started = process_started(os.getpid())
+    if started is None:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def proportional_bytes(pid: int) -> int:

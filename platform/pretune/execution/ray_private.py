@@ -2,20 +2,22 @@
 
 Each function says what it asks for and why no public name will do. tests/pretune/execution/test_ray_private.py compares
 what is expected here with the Ray that is installed, and tests/test_architecture.py finds such names elsewhere.
-Ray Train is imported where it is used: torch comes with it.
+Ray Train is imported where it is used: it takes a second.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ray
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 CHECKED_WITH = "2.60.0"
 """The version of Ray whose source was read for this file."""
@@ -46,11 +48,16 @@ def forget_token() -> None:
 @contextmanager
 def _set(module: Any, **values: object) -> Iterator[None]:
     before = {name: getattr(module, name) for name in values}
-    vars(module).update(values)
+    _put(module, values)
     try:
         yield
     finally:
-        vars(module).update(before)
+        _put(module, before)
+
+
+def _put(module: Any, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        setattr(module, name, value)
 
 
 @contextmanager
@@ -62,6 +69,24 @@ def on_loopback() -> Iterator[None]:
     while it is imported.
     """
     with _set(ray._private.ray_constants, ENABLE_RAY_CLUSTER=False):
+        yield
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """A cluster that is started in the block has no server for a dashboard, for which `ray.init` waits also where it is
+    told that none is wanted, nothing that brings logs to the driver, and no autoscaler, which nobody could ask for
+    anything on one machine: three programs less to start before the first worker. The agent that stays, for whose ports
+    the node waits, is the one of a Ray without its dashboard, which serves and imports less.
+    """
+    none_of_these = _set(
+        ray._private.node.Node,
+        start_api_server=lambda node, **how: None,
+        start_log_monitor=lambda node: None,
+        start_monitor=lambda node: None,
+    )
+    small_agent = _set(ray._private.utils, get_dashboard_dependency_error=lambda: ImportError("not wanted"))
+    with none_of_these, small_agent:
         yield
 
 
@@ -117,17 +142,66 @@ def end_idle_actors(tune_controller: Any) -> None:
 # ---- Ray Train -------------------------------------------------------------------------------------------------------
 
 
-def lean_trainer() -> type[TorchTrainer]:
-    """TorchTrainer without the parts named in `UNUSED`: fewer processes, an earlier first trial.
+_telling = threading.Lock()
+"""Held by the thread that has replaced what workers are told."""
 
-    `RunConfig.callbacks` adds to these parts, and nothing public takes one away.
+
+class _Nobody:
+    """In the place of an actor that nobody asks for anything."""
+
+    def options(self, **how: object) -> Self:
+        return self
+
+    def remote(self, **arguments: object) -> Self:
+        return self
+
+
+def lean_trainer() -> type[DataParallelTrainer]:
+    """Ray Train's trainer, whatever it trains with, in fewer processes: an earlier first trial.
+
+    Its controller runs in the thread that calls `fit`, not in an actor of its own: that is one process less between a
+    slot and its workers, and one that waits for others to import the same. For each group Ray Train also starts an
+    actor through which workers agree when they report to it, which ours do not; and for each cluster one that asks the
+    autoscaler for what runs need, as placement groups that wait do by themselves. Both are left out, as are the parts
+    named in `UNUSED`: `RunConfig.callbacks` adds to these, and nothing public takes one away.
     """
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class LeanTrainer(TorchTrainer):
+    class Unasked(FixedScalingPolicy):
+        def _send_resource_request(self) -> None:
+            """Nobody is asked."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Nobody is asked."""
+
+        def _cancel_resource_request(self) -> None:
+            """Nobody was asked."""
+
+    class LeanGroup(WorkerGroup):
+        def _init_train_context_on_workers(self, *arguments: Any) -> None:
+            # Each worker is told which actor it is that controls it.
+            with _telling, _set(ray.runtime_context.RuntimeContext, current_actor=_Nobody()):
+                super()._init_train_context_on_workers(*arguments)
+
+    class LeanController(TrainController):
+        worker_group_cls = LeanGroup
+
+    class LeanTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            callbacks: list[Any] = super()._create_default_callbacks()
             return [one for one in callbacks if type(one).__name__ not in UNUSED]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            # For good: threads may run at once, and this process runs no other trainer.
+            _put(worker_group, {"SynchronizationActor": _Nobody()})
+            _put(state, {"_shutdown_sync_actor": lambda actor: None})
+            scaling: Any = self.scaling_config  # annotated with the class of that name of Ray Train's first version
+            controller: Any = LeanController(**{**parts, "scaling_policy": Unasked(scaling)})
+            asyncio.run(controller.run())
+            return controller.get_result()
 
     return LeanTrainer
 
@@ -135,8 +209,8 @@ def lean_trainer() -> type[TorchTrainer]:
 def before_each_group(ask: Callable[[], None]) -> Any:
     """A member of `RunConfig.callbacks`: Ray Train's controller calls `ask` before each start of a worker group.
 
-    What `ask` raises there ends the run, and is not retried. It is pickled on its way to the controller. The public
-    `ray.train.UserCallback` hears of reports and of what workers raised; nobody asks it before a group starts.
+    What `ask` raises there ends the run, and is not retried. The public `ray.train.UserCallback` hears of reports and
+    of what workers raised; nobody asks it before a group starts.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 

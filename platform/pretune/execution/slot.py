@@ -186,6 +186,7 @@ class Slot(tune.Trainable):
         trial, group, settings = self._trial, self._group, self._settings
         generation, preempted = group.generation, group.preempted
         event = group.event()
+        preempted = preempted or group.preempted  # the notice may have come while it was waited for what follows
         if event is None:
             if not group.workers:
                 return self._retry("Ray Train's run ended under the trial", "")

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -332,7 +333,7 @@ class Line:
 
 def loop(setup: dict[str, Any]) -> None:
     """Ray Train's training function. `setup`: mailbox (actor handle), settings (SlotSettings), make_train (makes a
-    `Train`).
+    `Train`; a `WarmTrainer` if None).
     """
     import ray
     import ray.train
@@ -342,8 +343,10 @@ def loop(setup: dict[str, Any]) -> None:
     device = choose_device(settings.gpus_per_worker)
     try:
         line = Line(setup["mailbox"], join(setup["mailbox"], rank), rank, settings.abandoned_after_s)
-        train: Train = setup["make_train"]()
+        make_train = setup["make_train"] or partial(WarmTrainer, settings.remote)
+        train: Train = make_train()
         gc.freeze()  # what is imported by now stays: the collection after each trial need not walk through it
+        gc.enable()
         ray.get(setup["mailbox"].announce.remote(line.generation, introduce(rank)), timeout=CALL_S)
         serve(line, train, device)
     except (Abandoned, ray.exceptions.ActorDiedError) as error:
@@ -362,7 +365,7 @@ def introduce(rank: int) -> Worker:
         pid=pid,
         started=process_started(pid) or 0.0,
         node=context.get_node_id(),
-        handle=context.current_actor,
+        handle=ray.cloudpickle.dumps(context.current_actor),  # type: ignore[no-untyped-call]
         placement_group=group.id.hex() if group else "",
     )
 

@@ -50,7 +50,7 @@ class MailboxHandle:
 
     @property
     def is_closed(self) -> bool:
-        """Without the question of Ray Train's controller, which tells that it has given a group up."""
+        """Without the question of Ray Train's run, which tells that it has given a group up."""
         return self._mailbox._closed
 
     def __getattr__(self, name: str) -> Method:
@@ -123,7 +123,7 @@ class Stage:
         if self.lives:
             self.lives.pop(0)()
             return
-        while not self.tell("closed", 1):
+        while not self.tell("closed"):
             self.announce()
             while not self.mailbox.is_closed and not any(worker.handle in self.killed for worker in self.workers):
                 time.sleep(0.01)
@@ -168,6 +168,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "kill", stage.killed.append)
+    monkeypatch.setattr(ray.cloudpickle, "loads", lambda handle: handle)
     monkeypatch.setattr(ray, "get_actor", get_actor)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0, "memory": 1e9})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "memory": 1e9})
@@ -224,7 +225,7 @@ def test_the_seconds_of_a_start_are_told_once(make: Callable[..., Group], stage:
     assert start_s is not None
     assert 0.0 < start_s < 30.0
     assert group.take_start_s() is None
-    stage.tell("closed", 1)
+    stage.tell("closed")
     assert event_of(group) == Lost(1)
     stage.announce()
     assert group.ready() == 2
@@ -345,6 +346,13 @@ def started(child: subprocess.Popen[bytes]) -> float:
     started = process_started(child.pid)
     assert started is not None
     return started
+
+
+def test_a_process_knows_how_long_ago_it_was_started() -> None:
+    before = time.monotonic()
+    program = "import time; time.sleep(0.2); from pretune.execution.processes import age_s; print(age_s())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert 0.2 <= float(told.stdout) <= time.monotonic() - before + 0.02  # the system counts in hundredths
 
 
 def test_the_workers_of_a_group_that_is_replaced_are_killed(

@@ -120,10 +120,10 @@ def test_messages_of_an_older_generation_are_void() -> None:
 def test_a_group_that_ray_train_gives_up_is_lost_at_once_and_not_only_when_the_next_one_is_up() -> None:
     async def scenario() -> None:
         mailbox = Mailbox(1)
-        assert not await mailbox.closed(7), "asked before the first group as well, where nothing is lost"
+        assert not await mailbox.closed(), "asked before the first group as well, where nothing is lost"
         await mailbox.announce(await mailbox.next_generation(), worker(0))
         for _ in range(2):  # Ray Train asks again where it finds no room for the next group
-            await mailbox.closed(7)
+            await mailbox.closed()
         await mailbox.post(Failed(1, 1, 0, "Connection closed by peer", ""), 0)
         await mailbox.progress(1, 0)
         assert not await mailbox.send(1, CONTINUE)
@@ -182,13 +182,13 @@ def test_silence_counts_from_the_last_sign_of_life_and_starts_anew_with_each_com
 def test_a_closed_mailbox_shuts_down_this_group_and_any_later_one() -> None:
     async def scenario() -> None:
         mailbox, generation, waiting = await waited_at()
-        assert not await mailbox.closed(1)
+        assert not await mailbox.closed()
         await mailbox.close()
         assert (await waiting).command == SHUTDOWN
         assert not await mailbox.send(generation, CONTINUE)
         later = await mailbox.next_generation()
         assert (await mailbox.take(later, 0, 0, 5.0)).command == SHUTDOWN
-        assert await mailbox.closed(1)
+        assert await mailbox.closed()
 
     run(scenario())
 
@@ -210,6 +210,7 @@ def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grou
     loop = asyncio.new_event_loop()
     mailbox = Near(Mailbox(1), loop)
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(ray.cloudpickle, "loads", lambda handle: handle)
     monkeypatch.setattr(groups, "kill", lambda workers: None)
     monkeypatch.setattr(groups, "POLL_S", 0.01)
     group = Group.__new__(Group)
@@ -253,7 +254,7 @@ def test_a_slot_hears_of_a_loss_once_and_waits_for_the_next_group(near: tuple[Gr
     group, mailbox = near
     mailbox.announce.remote(mailbox.next_generation.remote(), worker(0))
     group.ready()
-    mailbox.closed.remote(7)
+    mailbox.closed.remote()
     assert group.event() == Lost(1)
     assert group.workers == ()
     assert group.event() is None

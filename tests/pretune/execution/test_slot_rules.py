@@ -350,6 +350,20 @@ def test_a_machine_that_is_taken_away_is_no_failure_and_the_trial_goes_on(slot: 
     assert group(slot).resumes == [0, 2]
 
 
+def test_a_notice_that_comes_with_the_loss_is_heeded(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    step(slot, report(1))
+    waiting = group(slot)
+    answer = waiting.event
+
+    def noticing() -> Event | None:
+        waiting.preempted = True
+        return answer()
+
+    monkeypatch.setattr(waiting, "event", noticing)
+    row = step(slot, Ready(2, ()), report(2, run=2))
+    assert (row.epoch, row.failures) == (2, 0)
+
+
 def test_what_others_notice_of_a_machine_that_is_taken_away_is_no_failure_either(slot: Slot) -> None:
     group(slot).preempted = True
     row = step(slot, failed(), report(1, run=2))
