@@ -22,6 +22,7 @@ Targets at 10,000 trials: show 2 s and 200 MB, a decision 5 ms in the median and
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import math
 import os
@@ -42,6 +43,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from pretune.__main__ import COLLECTED_AFTER
 from pretune.core import study_log
 from pretune.core.conductor import Conductor
 from pretune.core.experiment import Experiment
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=200)
     parser.add_argument("--samplers", nargs="+", default=list(SPACES), choices=list(SPACES))
     asked = parser.parse_args()
+    gc.set_threshold(COLLECTED_AFTER)  # as the command does
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in ("cmaes", "scipy.special", "scipy.stats"):  # most of a second, once per process and not per sweep
         importlib.import_module(name)

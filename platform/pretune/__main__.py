@@ -12,11 +12,15 @@ from pretune.cli.ending import leave
 from pretune.cli.exits import interrupted_code, print_error
 from pretune.execution.interruption import Interruption
 
+COLLECTED_AFTER = 50_000
+"""New objects, before garbage is looked for. What a command reads is kept to its end: to look through all of it every
+700 objects, as Python does by itself, takes a tenth of `show` and of a decision at 10,000 trials.
+"""
+
 
 def main() -> None:
     """Run the command line; ends the process with its exit code."""
-    # What a command reads is kept to its end: to look through all of it every 700 objects takes a tenth of `show`.
-    gc.set_threshold(50_000)
+    gc.set_threshold(COLLECTED_AFTER)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± must not end a sweep
