@@ -4,7 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from pretune.execution import launch
 from trainers.profiling.figures import Figures, Spread, StepCost, TermCost
+from trainers.report import Outcome
+
+TINY = {
+    "batch_size": 16,
+    "views.*.size": 8,
+    "model.backbone.width": 8,
+    "model.projector.widths": [16, 16],
+    "probe.train_images": 40,
+    "probe.select_images": 40,
+    "optimizer.learning_rate": 1e6,  # a run of its own would diverge
+}
+"""Changes of a recipe that make a run short enough to be measured in a test."""
+
+
+def runs_end(monkeypatch: pytest.MonkeyPatch, ends: Outcome | Exception) -> None:
+    """A run in processes of its own ends like that, and starts none."""
+
+    def run(*_: object, **__: object) -> Outcome:
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    monkeypatch.setattr(launch, "run", run)
 
 
 def spread(seconds: float) -> Spread:

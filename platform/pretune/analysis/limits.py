@@ -70,28 +70,29 @@ def _avoidable(found: Figures) -> Iterator[Limit]:
         if gpu
         else "fewer workers or trials at once on these cores, or cheaper views",
     )
+    whole = found.step.whole.median
+
+    def in_the_step(what: str, seconds: float, told: str, remedy: str) -> Limit:
+        share = f"{told} {_percent(seconds / whole)} of the step"
+        return Limit(f"limited by {what}", seconds * of_epoch, share, remedy)
+
     for name, term in found.step.terms.items():
-        seconds = term.forward.median + term.backward.median
-        yield Limit(
-            "limited by a term",
-            seconds * of_epoch,
-            f"the term {name} takes {_percent(seconds / found.step.whole.median)} of the step",
-            f"fewer dimensions or groups for it (`pretune list` and the reference, Terms), or compare without it: "
+        yield in_the_step(
+            "a term",
+            term.forward.median + term.backward.median,
+            f"the term {name} takes",
+            "fewer dimensions or groups for it (`pretune list` and the reference, Terms), or compare without it: "
             f"pretune ablate RECIPE --leave-out objective.{name}",
         )
-    yield Limit(
-        "limited by the optimizer",
-        found.step.optimizer.median * of_epoch,
-        f"the optimizer takes {_percent(found.step.optimizer.median / found.step.whole.median)} of the step",
+    yield in_the_step(
+        "the optimizer",
+        found.step.optimizer.median,
+        "the optimizer takes",
         "larger batches, so that it moves the parameters less often",
     )
     if found.step.sentinel is not None:
-        yield Limit(
-            "limited by the sentinel",
-            found.step.sentinel.median * of_epoch,
-            f"the sentinel's looks take {_percent(found.step.sentinel.median / found.step.whole.median)} of the step",
-            "let it look less often: sentinel.every",
-        )
+        less = "let it look less often: sentinel.every"
+        yield in_the_step("the sentinel", found.step.sentinel.median, "the sentinel's looks take", less)
     if found.step.collectives is not None:
         yield Limit(
             "limited by communication",

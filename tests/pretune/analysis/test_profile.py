@@ -14,8 +14,8 @@ from pretune.core.errors import RequestError
 from pretune.execution import launch
 from pretune.request import request
 from search_spaces import RECIPES
-from tests.profiles import figures
-from tests.trainers.profiling.test_measure import SHORT, TINY
+from tests.profiles import TINY, figures, runs_end
+from tests.trainers.profiling.test_measure import SHORT
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.report import Outcome
@@ -55,12 +55,7 @@ def test_two_workers_measure_together_and_say_what_they_tell_each_other(tiny: Tr
 def test_what_cannot_be_profiled_says_why(
     tiny: TrialConfig, ends: Outcome | Exception, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*_: object, **__: object) -> Outcome:
-        if isinstance(ends, Exception):
-            raise ends
-        return ends
-
-    monkeypatch.setattr(launch, "run", run)
+    runs_end(monkeypatch, ends)
     with pytest.raises(NotProfiledError, match=said):
         profile.profile(tiny, out=Path("out"))
     assert not Path("out").exists()

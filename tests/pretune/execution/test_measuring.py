@@ -12,25 +12,17 @@ from pretune.execution import launch, measuring
 from pretune.execution.measuring import NotFittingError, NotMeasuredError, measure
 from pretune.request import request
 from search_spaces import RECIPES
+from tests.profiles import TINY, runs_end
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.report import Outcome
 
-TINY = {
-    "batch_size": 16,
-    "epochs": 500,
-    "views.*.size": 8,
-    "model.backbone.width": 8,
-    "model.projector.widths": [16, 16],
-    "probe.train_images": 40,
-    "probe.select_images": 40,
-    "optimizer.learning_rate": 1e6,  # a trial of its own would diverge
-}
-
 
 @pytest.fixture
 def tiny(here: Path) -> TrialConfig:
-    bound, _ = request.with_data(with_changes(RECIPES["sfrik_tiny"](), TINY), "digits", root=here / "data")
+    bound, _ = request.with_data(
+        with_changes(RECIPES["sfrik_tiny"](), TINY | {"epochs": 500}), "digits", root=here / "data"
+    )
     return bound
 
 
@@ -70,12 +62,7 @@ def test_a_few_steps_say_what_a_trial_takes(tiny: TrialConfig) -> None:
 def test_what_cannot_be_measured_says_why(
     tiny: TrialConfig, ends: Outcome | Exception, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*_: object, **__: object) -> Outcome:
-        if isinstance(ends, Exception):
-            raise ends
-        return ends
-
-    monkeypatch.setattr(launch, "run", run)
+    runs_end(monkeypatch, ends)
     with pytest.raises(error, match=said):
         measure(tiny, workers=1, gpus_per_worker=0.0, copies=2, host_bytes=1e9)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from search_spaces import RECIPES
+from tests.profiles import TINY
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 from trainers.data import datasets
@@ -20,15 +21,6 @@ from trainers.profiling.measure import EndedEarlyError, Extent, measure
 from trainers.report import Outcome
 
 SHORT = Extent(windows=2, window_s=0.02, turns=2, traced=2, matrix_side=64)
-TINY = {
-    "batch_size": 16,
-    "views.*.size": 8,
-    "model.backbone.width": 8,
-    "model.projector.widths": [16, 16],
-    "probe.train_images": 40,
-    "probe.select_images": 40,
-    "optimizer.learning_rate": 1e6,  # a run of its own would diverge
-}
 CPU = torch.device("cpu")
 
 
