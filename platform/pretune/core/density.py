@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pretune.core.optuna_private import log_mass, log_normal, weights_by_age
+from pretune.core.optuna_private import log_mass, weights_by_age
 
 Numbers = NDArray[np.float64]
 Samples = dict[str, Numbers]
@@ -42,8 +42,7 @@ class Density:
     of products, in which each point is a kernel, a truncated normal in each number; one kernel more is the whole space.
 
     The public `TPESampler` makes its own at each draw, from a study whose trials it reads and sorts again each time.
-    This one is the same, written for all numbers at once: its draws are equal to the last bit, its logarithm but for
-    rounding.
+    This one is the same but for rounding, written for all numbers at once.
     """
 
     def __init__(self, points: Samples, space: Mapping[str, BaseDistribution]) -> None:
@@ -237,21 +236,13 @@ def _log_quantile(logarithms: Numbers) -> Numbers:
     return found
 
 
-_NEAR = 1 / 2**0.5
-
-
 def _log_normal(numbers: Numbers) -> Numbers:
-    """The logarithm of the normal's distribution function, by the mathematics of Python's own library."""
-    if numbers.ndim > 1:
-        return _log_normal(numbers.ravel()).reshape(numbers.shape)
-    log, erf, erfc = math.log, math.erf, math.erfc
-    found = [
-        (log(0.5 * erfc(-x)) if x < -_NEAR else log(0.5 + 0.5 * erf(x)) if x < _NEAR else log(1.0 - 0.5 * erfc(x)))
-        if -14.0 < x < 4.2
-        else log_normal(number)
-        for number, x in zip(numbers.tolist(), (numbers / 2**0.5).tolist(), strict=True)
-    ]
-    return np.array(found)
+    """The logarithm of the normal's distribution function."""
+    # Here, as it takes a while to import, and a request that is refused asks for no density.
+    from scipy.special import log_ndtr
+
+    found: Numbers = log_ndtr(numbers)
+    return found
 
 
 def _log_mass_of_steps(
@@ -281,7 +272,6 @@ def _log_mass(left: Numbers, right: Numbers) -> Numbers:
     # On the right the two tails are almost 1 and their difference is lost: look from the other side there.
     flipped = left > 0.0
     near, far = np.where(flipped, -left, right), np.where(flipped, -right, left)
-    # Here, as it takes a while to import, and a request that is refused asks for no density.
     from scipy.special import log_ndtr, ndtr
 
     mass: Numbers = ndtr(near) - ndtr(far)

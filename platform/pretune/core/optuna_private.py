@@ -43,14 +43,8 @@ def weights_by_age(count: int) -> Numbers:
 
 
 def log_mass(low: Numbers, high: Numbers) -> Numbers:
-    """The logarithm of the standard normal's mass between two bounds, as TPE's draws have it to the last bit."""
+    """The logarithm of the standard normal's mass between two bounds, as TPE's draws have it."""
     found: Numbers = _truncnorm._log_gauss_mass(low, high)
-    return found
-
-
-def log_normal(number: float) -> float:
-    """The same up to a number, anywhere."""
-    found: float = _truncnorm._log_ndtr_single(number)
     return found
 
 
