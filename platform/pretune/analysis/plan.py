@@ -37,6 +37,8 @@ IDLE_BYTES = 500e6
 """What a worker holds that has trained nothing: Python, torch, Ray, compiled code."""
 TURNOVER_S = 0.35
 """From a trial's end to the start of the next one in its slot (benchmarks/README.md, turnover.py)."""
+SLOTS_RATIO = 0.85
+"""Over a worker group's start, what Tune and the slots' processes take before it (benchmarks/README.md)."""
 REPORT_S = 0.05
 """From the end of an epoch to the start of the next one: the report's way through slot, Tune and journal, and back."""
 CURVES_S = 10.0
@@ -284,7 +286,11 @@ def _of(shape: Shape, costs: Mapping[Shape, Measurement]) -> Measurement | None:
 
 def _cold(costs: Mapping[Shape, Measurement]) -> float | None:
     """Until the first trial's first step in its slot: the least, as the first process of all also compiles."""
-    found = [one.start_s + one.cold_s for one in costs.values() if one.start_s is not None and one.cold_s is not None]
+    found = [
+        (1.0 + SLOTS_RATIO) * one.start_s + one.cold_s
+        for one in costs.values()
+        if one.start_s is not None and one.cold_s is not None
+    ]
     return min(found, default=None)
 
 

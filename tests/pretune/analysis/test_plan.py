@@ -72,7 +72,7 @@ def test_an_ablation_takes_the_sum_of_its_trials(here: Path) -> None:
     said, steps = found.forecast, found.images // 64
     assert (said.trials, said.epochs, said.expected_epochs, found.distinct) == (3, 9, None, 1)
     trials = 3 * (0.1 + plan.TURNOVER_S + 1.0 * 0 + 2.0) + 9 * (steps * 0.5 + 0.2 + 0.1 + plan.REPORT_S + 1.0)
-    assert said.seconds == pytest.approx(25.0 + trials)
+    assert said.seconds == pytest.approx(20.0 * (1.0 + plan.SLOTS_RATIO) + 5.0 + trials)
     assert said.host_bytes == 1.5e9
     assert said.most_disk_bytes is not None
     assert said.disk_bytes is not None
