@@ -5,7 +5,7 @@
 `pretune sweep kernels --recipe sfrik_tiny --trials 2 --epochs 1` on the built-in data, as a shell starts it; the parts
 are those that the sweep prints itself. Warm: machine code is in numba's cache, as on any day but a machine's first.
 Cold: that cache is empty, for each run anew. With `--source`, another checkout of pretune takes turns with this one, so
-that both see the same machine; one from before 2026-11-29 tells fewer parts, and a total that leaves its checks out.
+that both see the same machine; one from before 2026-11-28 tells fewer parts, and a total that leaves its checks out.
 
 Target: 15 s on two cores, warm.
 """
