@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -336,10 +337,12 @@ def test_a_sweep_behind_a_uri_is_followed_and_its_working_copy_is_left_alone(
         book.append(Started(number=0, attempt=0, epoch=0))
         with remote(uri) as watched:
             (followed,) = watched.sweeps().values()
-            watched._copy.update()
             page = Page(followed)
-            page.look()
-            assert followed.status() == "running"
+            deadline = time.monotonic() + 20.0
+            while followed.status() != "running" and time.monotonic() < deadline:  # a thread of its own brings it
+                time.sleep(0.01)
+                page.look()
+            assert followed.status() == "running", followed.problem
             log = tmp_path / "sweeps" / "s" / "trials" / "0000" / "log.txt"
             log.parent.mkdir(parents=True)
             log.write_text("here\n")
