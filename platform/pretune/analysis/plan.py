@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ CURVES_S = 10.0
 """To look for earlier curves."""
 GLANCES, GLANCE_S = 32, 0.2
 """Draws of a space, and seconds for earlier curves, where a sweep is about to start."""
+KEPT = 2.4
+"""Checkpoints of a complete trial in the mean, of at most `retention.FINISHED`: its newest is often its best."""
 MOST_SHAPES = 6
 MEASURING_S = 120.0
 """No other shape is begun after so long."""
-LOG_BYTES, TRIAL_BYTES, CURVE_BYTES = 2e6, 12e3, 1.2e3
-"""On the disk: Ray's logs of a slot; of a trial its config, log, `asked` record and `study.log`; of an epoch its points
-for TensorBoard, over its line in the journal.
+LOG_BYTES, PACKED_BYTES, TRIAL_BYTES, CURVE_BYTES = 2e6, 1e5, 12e3, 1.2e3
+"""On the disk: Ray's logs of a slot while it runs, and packed at the end; of a trial its config, log, `asked` record
+and `study.log`; of an epoch its points for TensorBoard, over its line in the journal.
 """
 
 
@@ -217,16 +220,18 @@ def plan(
     trials = min(experiment.trials, len(experiment.points) or experiment.trials)
     by_shape = [shapes.of(config) for config in configs]
     like = {shape: _of(shape, costs) for shape in dict.fromkeys(by_shape)}
-    lengths = [_length(config, images, like[shape]) for config, shape in zip(configs, by_shape, strict=True)]
+    of_each = [like[shape] for shape in by_shape]
+    lengths = [_length(config, images, one) for config, one in zip(configs, of_each, strict=True)]
     longest = max(length.epochs for length in lengths)
     most = sum(length.epochs for length in lengths) if experiment.points else trials * longest
     told, basis = _curves(experiment, longest, GLANCE_S if quick else CURVES_S, known=bool(costs))
     cold_s = _cold(costs)
     played = curves.play(experiment, lengths, told, trials=trials, slots=slots, cold=cold_s or 0.0, quick=quick)
     checkpoint = max((one.checkpoint_bytes or 0.0 for one in costs.values()), default=0.0)
+    usual = statistics.fmean(one.checkpoint_bytes if one and one.checkpoint_bytes else checkpoint for one in of_each)
     line = max((one.report_bytes for one in costs.values()), default=0.0)
-    beside = slots * LOG_BYTES + trials * TRIAL_BYTES
-    kept = played.complete * min(retention.FINISHED, longest) + (trials - played.complete)
+    written = trials * TRIAL_BYTES
+    kept = played.complete * min(KEPT, longest) + (trials - played.complete)
     forecast = Forecast(
         trials=trials,
         epochs=most,
@@ -236,9 +241,12 @@ def plan(
         seconds=None if not costs or cold_s is None else min(played.time, 3600.0 * (experiment.max_hours or math.inf)),
         host_bytes=max((one.host_bytes for one in like.values() if one is not None), default=None),
         gpu_bytes=max((one.gpu_bytes for one in like.values() if one is not None and one.gpu_bytes), default=None),
-        disk_bytes=checkpoint * kept + beside + played.epochs * (line + CURVE_BYTES) if checkpoint else None,
+        disk_bytes=usual * kept + slots * PACKED_BYTES + written + played.epochs * (line + CURVE_BYTES)
+        if checkpoint
+        else None,
         most_disk_bytes=retention.bound(math.ceil(checkpoint), trials=trials, slots=slots)
-        + beside
+        + slots * LOG_BYTES
+        + written
         + most * (line + CURVE_BYTES)
         if checkpoint
         else None,

@@ -32,7 +32,10 @@ def stop_command(
             fail(str(error))
         now = results.read(result.folder, remote=result.remote).trials[trial]
     if now.state in ("WAITING", "RUNNING"):
-        said = f"trial {trial} ends at its next report, after epoch {now.epochs + 1}"
+        following = now.epochs + 1
+        said = f"trial {trial} ends at its next report, after epoch {following}"
+        if following == (now.config or {}).get("epochs"):
+            said += ", its last one, which makes it complete"
     else:
         said = f"trial {trial} has ended ({now.state}: {now.reason})"
     how = "written by the sweep's driver" if running else "written into its journal"

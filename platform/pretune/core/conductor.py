@@ -134,7 +134,7 @@ class Conductor:
             if not trial.ended and trial.config is None:
                 self._waiting.remove(trial.number)
                 self._end(trial.number, "INFEASIBLE", reason=self._proposer.refusal(trial.params))
-            elif not trial.ended and trial.stop_requested is not None:
+            elif not trial.ended and _unwanted(trial):
                 self._end_by_hand(trial)
         self._release()
 
@@ -255,7 +255,7 @@ class Conductor:
         if trial.stop_requested is not None:
             raise RequestError(f"trial {record.number} was told to end before; it does so at its next report")
         self._write(record)
-        if record.number not in self._live:
+        if record.number not in self._live and _unwanted(trial):
             self._end_by_hand(trial)
 
     def _end_by_hand(self, trial: TrialHistory) -> None:
@@ -279,7 +279,7 @@ class Conductor:
         if stop is not None and not self._stop(row.number, stop):
             return False
         trial = self.history.trials[row.number]
-        if trial.stop_requested is None:
+        if not _unwanted(trial):
             return True
         self._end_by_hand(trial)
         return False
@@ -329,10 +329,10 @@ class Conductor:
 
     def _wait_again(self, trial: TrialHistory) -> None:
         """A slot let go of the trial, which is not over: unless somebody wants it to be."""
-        if trial.stop_requested is None:
-            self._waiting.appendleft(trial.number)
-        else:
+        if _unwanted(trial):
             self._end_by_hand(trial)
+        else:
+            self._waiting.appendleft(trial.number)
 
     def close(
         self, reason: Literal["finished", "exhausted", "out_of_time", "interrupted", "failed"], detail: str = ""
@@ -518,6 +518,11 @@ class Conductor:
 def _says_something(trial: TrialHistory) -> bool:
     """Whether its end, if it has ended, is its config's own doing."""
     return trial.state != "FAIL" and not (trial.state == "PRUNED" and trial.rung is None)
+
+
+def _unwanted(trial: TrialHistory) -> bool:
+    """Whether somebody wants it to end who was in time: after its last epoch it is complete."""
+    return trial.stop_requested is not None and trial.last_epoch < (trial.config or {}).get("epochs", math.inf)
 
 
 def folder_name(trial: TrialHistory) -> str:

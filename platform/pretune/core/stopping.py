@@ -138,8 +138,9 @@ class SuccessiveHalving:
         if _survives(better, len(scores), self.reduction_factor):
             return None
         level = grace * self.reduction_factor**rung
+        unit = self.budget.removesuffix("s") if level == 1 else self.budget
         kept = survivors(len(scores), self.reduction_factor)
-        text = f"{self.metric} {value:.4g} at {level:.6g} {self.budget} is not among the best {kept} of {len(scores)}"
+        text = f"{self.metric} {value:.4g} at {level:.6g} {unit} is not among the best {kept} of {len(scores)}"
         return Stop(rung, text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,22 @@ def test_a_running_trial_that_is_stopped_ends_at_its_next_report_and_keeps_its_l
     assert (trial.state, trial.reason, trial.last_epoch) == ("PRUNED", "stopped by hand: no hope", 2)
     assert trial.last("probe/linear") is not None
     assert conductor.live == 0
+
+
+def test_a_trial_that_is_stopped_in_its_last_epoch_is_complete_also_after_a_kill(tmp_path: Path) -> None:
+    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+    handout = conductor.next()
+    assert handout is not None
+    conductor.started(0)
+    assert conductor.reported(row(handout, 1))
+    conductor.request(stop(0, "no hope"))
+    last = row(handout, handout.config["epochs"])
+    assert conductor.reported(last), "it ends by itself"
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "s", killed)
+    conductor.ended(replace(last, outcome="complete"))
+    assert (conductor.history.trials[0].state, conductor.history.trials[0].reason) == ("COMPLETE", "")
+    assert again(killed, space).history.trials[0].state == "RUNNING", "its end follows from its last checkpoint"
 
 
 def test_a_trial_that_waits_ends_at_once(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_each_bracket_halves_among_its_own_trials_and_a_later_one_begins_later()
     stop = rule.observe(first[1], 1, score(0.5), last_epoch=8)
     assert stop is not None
     assert stop.rung == 0
-    assert stop.reason == "probe/linear 0.5 at 1 epochs is not among the best 1 of 2 in bracket 0"
+    assert stop.reason == "probe/linear 0.5 at 1 epoch is not among the best 1 of 2 in bracket 0"
     for number, value in zip(second, (0.4, 0.3), strict=True):
         assert rule.observe(number, 1, score(value), last_epoch=8) is None, "its bracket has no rung here"
     assert rule.observe(second[0], 2, score(0.4), last_epoch=8) is None
