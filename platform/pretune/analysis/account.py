@@ -243,7 +243,7 @@ def _final(result: SweepResult) -> Mapping[str, float]:
 
 def _only(wanted: Collection[str], metrics: Mapping[str, float]) -> dict[str, float]:
     """Of one epoch; of ten thousand trials all numbers would not fit."""
-    return {name: value for name, value in dict(metrics).items() if name in wanted}
+    return {name: value for name, value in metrics.items() if name in wanted}
 
 
 def _curve(number: int, epochs: Mapping[int, Mapping[str, float]], metric: str) -> Curve:

@@ -203,8 +203,11 @@ def _curves(folder: Path, experiment: Experiment, ends: float) -> list[Curve]:
         if not isinstance(first, Opened) or not _alike(first.experiment, experiment):
             return []
         for record in records:
-            if isinstance(record, Epoch | StoredEpoch) and experiment.metric in (metrics := dict(record.metrics)):
-                found.setdefault(record.number, {})[record.epoch] = metrics[experiment.metric]
+            if not isinstance(record, Epoch | StoredEpoch):
+                continue
+            value = record.metrics.get(experiment.metric)
+            if value is not None:
+                found.setdefault(record.number, {})[record.epoch] = value
                 if len(found) > MOST_CURVES or time.monotonic() > ends:
                     break
     return list(found.values())

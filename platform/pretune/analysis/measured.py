@@ -55,7 +55,8 @@ def command(folder: Path) -> str | None:
 
 def measured(trial: TrialHistory, metric: str) -> dict[str, Any]:
     """What `as_json` adds to one trial; its epochs must be readable."""
-    epochs = {epoch: dict(trial.epochs[epoch]) for epoch in sorted(trial.epochs)}  # each is read from the disk once
+    # By items each is read from the disk once.
+    epochs = {epoch: dict(trial.epochs[epoch].items()) for epoch in sorted(trial.epochs)}
     curve = [
         {"epoch": epoch, "value": metrics[metric], "stderr": metrics.get(f"{metric}_stderr")}
         for epoch, metrics in epochs.items()

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, ItemsView, Iterator, Mapping
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -158,6 +158,9 @@ class StoredEpoch(Mapping[str, float]):
         metrics = self._source.bytes(self._begin, self._count)
         found = _number_in(metrics, _key(name), 0, len(metrics))
         return self.read_metrics()[name] if found is None else found
+
+    def items(self) -> ItemsView[str, float]:
+        return self.read_metrics().items()  # read once, and not once for each
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.read_metrics())

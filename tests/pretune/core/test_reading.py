@@ -96,6 +96,9 @@ def test_an_epoch_stays_on_the_disk_until_its_numbers_are_asked_for(
             (one.number, one.epoch, one.metrics, one.checkpoint) for one in epochs
         ]
         assert kept[0]["probe/linear"] == epochs[0].metrics["probe/linear"]
+        before = parsed
+        assert dict(kept[0].items()) == epochs[0].metrics
+        assert parsed == before + 1, "all numbers of an epoch take one look"
 
 
 def test_an_epoch_that_looks_otherwise_is_looked_at_closely(tmp_path: Path) -> None:
