@@ -121,8 +121,10 @@ def in_words(shape: Shape, others: Sequence[Shape]) -> str:
     parts = [" + ".join(terms)] if any(re.fullmatch(r"objective\.\w+\.kind", path) for path in differing) else []
     for path in sorted(differing & facts.keys(), key=lambda path: (not path.endswith(".kind"), path)):
         name = re.sub(r"^(objective|model)\.|\.kind$", "", path)
-        counted = path.endswith(".#") and path != "views.#"
-        if (path.endswith(".kind") or _is_size(facts[path])) and not counted and name != facts[path]:
+        if path.endswith(".#") and path != "views.#":
+            if not _is_size(facts.get(f"{path[:-1]}0")):  # or its numbers tell it apart
+                parts.append(f"{facts[path]} {path.split('.')[-2]}")
+        elif (path.endswith(".kind") or _is_size(facts[path])) and name != facts[path]:
             parts.append(f"{name.removesuffix('.#')}={facts[path]}")
     return ", ".join(parts[:MOST_WORDS]) or f"batch_size={shape.batch_size}"
 

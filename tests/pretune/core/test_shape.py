@@ -97,3 +97,15 @@ def test_a_shape_is_told_from_the_others_by_what_differs() -> None:
     one, other = of(batch_size=16), of(batch_size=256)
     assert shape.in_words(one, [one, other]) == "batch_size=16"
     assert shape.in_words(one, [one]) == "batch_size=16"
+
+
+def test_shapes_that_differ_in_how_many_numbers_a_list_has_are_told_apart() -> None:
+    base = RECIPES["sfrik_tiny"]()
+    two, three = (
+        shape.of(with_changes(base, {"objective.mmd.kernel.coefficients": found}))
+        for found in ([1.0, 1.0], [1.0, 1.0, 1.0])
+    )
+    assert shape.in_words(two, [two, three]) == "2 coefficients"
+    assert shape.in_words(three, [two, three]) == "3 coefficients"
+    deep = shape.of(with_changes(base, {"model.projector.widths": [64, 64, 64]}))
+    assert "3 widths" not in shape.in_words(deep, [two, deep]), "sizes say so themselves"
