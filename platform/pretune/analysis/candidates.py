@@ -69,6 +69,18 @@ def best(result: SweepResult, count: int) -> list[TrialResult]:
     return list(itertools.islice(own, count))
 
 
+def without_winner(result: SweepResult) -> str:
+    """That no trial of `result` is complete, and how one becomes so."""
+    named = shlex.quote(str(result.folder))
+    onward = (
+        f"look at the reasons with `pretune show {named}`, and add trials with `pretune resume {named} --trials "
+        f"{result.asked + 8}`"
+        if result.closed in ("finished", "exhausted")
+        else f"go on with `pretune resume {named}`"
+    )
+    return f"sweep {result.name!r} has no complete trial; {onward}"
+
+
 def candidate(result: SweepResult, trial: TrialResult) -> Candidate:
     """RequestError where its last checkpoint is gone."""
     assert trial.value is not None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from pretune.analysis import candidates
 from pretune.core.errors import RequestError
 from pretune.core.messages import did_you_mean, validated
 from pretune.core.results import SweepResult
@@ -325,8 +326,11 @@ def _trial(result: SweepResult, number: int | None) -> Target:
                 f"{result.name}/{len(result.trials) - 1}"
             )
         if result.best is None:
-            raise RequestError(f"sweep {result.name!r} has no complete trial; name one of the others: SWEEP/TRIAL")
+            others = f", or name one of the others: {result.name}/TRIAL" if result.trials else ""
+            raise RequestError(f"{candidates.without_winner(result)}{others}")
         number = result.best
+    if not result.trials:
+        raise RequestError(f"trial must be one of {result.name!r}, but that has none yet; see `pretune show`")
     if number >= len(result.trials):
         raise RequestError(
             f"trial must be 0 to {len(result.trials) - 1} in {result.name!r}, but is {number}; see `pretune show`"
@@ -336,7 +340,9 @@ def _trial(result: SweepResult, number: int | None) -> Target:
         trial = result.trials[trial.result_of]
     if trial.checkpoint is None or not storage.exists(trial.checkpoint.path):
         what = "was never written" if trial.checkpoint is None else f"{trial.checkpoint.path} is gone"
-        raise RequestError(f"the checkpoint of trial {number} of {result.name!r} {what}; evaluate another one")
+        raise RequestError(
+            f"the checkpoint of trial {number} of {result.name!r} {what}; name another one: {result.name}/TRIAL"
+        )
     return Target(
         name=f"{result.name}/{number}",
         file=trial.checkpoint.path,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -108,14 +107,7 @@ def check(
         )
     best = candidates.best(result, top)
     if not best:
-        named = shlex.quote(str(result.folder))
-        onward = (
-            f"look at the reasons with `pretune show {named}`, and add trials with `pretune resume {named} --trials "
-            f"{result.asked + 8}`"
-            if result.closed in ("finished", "exhausted")
-            else f"go on with `pretune resume {named}`"
-        )
-        raise RequestError(f"sweep {result.name!r} has no complete trial; {onward}")
+        raise RequestError(candidates.without_winner(result))
     if top > 1 and not reseeded and result.metric not in candidates.REFITTED:
         raise RequestError(
             f"--top {top} fits probes again and chooses by them, so the sweep's metric must be "
