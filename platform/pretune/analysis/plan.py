@@ -34,8 +34,10 @@ from pretune.execution.settings import SLOT_MEMORY
 from trainers.config import TrialConfig
 from trainers.data import data_cache
 
-IDLE_BYTES = 500e6
-"""What a worker holds that has trained nothing: Python, torch, Ray, compiled code."""
+IDLE_BYTES = 1.1e9
+"""What a worker holds whatever its batches: Python, torch, Ray, compiled code. `sfrik_tiny` takes 1.14 GB at a batch of
+8 and 1.27 GB at 256; with a GPU it is more, so that what grows with a batch is rather taken for too much.
+"""
 TURNOVER_S = 0.35
 """From a trial's end to the start of the next one in its slot (benchmarks/README.md, turnover.py)."""
 SLOTS_RATIO = 0.85
