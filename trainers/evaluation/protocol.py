@@ -226,6 +226,11 @@ class Protocol(BaseModel, ABC):
                 f"protocol {self.name!r} needs labels, but the images of {dataset.folder} have none; evaluate on a "
                 "data set with labels: --data"
             )
+        if dataset.class_count == 1:
+            raise ValueError(
+                f"protocol {self.name!r} needs two classes or more, but all images of {dataset.folder} are of one, "
+                "which makes every answer right; evaluate on another data set: --data"
+            )
         counts = zip(dataset.manifest.class_names, dataset.manifest.class_counts["train"], strict=True)
         empty = [repr(name) for name, count in counts if not count]
         if empty:

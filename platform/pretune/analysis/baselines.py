@@ -34,12 +34,18 @@ class Comparison(Stored):
         Both are scored on the same images; taking them as independent makes the error larger than it is, so the claim
         is on the safe side.
         """
-        error = math.hypot(self.best_stderr, stderr)
-        return (self.best - value) / error if error > 0.0 else math.copysign(math.inf, self.best - value)
+        apart, error = self.best - value, math.hypot(self.best_stderr, stderr)
+        if error > 0.0:
+            return apart / error
+        return math.copysign(math.inf, apart) if apart else 0.0
 
     def difference_text(self, value: float, stderr: float) -> str:
-        """`best is 5.2 standard errors above`."""
+        """`best is 5.2 standard errors above`; without a number where both errors are 0."""
         errors = self.difference(value, stderr)
+        if self.best == value:
+            return "best is equal"
+        if math.isinf(errors):
+            return f"best is {'above' if errors > 0.0 else 'below'}"
         return f"best is {abs(errors):.1f} standard errors {'above' if errors >= 0.0 else 'below'}"
 
 

@@ -110,13 +110,14 @@ def weight(metric: str) -> str:
     return f"{metric} takes a vote of neighbors more at each epoch's probe: about what probe/linear takes"
 
 
-def check_labels(metric: str, config: TrialConfig, data: object) -> None:
-    """RequestError where `metric` takes labels; for `data` that have none."""
-    if not metric.startswith(_OF_LABELS):
+def check_labels(metric: str, config: TrialConfig, data: object, class_count: int) -> None:
+    """RequestError where `metric` takes labels and `data`, of so many classes, have none that say anything."""
+    if class_count > 1 or not metric.startswith(_OF_LABELS):
         return
+    why = "have none" if not class_count else "are all of one class, so that every probe is right"
     known = [name for name in names(config) if not name.startswith(_OF_LABELS)]
     raise RequestError(
-        f"--metric must be one that takes no labels, as the images of {data} have none, but is {metric!r}"
+        f"--metric must be one that takes no labels, as the images of {data} {why}, but is {metric!r}"
         f"{', the default' if metric == DEFAULT else ''}; a trial on them reports {', '.join(known)}: choose one, "
         f"such as --metric health/embedding/effective_rank, and with --direction which way is better, if not as usual "
         f"(maximize; minimize for losses)"

@@ -300,8 +300,8 @@ def checked(
     for objective in asked.objectives:
         metrics.check(objective.metric, proposed)
     bound, dataset = with_data(base, data)
-    for objective in () if dataset.has_labels else asked.objectives:
-        metrics.check_labels(objective.metric, bound, dataset.folder)
+    for objective in asked.objectives:
+        metrics.check_labels(objective.metric, bound, dataset.folder, dataset.class_count)
     for point in points.distinct(asked.points):
         check_data(overrides.apply(bound, point), dataset)
     return asked.model_copy(update={"base": bound})

@@ -39,7 +39,11 @@ def test_a_difference_is_counted_in_its_own_standard_errors() -> None:
     assert COMPARED.difference(COMPARED.untrained, COMPARED.untrained_stderr) == pytest.approx(6.0)
     assert COMPARED.difference_text(0.6, 0.04) == "best is 6.0 standard errors above"
     assert COMPARED.difference_text(0.95, 0.04) == "best is 1.0 standard errors below"
-    assert math.isinf(COMPARED.model_copy(update={"best_stderr": 0.0}).difference(0.6, 0.0))
+    sure = COMPARED.model_copy(update={"best_stderr": 0.0})
+    assert math.isinf(sure.difference(0.6, 0.0))
+    assert sure.difference_text(0.6, 0.0) == "best is above"
+    assert sure.difference(sure.best, 0.0) == 0.0
+    assert sure.difference_text(sure.best, 0.0) == "best is equal"
 
 
 def test_a_comparison_is_computed_once_and_belongs_to_one_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

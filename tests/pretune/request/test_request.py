@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pretune.core import journal, results
 from pretune.core.errors import RequestError
@@ -22,6 +23,7 @@ from tests.toys import Executor, begin
 from trainers.changes import value_at
 from trainers.config import TrialConfig
 from trainers.data import datasets
+from trainers.evaluation.protocols.knn import Knn
 
 
 @pytest.fixture
@@ -82,6 +84,20 @@ def test_what_takes_labels_is_not_searched_for_on_images_that_have_none(unlabele
     assert "probe/" not in said.partition("a trial on them reports")[2]
     with pytest.raises(RequestError, match="takes no labels"):
         ablation(unlabeled, {"threads": 1})
+
+
+def test_on_images_of_one_class_no_probe_is_searched_for_and_none_is_evaluated(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "cat"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(folder / f"{number:03d}.png")
+    found = datasets.build("images", source=[tmp_path / "in"], layout="classes", out=tmp_path / "data")
+    with pytest.raises(RequestError, match="are all of one class, so that every probe is right, but is 'probe/linear'"):
+        search(found.folder)
+    assert search(found.folder, metric="health/embedding/effective_rank").objectives
+    with pytest.raises(ValueError, match=r"protocol .knn. needs two classes or more, .* are of one"):
+        Knn().check(found)
 
 
 def test_what_takes_no_labels_is_searched_for_on_images_that_have_none(unlabeled: Path) -> None:
