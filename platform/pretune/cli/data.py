@@ -160,7 +160,7 @@ def data_command(
     done = "every byte is as its manifest says" if verify else "done"
     console.print(Text(f"{done}, {format.duration(time.monotonic() - started)}. Next:", style="dim"))
     flag = "" if name == "digits" and folder == DATA_ROOT / name else f" --data {shlex.quote(tables.relative(folder))}"
-    flag += "" if dataset.has_labels else " --metric health/embedding/effective_rank"
+    flag += "" if dataset.class_count > 1 else " --metric health/embedding/effective_rank"
     console.print(
         tables.commands({f"pretune sweep kernels{flag}": "sweep a recipe on it", "pretune list": "recipes and spaces"}),
         soft_wrap=True,
