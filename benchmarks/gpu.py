@@ -213,7 +213,7 @@ def step(row: Row, size: Size, folder: Path) -> dict[str, Any]:
 
 
 def compiled(row: Row, way: str, size: Size, folder: Path) -> dict[str, Any]:
-    """Images per second on views that lie on the device, with compiled passes, and seconds of the first step."""
+    """As `step` with compiled passes, seconds of the first step, and how often a later one waits for the device."""
     if way == "cuda_graphs" and not torch.cuda.is_available():
         return {"left out": "takes a GPU"}
     config = with_changes(row.config(), {"compile": way})
@@ -222,7 +222,8 @@ def compiled(row: Row, way: str, size: Size, folder: Path) -> dict[str, Any]:
     work.step()
     finish(device())
     begun = time.perf_counter() - started
-    return {"first_step_s": begun, **in_windows(work.step, size.steps, config.batch_size)}
+    found = {"first_step_s": begun, **in_windows(work.step, size.steps, config.batch_size)}
+    return found | waits_of(work, size.steps) if torch.cuda.is_available() else found
 
 
 def real(row: Row, size: Size, folder: Path) -> dict[str, Any]:
@@ -277,14 +278,19 @@ def waits(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     work = StepAlone(row.config(), device())
     for _ in range(3):
         work.step()
+    return waits_of(work, size.steps)
+
+
+def waits_of(work: StepAlone, steps: int) -> dict[str, Any]:
+    """How often the host waits for the device in a step, and where; of steps that are warm, on a GPU."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for _ in range(size.steps):
+        for _ in range(steps):
             work.step()
     torch.cuda.set_sync_debug_mode("default")
     where = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in told})
-    return {"waits_per_step": len(told) / size.steps, "where": where[:5]}
+    return {"waits_per_step": len(told) / steps, "where": where[:5]}
 
 
 def together(row: Row, size: Size, folder: Path) -> dict[str, Any]:
@@ -411,6 +417,7 @@ def in_words(result: dict[str, Any]) -> str:
         case {"images_per_s": rate, "least": least, "most": most, **more}:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in more.get("shares", {}).items())
             first = f", first step {more['first_step_s']:.0f} s" if "first_step_s" in more else ""
+            first += f", {more['waits_per_step']:.1f} waits a step" if "waits_per_step" in more else ""
             memory = f", {more['gpu_peak_bytes'] / 1e9:.1f} GB" if "gpu_peak_bytes" in more else ""
             return f"{rate:,.0f} images/s ({least:,.0f} to {most:,.0f}){memory}{first}" + (
                 f"; {shares}" if shares else ""

@@ -36,11 +36,15 @@ if TYPE_CHECKING:
 Call = Callable[..., Any]
 """Calls its first argument, a part of the network or a function, with the others."""
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""The variable that says where torch keeps compiled code."""
 MOST_VARIANTS = 64
 """Pieces of code of one function: parts of the network, with and without gradient, by size of view."""
 
 _compiled_for: str | None = None
 """What this process holds code of: see `network`. As torch's own store of code is one for the whole process."""
+_graphs_before = 0
+"""Graphs that torch had compiled in this process when that store was last emptied."""
 
 
 class CompilationError(RuntimeError):
@@ -124,18 +128,24 @@ def network(config: TrialConfig, device_type: str, ranks: int) -> str:
 
 def _prepare(config: TrialConfig, wanted: str) -> None:
     """torch's settings for compiled code, and its store emptied of what another network left there."""
-    global _compiled_for
+    global _compiled_for, _graphs_before
     import torch
+    from torch._dynamo.utils import counters
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder()))
+    if os.environ.get(CACHE, default_cache_dir()) == default_cache_dir():  # which torch sets, too, when it is imported
+        os.environ[CACHE] = str(folder())
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:  # else a pool as large as the machine, for each worker
         torch._inductor.config.compile_threads = config.threads
     settings: Any = torch._dynamo.config
     # More than this would be left uncompiled without a word: other numbers than those of a run that comes first.
     settings.recompile_limit, settings.fail_on_recompile_limit_hit = MOST_VARIANTS, True
     settings.optimize_ddp = False  # it cuts the code at DDP's buckets, which our own calls do not see
-    if wanted != _compiled_for or config.compile == "cuda_graphs":
+    # Parts of one's own may have something that each instance has anew, so that code is never taken over.
+    crowded = counters["stats"]["unique_graphs"] - _graphs_before > MOST_VARIANTS // 2
+    if wanted != _compiled_for or config.compile == "cuda_graphs" or crowded:
         torch.compiler.reset()
+        _graphs_before = counters["stats"]["unique_graphs"]
     _compiled_for = wanted
 
 

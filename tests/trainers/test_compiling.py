@@ -139,6 +139,27 @@ def test_code_of_another_network_is_forgotten(counted: Counted, tmp_path: Path) 
     assert fingerprint(warm.checkpoint) == fingerprint(cold.checkpoint)
 
 
+class Fickle(nn.Linear):
+    """What its code depends on is another object in each instance."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.scale = lambda x: 2.0 * x
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.scale(super().forward(x))
+        return scaled
+
+
+def test_code_that_is_never_taken_over_does_not_pile_up_until_a_trial_fails(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "MOST_VARIANTS", 4)
+    for _ in range(12):
+        compiling.compiled(compiled(), CPU, 1)(Fickle(), torch.ones(1, 2))
+    assert counted.graphs > 4
+
+
 def test_nothing_of_a_trial_is_held_by_its_code(counted: Counted) -> None:
     trial = compiled()
     model = build_model(trial).train()
@@ -287,7 +308,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_generated_code_has_the_plain_numbers_and_a_warm_trial_those_of_a_cold_process(
     tmp_path: Path, cache: Path
 ) -> None:
@@ -318,7 +339,7 @@ def test_generated_code_has_the_plain_numbers_and_a_warm_trial_those_of_a_cold_p
             capture_output=True,
             text=True,
             check=True,
-            timeout=400,
+            timeout=900,
             env={**environment, "PRETUNE_CACHE": str(place)},
         )
         found.append(json.loads(answer.stdout.splitlines()[-1]))
@@ -336,9 +357,9 @@ def generated(trial: dict[str, Any], cache: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_workers_with_generated_code_have_the_gradients_of_one(two_processes: TwoProcesses, cache: Path) -> None:
     trial = compiled(**VARIANTS["lars, teacher, predictor"])
     one = gradients_of(trial.model_copy(update={"compile": "off"}))
-    for found in two_processes.run(generated, trial.model_dump(mode="json"), str(cache), timeout_s=600.0):
+    for found in two_processes.run(generated, trial.model_dump(mode="json"), str(cache), timeout_s=900.0):
         assert_alike(found, one)

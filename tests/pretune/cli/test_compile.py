@@ -15,8 +15,10 @@ from pretune.core.experiment import Experiment
 from tests.pretune.cli.command import pretune
 from trainers.config import TrialConfig
 
+COMMANDS = ("train sfrik_tiny", "sweep kernels --trials 2", "ablate sfrik_tiny --factor batch_size=32,64")
 
-@pytest.mark.parametrize("command", ["train sfrik_tiny", "sweep kernels", "ablate sfrik_tiny --factor seed=0,1"])
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_compiler_it_is_refused(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = pretune(*command.split(), "--compile", "on")
@@ -32,8 +34,8 @@ def test_without_a_compiler_it_is_refused(command: str, here: Path, monkeypatch:
         ("train sfrik_tiny --compile on --set compile=off", "say the same thing twice"),
         ("train sfrik_tiny --compile auto --set compile=off", "say the same thing twice"),
         ("train sfrik_tiny --compile auto --resume --out run", "goes on as the run began"),
-        ("sweep kernels --compile auto --address auto", "with --address trials run on others"),
-        ("ablate sfrik_tiny --factor seed=0,1 --compile auto --address auto", "with --address trials run on others"),
+        (f"{COMMANDS[1]} --compile auto --address auto", "with --address trials run on others"),
+        (f"{COMMANDS[2]} --compile auto --address auto", "with --address trials run on others"),
     ],
 )
 def test_what_contradicts_is_refused(arguments: str, message: str, here: Path) -> None:
@@ -53,14 +55,12 @@ def test_a_level_that_needs_a_compiler_is_left_out_where_there_is_none(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "run", run)
-    found = pretune("ablate", "sfrik_tiny", "--factor", "compile=off,on", "--factor", "seed=3,4")
+    found = pretune("ablate", "sfrik_tiny", "--factor", "compile=off,on", "--factor", "batch_size=32,64")
     assert "compile=on cannot be built and is left out" in found.stdout + found.stderr
     assert asked
 
 
-@pytest.mark.parametrize(
-    "command", ["sweep kernels --trials 2", "ablate sfrik_tiny --factor optimizer.momentum=0.8,0.9"]
-)
+@pytest.mark.parametrize("command", COMMANDS[1:])
 def test_what_is_measured_is_in_the_experiment(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Experiment] = []
 
