@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -91,7 +92,10 @@ def compiled(config: TrialConfig, device: torch.device, ranks: int) -> Call:
     from torch._inductor.exc import CppCompileError
 
     _prepare(config, network(config, device.type, ranks))
-    options = {"deterministic": config.deterministic, "triton.cudagraphs": config.compile == "cuda_graphs"}
+    options: dict[str, Any] = {
+        "deterministic": config.deterministic,
+        "triton.cudagraphs": config.compile == "cuda_graphs",
+    }
     run = torch.compile(plainly, dynamic=False, options=options)
 
     def call(part: Call, *inputs: Any) -> Any:
@@ -111,7 +115,7 @@ def begin_step(config: TrialConfig) -> None:
     if config.compile == "cuda_graphs":
         import torch
 
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def network(config: TrialConfig, device_type: str, ranks: int) -> str:
@@ -137,6 +141,7 @@ def _prepare(config: TrialConfig, wanted: str) -> None:
         os.environ[CACHE] = str(folder())
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:  # else a pool as large as the machine, for each worker
         torch._inductor.config.compile_threads = config.threads
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
     settings: Any = torch._dynamo.config
     # More than this would be left uncompiled without a word: other numbers than those of a run that comes first.
     settings.recompile_limit, settings.fail_on_recompile_limit_hit = MOST_VARIANTS, True

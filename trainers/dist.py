@@ -300,11 +300,11 @@ class SynchronizedBatchNorm(_BatchNorm):
             native: Tensor = _NativeSynchronized.apply(input, *settings, torch_dist.group.WORLD, world_size())
             return native
         normalized, mean, var, total = _normalize_over_ranks(input, self.weight, self.bias, self.eps)
-        if running[0] is not None and running[1] is not None:
-            unbiased = var * (total / (total - 1))
-            for kept, new in zip(running, (mean, unbiased), strict=True):
+        for kept, new in zip(running, (mean, var * (total / (total - 1))), strict=True):
+            if kept is not None:
                 kept.mul_(1 - momentum).add_(new.detach().to(kept.dtype), alpha=momentum)
-        return normalized
+        found: Tensor = normalized
+        return found
 
 
 def synchronize_batch_norm(module: nn.Module) -> nn.Module:

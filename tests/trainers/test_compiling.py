@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -34,13 +35,16 @@ from trainers.train import TrainingStep, data_parallel
 CPU = torch.device("cpu")
 PER_PART: dict[str, Any] = {"accumulate": 2, "accumulate_batch_norm": "per_part"}
 NETWORKS = {**VARIANTS, "accumulated": PER_PART}
+QUICK = ("parts of one's own", "dino, multi-crop")
 networks = pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(changes, id=name, marks=[] if name in ("sgd", "dino, multi-crop") else pytest.mark.slow)
+        pytest.param(changes, id=name, marks=[] if name in QUICK else pytest.mark.slow)
         for name, changes in NETWORKS.items()
     ],
 )
+SMALL: dict[str, Any] = {"model": VARIANTS["parts of one's own"]["model"]}
+"""Three convolutions and a teacher: soon traced."""
 TOLERANCE = 1e-4
 """Of losses and gradients, relative to their size: compiled code adds up in another order, in float32."""
 
@@ -115,7 +119,7 @@ def test_compiled_passes_have_the_loss_and_the_gradients_of_plain_ones(
 def test_a_warm_trial_of_the_same_network_compiles_nothing_and_equals_a_cold_one(
     counted: Counted, tmp_path: Path
 ) -> None:
-    trial = VARIANTS["lars, teacher, predictor"]
+    trial = {**SMALL, "optimizer": {"kind": "lars", "learning_rate": 2.0}}
     cold, warm = Recorder(), Recorder()
     run(tmp_path / "cold", cold, compiled(**trial, seed=3))
     wanted, graphs = fingerprint(cold.checkpoint), counted.graphs
@@ -131,42 +135,43 @@ def test_a_warm_trial_of_the_same_network_compiles_nothing_and_equals_a_cold_one
 
 def test_code_of_another_network_is_forgotten(counted: Counted, tmp_path: Path) -> None:
     """Or the second size of batch would be compiled for any size, which a cold run's is not."""
-    run(tmp_path / "other", Recorder(stop_at=1), compiled(batch_size=18))
+    run(tmp_path / "other", Recorder(stop_at=1), compiled(**SMALL, batch_size=18))
     warm, cold = Recorder(), Recorder()
-    run(tmp_path / "warm", warm, compiled())
+    run(tmp_path / "warm", warm, compiled(**SMALL))
     torch.compiler.reset()
-    run(tmp_path / "cold", cold, compiled())
+    run(tmp_path / "cold", cold, compiled(**SMALL))
     assert fingerprint(warm.checkpoint) == fingerprint(cold.checkpoint)
 
 
-class Fickle(nn.Linear):
-    """What its code depends on is another object in each instance."""
+class Numbered(nn.Linear):
+    """What its code depends on is another number in each instance."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(2, 2)
-        self.scale = lambda x: 2.0 * x
+        self.number = number
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.scale(super().forward(x))
-        return scaled
+        return self.number * super().forward(x)
 
 
 def test_code_that_is_never_taken_over_does_not_pile_up_until_a_trial_fails(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "MOST_VARIANTS", 4)
-    for _ in range(12):
-        compiling.compiled(compiled(), CPU, 1)(Fickle(), torch.ones(1, 2))
+    for number in range(12):
+        compiling.compiled(compiled(), CPU, 1)(Numbered(number), torch.ones(1, 2))
     assert counted.graphs > 4
 
 
 def test_nothing_of_a_trial_is_held_by_its_code(counted: Counted) -> None:
-    trial = compiled()
+    trial = compiled(**SMALL)
     model = build_model(trial).train()
     model.call = compiling.compiled(trial, CPU, 1)
     views = tuple(torch.randn(12, 3, view.size, view.size) for view in trial.views)
-    sum(rows.sum() for rows in leaves(model(views, torch.arange(12), 0, 0))).backward()  # type: ignore[union-attr]
-    held = [weakref.ref(model), *(weakref.ref(one) for one in model.parameters())]
+    outputs = leaves(model(views, torch.arange(12), 0, 0))
+    torch.autograd.backward([rows.sum() for rows in outputs])
+    del outputs
+    held: list[weakref.ref[Any]] = [weakref.ref(model), *(weakref.ref(one) for one in model.parameters())]
     del model
     gc.collect()
     assert not any(one() is not None for one in held)
@@ -174,8 +179,8 @@ def test_nothing_of_a_trial_is_held_by_its_code(counted: Counted) -> None:
 
 def test_a_run_that_is_cut_within_an_epoch_goes_on_bit_for_bit(counted: Counted, tmp_path: Path) -> None:
     straight, begun, resumed = Recorder(), Recorder(), Recorder()
-    run(tmp_path / "straight", straight, compiled())
-    often = compiled(checkpoint_every_steps=2)
+    run(tmp_path / "straight", straight, compiled(**SMALL))
+    often = compiled(**SMALL, checkpoint_every_steps=2)
     with pytest.raises(PowerCutError):
         run(tmp_path / "broken", begun, often, progress=cut_at(5))
     torch.compiler.reset()  # another process goes on
@@ -186,12 +191,10 @@ def test_a_run_that_is_cut_within_an_epoch_goes_on_bit_for_bit(counted: Counted,
 def without_code(trial: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
     """`gradients_of` on this rank, by `Counted`."""
     found = Counted()
-    compile = torch.compile
-    torch.compile = found
     try:
-        return gradients_of(TrialConfig.model_validate(trial)), found.graphs
+        with patch.object(torch, "compile", found):
+            return gradients_of(TrialConfig.model_validate(trial)), found.graphs
     finally:
-        torch.compile = compile
         torch.compiler.reset()
 
 

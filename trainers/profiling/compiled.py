@@ -43,7 +43,7 @@ class Compiled(BaseModel):
             return self.begin_s[way] + steps * self.step_s[way]
 
         worth = [way for way in self.step_s if self.step_s["off"] / self.step_s[way] >= LEAST_GAIN]
-        best = min(worth, key=seconds, default="off")
+        best: Way = min(worth, key=seconds) if worth else "off"
         return best if seconds(best) < seconds("off") else "off"
 
 

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from pydantic import ValidationError
 
-from pretune.analysis import plan
+from pretune.analysis import measurements, plan
 from pretune.core.experiment import Experiment
 from pretune.execution import launch
-from pretune.execution.measuring import gpus
 from trainers import compiling, scratch
 from trainers.config import TrialConfig
 from trainers.data.data_cache import open_anywhere
@@ -88,7 +87,7 @@ def _in_words(found: Compiled) -> str:
 def _place(config: TrialConfig, workers: int, device: Device) -> Path:
     """The file that remembers."""
     plain = config.model_copy(update={"compile": "off"})
-    machine = gpus() if device == "cuda" else []
+    machine = measurements.gpus() if device == "cuda" else []
     facts = [compiling.network(plain, device, workers), importlib.metadata.version("torch"), machine]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return compiling.folder() / f"step-{name}.json"

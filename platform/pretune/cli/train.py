@@ -142,9 +142,9 @@ def _compiled(console: Console, config: TrialConfig, workers: int) -> TrialConfi
     from pretune.analysis import fastest
     from pretune.execution import worker
 
-    device = "cuda" if worker.local_device("auto", rank=0, workers=workers).type == "cuda" else "cpu"
+    gpu = worker.local_device("auto", rank=0, workers=workers).type == "cuda"
     try:
-        return fastest.chosen(config, workers=workers, device=device, tell=partial(note, console))
+        return fastest.chosen(config, workers=workers, device="cuda" if gpu else "cpu", tell=partial(note, console))
     except KeyboardInterrupt as error:
         interrupted("interrupted before the run began; the same command starts again", error)
 

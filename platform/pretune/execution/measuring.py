@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -298,13 +297,3 @@ def machine_bytes() -> float:
         return min(total, float(limit))
     except (OSError, ValueError):  # "max", or another layout
         return total
-
-
-def gpus() -> list[str]:
-    """The models of this machine's GPUs, as NVIDIA's driver names them: torch takes seconds to say the same."""
-    found = []
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        with suppress(OSError):
-            lines = path.read_text(errors="replace").splitlines()
-            found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
-    return found
