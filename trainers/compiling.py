@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainers.config import TrialConfig
-from trainers.data import data_cache
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def plainly(part: Call, *inputs: Any) -> Any:
 
 def why_not() -> str | None:
     """What torch.compile would miss on this machine; None where there is all that it needs."""
-    compiler = os.environ.get("CXX") or "g++"
+    compiler = next(iter(shlex.split(os.environ.get("CXX", ""))), "g++")  # CXX may have arguments: ccache g++
     if shutil.which(compiler) is None:
         return f"a C++ compiler, but there is no {compiler}; install g++, or set CXX to one"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
@@ -156,6 +156,8 @@ def _prepare(config: TrialConfig, wanted: str) -> None:
 
 def folder() -> Path:
     """Where compiled code lies on this kind of processor: other kinds may lack instructions that it uses."""
+    from trainers.data import data_cache  # with NumPy, which most commands do without
+
     facts = [platform.machine()]
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

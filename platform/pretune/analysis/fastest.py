@@ -74,7 +74,7 @@ def chosen(config: TrialConfig, *, workers: int, device: Device, tell: Callable[
 
 
 def _in_words(found: Compiled) -> str:
-    """`a step takes 12.0 ms as it is, 9.0 ms with on (first 4 s)`."""
+    """`a step takes 12 ms as it is, 9 ms with compile=on (the first one 4 s)`."""
     plain = f"a step takes {1e3 * found.step_s['off']:.3g} ms as it is"
     others = (
         f"{1e3 * found.step_s[way]:.3g} ms with compile={way} (the first one {found.begin_s[way]:.0f} s)"

@@ -66,8 +66,7 @@ def configure(
             raise RequestError(
                 f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
             )
-        if value != "auto":
-            changes[path] = value
+        changes[path] = "off" if path == "compile" and value == "auto" else value  # until it is measured
     config = overrides.apply(recipe.config, changes)
     config.check_workers(workers)
     return with_own_parts(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pretune import sweep
 from pretune.analysis import fastest
 from pretune.core.experiment import Experiment
+from search_spaces import RECIPES
 from tests.pretune.cli.command import pretune
 from trainers.config import TrialConfig
 
@@ -60,11 +62,19 @@ def test_a_level_that_needs_a_compiler_is_left_out_where_there_is_none(
     assert asked
 
 
+def test_a_sweep_of_cuda_graphs_without_gpus_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_cluster", lambda *_: nullcontext())
+    found = pretune("sweep", "kernels", "--compile", "cuda_graphs", "--gpus-per-worker", "0")
+    assert found.exit_code == 2, found.output
+    assert "compile=cuda_graphs needs a GPU for each worker" in found.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS[1:])
 def test_what_is_measured_is_in_the_experiment(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Experiment] = []
 
     def chosen(config: TrialConfig, *, workers: int, tell: Any, **_: object) -> TrialConfig:
+        assert config.compile == "off", "whatever the recipe says"
         tell("compile: on; measured")
         return config.model_copy(update={"compile": "on"})
 
@@ -74,7 +84,9 @@ def test_what_is_measured_is_in_the_experiment(command: str, here: Path, monkeyp
 
     monkeypatch.setattr(fastest, "chosen", chosen)
     monkeypatch.setattr(sweep, "run", run)
-    found = pretune(*command.split(), "--compile", "auto")
+    Path("recipe.json").write_text(json.dumps({**RECIPES["sfrik_tiny"]().model_dump(mode="json"), "compile": "on"}))
+    asked_for = command.replace("kernels", "kernels --recipe recipe.json").replace("sfrik_tiny", "recipe.json")
+    found = pretune(*asked_for.split(), "--compile", "auto")
     assert "compile: on; measured" in found.stdout + found.stderr
     assert [one.base.compile for one in asked] == ["on"]
 
