@@ -105,7 +105,9 @@ class TrialConfig(Config):
         "part by itself, over all workers, which is another network than that of the whole batch",
     )
     seed: int = Field(0, ge=0, lt=2**31)
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast, on a GPU only")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="bf16 is autocast; on a GPU, or a CPU that has it"
+    )
     compile: Literal["off", "on", "cuda_graphs"] = Field(
         "off",
         description="on: the network's passes of training are compiled (torch.compile), which takes a C++ compiler; "
