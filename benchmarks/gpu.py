@@ -7,6 +7,7 @@ was measured survives a machine that goes; in the end all of them are one table.
 form of the real ones: raw pixels at 32, JPEG files at about 300.
 
 * `step ROW`: images per second of a training step on views that lie on the device already, and each term's share;
+* `compiled ROW`, `graphs ROW`: the same of compiled passes, and of CUDA graphs (GPU only); of some rows;
 * `loader ROW`: images per second of the loader alone;
 * `real ROW`: images per second of the real loop, with loader, copies and numbers; its ratio to `step` is what is left;
 * `waits ROW`: how often a step makes the host wait for the device (GPU only);
@@ -67,20 +68,22 @@ class Row:
     changes: dict[str, Any]
     data: str
     """Of `DATA`."""
+    compiled: bool = False
+    """Whether its compiled passes are timed, which takes longest to begin."""
 
     def config(self) -> TrialConfig:
         return with_changes(RECIPES[self.recipe](), {"sentinel": None, "epochs": 2, "probe.every": 2, **self.changes})
 
 
 ROWS = {
-    "sfrik-32": Row("sfrik_cifar10", {"precision": "bf16"}, "pixels"),
+    "sfrik-32": Row("sfrik_cifar10", {"precision": "bf16"}, "pixels", compiled=True),
     "sfrik-32-float32": Row("sfrik_cifar10", {}, "pixels"),
-    "sfrik-224": Row("sfrik_imagenet", {"batch_size": 128}, "photographs"),
+    "sfrik-224": Row("sfrik_imagenet", {"batch_size": 128}, "photographs", compiled=True),
     "cw-rgp-32": Row("cw_rgp_cifar10", {"precision": "bf16"}, "pixels"),
-    "vit-224": Row("dilemma_mocov3_imagenet", {"batch_size": 256}, "photographs"),
+    "vit-224": Row("dilemma_mocov3_imagenet", {"batch_size": 256}, "photographs", compiled=True),
 }
 TOY_ROWS = {
-    "sfrik-tiny": Row("sfrik_tiny", {"batch_size": 32}, "pixels"),
+    "sfrik-tiny": Row("sfrik_tiny", {"batch_size": 32}, "pixels", compiled=True),
     "cw-rgp-tiny": Row("cw_rgp_tiny", {"batch_size": 32, "threads": 1}, "pixels"),
 }
 SWEEP = "kernels --recipe sfrik_tiny --trials 8 --epochs 3 --name sweep --seed 0"
@@ -115,6 +118,10 @@ def parts(size: Size) -> dict[str, Callable[[Path], dict[str, Any]]]:
         found[f"real {name}"] = partial(real, row, size)
         found[f"loader {name}"] = partial(loader, row, size)
         found[f"waits {name}"] = partial(waits, row, size)
+    for name, row in size.rows.items():
+        if row.compiled:
+            found[f"compiled {name}"] = partial(compiled, row, "on", size)
+            found[f"graphs {name}"] = partial(compiled, row, "cuda_graphs", size)
     first = next(iter(size.rows.values()))
     return found | {
         "sweep": partial(sweep, size),
@@ -205,6 +212,20 @@ def step(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     return found | {"shares": {name: part.median / whole for name, part in seconds.items()}}
 
 
+def compiled(row: Row, way: str, size: Size, folder: Path) -> dict[str, Any]:
+    """As `step` with compiled passes, seconds of the first step, and how often a later one waits for the device."""
+    if way == "cuda_graphs" and not torch.cuda.is_available():
+        return {"left out": "takes a GPU"}
+    config = with_changes(row.config(), {"compile": way})
+    work = StepAlone(config, device())
+    started = time.perf_counter()
+    work.step()
+    finish(device())
+    begun = time.perf_counter() - started
+    found = {"first_step_s": begun, **in_windows(work.step, size.steps, config.batch_size)}
+    return found | waits_of(work, size.steps) if torch.cuda.is_available() else found
+
+
 def real(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     """Images per second of `trainers.train.train` within its first epoch, after its first steps."""
     config, dataset = on_data(row, folder)
@@ -257,14 +278,19 @@ def waits(row: Row, size: Size, folder: Path) -> dict[str, Any]:
     work = StepAlone(row.config(), device())
     for _ in range(3):
         work.step()
+    return waits_of(work, size.steps)
+
+
+def waits_of(work: StepAlone, steps: int) -> dict[str, Any]:
+    """How often the host waits for the device in a step, and where; of steps that are warm, on a GPU."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for _ in range(size.steps):
+        for _ in range(steps):
             work.step()
     torch.cuda.set_sync_debug_mode("default")
     where = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in told})
-    return {"waits_per_step": len(told) / size.steps, "where": where[:5]}
+    return {"waits_per_step": len(told) / steps, "where": where[:5]}
 
 
 def together(row: Row, size: Size, folder: Path) -> dict[str, Any]:
@@ -374,7 +400,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     lines = ["| part | result | |", "|:--|:--|:--|"]
     for result in results:
         name = result["part"]
-        synthetic = rates.get(name.replace("real ", "step ")) if name.startswith("real ") and name in rates else None
+        kind, _, row = name.partition(" ")
+        synthetic = rates.get(f"step {row}") if kind in ("real", "compiled", "graphs") and name in rates else None
         ratio = "" if synthetic is None else f"{rates[name] / synthetic:.2f} of the step alone"
         lines.append(f"| {name} | {in_words(result)} | {ratio} |")
     return lines
@@ -389,8 +416,12 @@ def in_words(result: dict[str, Any]) -> str:
             return f"– ({why})"
         case {"images_per_s": rate, "least": least, "most": most, **more}:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in more.get("shares", {}).items())
+            first = f", first step {more['first_step_s']:.0f} s" if "first_step_s" in more else ""
+            first += f", {more['waits_per_step']:.1f} waits a step" if "waits_per_step" in more else ""
             memory = f", {more['gpu_peak_bytes'] / 1e9:.1f} GB" if "gpu_peak_bytes" in more else ""
-            return f"{rate:,.0f} images/s ({least:,.0f} to {most:,.0f}){memory}" + (f"; {shares}" if shares else "")
+            return f"{rate:,.0f} images/s ({least:,.0f} to {most:,.0f}){memory}{first}" + (
+                f"; {shares}" if shares else ""
+            )
         case {"waits_per_step": count, "where": where}:
             return f"{count:.1f} a step" + (f": {', '.join(where)}" if where else "")
         case {"ratio": ratios}:

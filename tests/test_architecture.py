@@ -68,6 +68,7 @@ LAYERS: dict[str, set[str]] = {
     "trainers.accumulation": {"trainers.model", "trainers.terms", "trainers.config"},
     "trainers.train": {
         "trainers.accumulation",
+        "trainers.compiling",
         "trainers.sentinel",
         "trainers.evaluation",
         "trainers.objective",
@@ -85,8 +86,10 @@ LAYERS: dict[str, set[str]] = {
         "trainers.memory",
         "trainers.dist",
     },
+    "trainers.compiling": {"trainers.config", "trainers.data"},
     "trainers.profiling": {
         "trainers.train",
+        "trainers.compiling",
         "trainers.sentinel",
         "trainers.objective",
         "trainers.operations",
@@ -141,6 +144,7 @@ LAYERS: dict[str, set[str]] = {
         "trainers.usercode",
     },
     "trainers.model": {
+        "trainers.compiling",
         "trainers.backbones",
         "trainers.vit",
         "trainers.masking",

@@ -105,7 +105,14 @@ class TrialConfig(Config):
         "part by itself, over all workers, which is another network than that of the whole batch",
     )
     seed: int = Field(0, ge=0, lt=2**31)
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 is autocast, on a GPU only")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="bf16 is autocast; on a GPU, or a CPU that has it"
+    )
+    compile: Literal["off", "on", "cuda_graphs"] = Field(
+        "off",
+        description="on: the network's passes of training are compiled (torch.compile), which takes a C++ compiler; "
+        "cuda_graphs: and are replayed as CUDA graphs, on a GPU; float sums depend on it",
+    )
     deterministic: bool = Field(False, description="on a GPU: deterministic kernels, at some cost; a CPU run always is")
     threads: int = Field(
         1, ge=1, le=4096, description="torch and loader threads of each worker; float sums depend on it"
@@ -150,6 +157,11 @@ class TrialConfig(Config):
             raise ValueError(
                 f"batch_size must be a multiple of accumulate={self.accumulate}, but is {self.batch_size}; change one "
                 "of them"
+            )
+        if self.accumulate > 1 and self.compile == "cuda_graphs":
+            raise ValueError(
+                f"accumulate={self.accumulate} saves memory, and compile=cuda_graphs holds that of all parts at once; "
+                "set compile=on, or accumulate=1"
             )
         prototypes = self.model.prototypes
         if self.accumulate > 1 and prototypes is not None and prototypes.queue:

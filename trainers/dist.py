@@ -172,80 +172,111 @@ def barrier() -> None:
 # --- batch norm -------------------------------------------------------------------------------------------------------
 
 
-class _NormalizeOverRanks(torch.autograd.Function):
-    """Batch norm in training, over the rows of all ranks. One small collective forward, one backward.
+@torch.library.custom_op(
+    "pretune::normalize_over_ranks",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+def _normalize_over_ranks(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Batch norm in training, over the rows of all ranks: normalized x, mean and biased variance [C] in float64, and
+    the elements per channel, M. One small collective forward, one backward; an operator of torch's, so that compiled
+    code calls it as it is.
 
     Local sums come from torch's fused batch-norm kernels; what is synchronized is [C]-sized, combined in float64.
-    Backward with the normalized x̂ = (x - mean) / std, M = elements per channel over all ranks:
+    Backward with the normalized x̂ = (x - mean) / std:
     dx = weight / std (dy - sum(dy) / M - x̂ sum(dy x̂) / M), sums over all ranks. The weight's and bias' gradients stay
     local: DDP takes their mean, as for any parameter.
     """
+    channels = x.shape[1]
+    # torch's own statistics kernel (biased variance): 3 to 25 times faster than var_mean over these axes.
+    local_mean, local_var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    count = x.new_full((1,), x.numel() // channels, dtype=torch.float64)
+    local = torch.cat([local_mean.double(), local_var.double(), count])
+    ranks = gather_rows_detached(local[None])  # [W, 2C + 1]
+    means, variances, counts = ranks[:, :channels], ranks[:, channels:-1], ranks[:, -1:]
+    total = counts.sum()
+    # Chan's combination: no difference of large sums.
+    mean = (counts * means).sum(0) / total
+    var = (counts * (variances + (means - mean).square())).sum(0) / total
+    normalized = nn.functional.batch_norm(x, _rounded(mean, x), _rounded(var, x), weight, bias, training=False, eps=eps)
+    return _laid_out_as(x, normalized), mean, var, total
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        eps: float,
-        momentum: float,
-    ) -> Tensor:
-        channels = x.shape[1]
-        # torch's own statistics kernel (biased variance): 3 to 25 times faster than var_mean over these axes.
-        local_mean, local_var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        count = x.new_full((1,), x.numel() // channels, dtype=torch.float64)
-        local = torch.cat([local_mean.double(), local_var.double(), count])
-        ranks = gather_rows_detached(local[None])  # [W, 2C + 1]
-        means, variances, counts = ranks[:, :channels], ranks[:, channels:-1], ranks[:, -1:]
-        total = counts.sum()
-        # Chan's combination: no difference of large sums.
-        mean = (counts * means).sum(0) / total
-        var = (counts * (variances + (means - mean).square())).sum(0) / total
-        if running_mean is not None and running_var is not None:
-            unbiased = var * (total / (total - 1))
-            running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-            running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
-        mean, var = mean.to(local_mean.dtype), var.to(local_mean.dtype)
-        ctx.save_for_backward(x, weight, mean, var, total)
-        ctx.eps = eps
-        return nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var, total = ctx.saved_tensors
-        # Statistics held fixed: dx = weight / std dy, dweight = sum(dy x̂), dbias = sum(dy).
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.cat([dweight, dbias])  # as float64 where x is float64
-        torch_dist.all_reduce(sums)
-        sum_dy_x, sum_dy = sums.double().chunk(2)
-        inverse_std = (var.double() + ctx.eps).rsqrt()
-        scale = inverse_std if weight is None else inverse_std * weight.double()
-        slope = -scale * inverse_std * sum_dy_x / total
-        offset = -scale * sum_dy / total - slope * mean.double()
-        shape = (1, -1, *([1] * (x.ndim - 2)))
-        dx.addcmul_(x, slope.to(x.dtype).view(shape)).add_(offset.to(x.dtype).view(shape))
-        # Without a weight or bias autograd ignores its gradient; `needs_input_grad` keeps None where none is asked for.
-        return (
-            dx if ctx.needs_input_grad[0] else None,
-            dweight if ctx.needs_input_grad[1] else None,
-            dbias if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-            None,
-            None,
-        )
+@_normalize_over_ranks.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean = x.new_empty(x.shape[1], dtype=torch.float64)
+    return torch.empty_like(x), mean, torch.empty_like(mean), x.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op(
+    "pretune::normalize_over_ranks_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor var, Tensor total, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+def _normalize_over_ranks_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, total: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = _rounded(mean, x), _rounded(var, x)
+    # Statistics held fixed: dx = weight / std dy, dweight = sum(dy x̂), dbias = sum(dy).
+    dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+        dy, x, weight, mean, var, None, None, False, eps, [True, True, True]
+    )
+    sums = torch.cat([dweight, dbias])  # as float64 where x is float64
+    torch_dist.all_reduce(sums)
+    sum_dy_x, sum_dy = sums.double().chunk(2)
+    inverse_std = (var.double() + eps).rsqrt()
+    scale = inverse_std if weight is None else inverse_std * weight.double()
+    slope = -scale * inverse_std * sum_dy_x / total
+    offset = -scale * sum_dy / total - slope * mean.double()
+    shape = (1, -1, *([1] * (x.ndim - 2)))
+    dx.addcmul_(x, slope.to(x.dtype).view(shape)).add_(offset.to(x.dtype).view(shape))
+    return _laid_out_as(x, dx), dweight, dbias
+
+
+@_normalize_over_ranks_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, total: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight = _rounded(mean, x)
+    return torch.empty_like(x), torch.empty_like(dweight), torch.empty_like(dweight)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, *output[1:])
+
+
+def _send_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients = _normalize_over_ranks_backward(dy, *ctx.saved_tensors, ctx.eps)
+    # `needs_input_grad` keeps None where none is asked for, also where there is no weight or bias.
+    return (*(one if asked else None for one, asked in zip(gradients, ctx.needs_input_grad, strict=False)), None)
+
+
+_normalize_over_ranks.register_autograd(_send_back, setup_context=_save_for_backward)
+
+
+def _rounded(statistic: Tensor, x: Tensor) -> Tensor:
+    """As torch's kernels take statistics of `x`: float32, or float64 where x is."""
+    return statistic.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _laid_out_as(x: Tensor, found: Tensor) -> Tensor:
+    """As compiled code was told that it would be."""
+    wanted = torch.empty_like(x)
+    return found if found.stride() == wanted.stride() else wanted.copy_(found)
 
 
 class SynchronizedBatchNorm(_BatchNorm):
     """Batch norm with statistics over the rows of all ranks; parameters, buffers and their names are torch's.
 
     One rank: torch's ordinary batch norm, bit for bit. Several ranks: on a GPU what `torch.nn.SyncBatchNorm` runs, on a
-    CPU `_NormalizeOverRanks`. Not derived from `torch.nn.SyncBatchNorm`: DDP refuses that class on a CPU.
+    CPU and in compiled code `_normalize_over_ranks`. Not derived from `torch.nn.SyncBatchNorm`: DDP refuses that class
+    on a CPU.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -264,13 +295,16 @@ class SynchronizedBatchNorm(_BatchNorm):
             if self.momentum is None:  # torch's convention: a plain average over all batches so far
                 momentum = 1.0 / float(self.num_batches_tracked)
         running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-        settings = (self.weight, self.bias, *running, self.eps, momentum)
-        normalized: Tensor
-        if input.is_cuda:
-            normalized = _NativeSynchronized.apply(input, *settings, torch_dist.group.WORLD, world_size())
-        else:
-            normalized = _NormalizeOverRanks.apply(input, *settings)
-        return normalized
+        if input.is_cuda and not torch.compiler.is_compiling():
+            settings = (self.weight, self.bias, *running, self.eps, momentum)
+            native: Tensor = _NativeSynchronized.apply(input, *settings, torch_dist.group.WORLD, world_size())
+            return native
+        normalized, mean, var, total = _normalize_over_ranks(input, self.weight, self.bias, self.eps)
+        for kept, new in zip(running, (mean, var * (total / (total - 1))), strict=True):
+            if kept is not None:
+                kept.mul_(1 - momentum).add_(new.detach().to(kept.dtype), alpha=momentum)
+        found: Tensor = normalized
+        return found
 
 
 def synchronize_batch_norm(module: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import backbones, dist, masking
+from trainers import backbones, compiling, dist, masking
 from trainers.backbones import Norm
 from trainers.config import (
     Backbone,
@@ -84,10 +84,14 @@ def _is_of(head: Head, name: str) -> bool:
 
 
 class Model(nn.Module):
-    """What one trial trains. Parameters of `teacher` never need a gradient; everything else does."""
+    """What one trial trains. Parameters of `teacher` never need a gradient; everything else does.
+
+    In training each part is called through `call`, which may compile it (`trainers.compiling`).
+    """
 
     def __init__(self, config: TrialConfig, heads: Collection[Head] | None = None) -> None:
         super().__init__()
+        self.call: compiling.Call = compiling.plainly
         heads = config.heads() if heads is None else heads
         norm = config.model.norm
         view_sizes = sorted({view.size for view in config.views}, reverse=True)
@@ -135,21 +139,22 @@ class Model(nn.Module):
         With masking the student sees a part of each masked view, in evaluation mode too. The teacher sees all of it,
         as `encode` and `embed` do; and nothing without `with_targets`, for a pass whose targets are known.
         """
+        call = self.call if self.training else compiling.plainly
         features: tuple[Tensor, ...] = ()
         patches: tuple[Patches, ...] = ()
         for place, view in enumerate(views):
             if place in self._masked_views:
-                class_token, seen = self._encode_masked(view, place, sample_ids, seed, step)
+                class_token, seen = self._encode_masked(call, view, place, sample_ids, seed, step)
                 features, patches = (*features, class_token), (*patches, seen)
             else:
-                features = (*features, self._encode(view))
-        projections = tuple(self.projector(rows) for rows in features)
-        predictions = None if self.predictor is None else tuple(self.predictor(rows) for rows in projections)
+                features = (*features, call(self.backbone, view))
+        projections = tuple(call(self.projector, rows) for rows in features)
+        predictions = None if self.predictor is None else tuple(call(self.predictor, rows) for rows in projections)
         targets = target_scores = scores = queued_scores = center = None
         if self.teacher is not None and with_targets:
             with torch.no_grad():
                 seen_views = (views[place] for place in self._teacher_views if place < len(views))
-                rows_of = (self.teacher["projector"](self.teacher["backbone"](view)) for view in seen_views)
+                rows_of = (call(self.teacher["projector"], call(self.teacher["backbone"], view)) for view in seen_views)
                 targets = tuple(self._wide(rows) for rows in rows_of)
         if self.prototypes is not None:
             scores = tuple(self.prototypes(rows, step) for rows in projections)
@@ -240,7 +245,7 @@ class Model(nn.Module):
         return cast(Tensor, self.backbone(images))
 
     def _encode_masked(
-        self, images: Tensor, view: int, sample_ids: Tensor, seed: int, step: int
+        self, call: compiling.Call, images: Tensor, view: int, sample_ids: Tensor, seed: int, step: int
     ) -> tuple[Tensor, Patches]:
         """The class token [n, p] of view number `view`, and its patch tokens."""
         if self._masking is None or not isinstance(self._backbone_config, ViTConfig):
@@ -248,14 +253,14 @@ class Model(nn.Module):
         patch_size = self._backbone_config.patch_size
         patch_count = (images.shape[2] // patch_size) ** 2
         mask = masking.draw(self._masking, sample_ids, patch_count=patch_count, seed=seed, step=step, view=view)
-        class_token, tokens = encode_patches(self.backbone, images, mask)
+        class_token, tokens = call(encode_patches, self.backbone, images, mask)
         patches = Patches(view, self._wide(tokens), mask.kept, mask.told, mask.dropped)
         if self.mismatch_head is not None:
             patches = patches._replace(mismatch_logits=self._wide(self.mismatch_head(tokens).squeeze(2)))
         if self.decoder is not None:
             patches = patches._replace(
                 pixels=gather_places(patch_pixels(images, patch_size), mask.dropped),
-                reconstruction=self._wide(self.decoder(class_token, tokens, mask)),
+                reconstruction=self._wide(call(self.decoder, class_token, tokens, mask)),
             )
         return class_token, patches
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -17,6 +17,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     Weights (two dimensions and more) come first; biases and norm scales (one dimension) are in a second group without
     weight decay and, for LARS, without trust ratio. The loop sets each group's "lr" before each step.
+
+    On a GPU torch's optimizers are fused, one kernel for all tensors. On a CPU they are as they have always been: fused
+    ones round otherwise there.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -30,9 +33,20 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         groups[1]["trust_coefficient"] = None
         return LARS(groups, lr=config.learning_rate, momentum=config.momentum, clip_trust=config.clip_trust)
     if config.kind == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, **_how(parameters))
     adam = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
-    return adam(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
+    return adam(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **_how(parameters))
+
+
+def _how(parameters: Iterable[Tensor]) -> dict[str, bool]:
+    return {"fused" if all(parameter.is_cuda for parameter in parameters) else "foreach": True}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from a checkpoint's `state`, computed as here, wherever it was written."""
+    how = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups]
+    groups = [{**group, **mine} for group, mine in zip(state["param_groups"], how, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 class LARS(torch.optim.Optimizer):

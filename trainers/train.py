@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers import accumulation, checkpoint, dist, memory, optim, sentinel, storage
+from trainers import accumulation, checkpoint, compiling, dist, memory, optim, sentinel, storage
 from trainers.config import TrialConfig
 from trainers.data.feed import feed, moved, timed, wait_clock
 from trainers.data.loader import Batch, steps_per_epoch
@@ -118,14 +118,14 @@ def train(
     training goes on.
     `device` defaults to the current GPU, else the CPU.
 
-    ValueError, before anything runs: bf16 without a GPU, no whole batch in the data, a checkpoint that is damaged or
-    does not belong to this config and data. CUDA running out of memory is an outcome on one rank; with several it is
-    raised, as the other ranks then wait in a collective and the group must be replaced. Either says what the run held,
-    and what would need less.
+    ValueError, before anything runs: a precision or compiled code that this device cannot have, no whole batch in the
+    data, a checkpoint that is damaged or does not belong to this config and data. CUDA running out of memory is an
+    outcome on one rank; with several it is raised, as the other ranks then wait in a collective and the group must be
+    replaced. Either says what the run held, and what would need less.
     """
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    check_precision(config, device)
+    check_device(config, device)
     counters, footprint = Counters(), Footprint()
     checkpoints = storage.join(folder, "checkpoints") if isinstance(folder, str) else folder / "checkpoints"
     try:
@@ -149,13 +149,21 @@ def train(
     return Outcome(state="out_of_memory", reason=reason, epochs=counters.epoch)
 
 
-def check_precision(config: TrialConfig, device: torch.device) -> None:
-    """ValueError where `device` cannot train in the precision of `config`."""
-    if config.precision == "bf16" and device.type != "cuda":
+def check_device(config: TrialConfig, device: torch.device) -> None:
+    """ValueError where `device` cannot train in the precision of `config`, or cannot compile what it asks for."""
+    if config.precision == "bf16" and device.type != "cuda" and not (device.type == "cpu" and cpu_multiplies_bf16()):
         raise ValueError(
-            f"precision bf16 needs a CUDA GPU, but this run is on {device}; "
-            "set precision=float32, or give each worker a GPU (a sweep does with --gpus-per-worker 1)"
+            f"precision bf16 needs a GPU, or a CPU that multiplies it (AVX512_BF16, AMX, or ARM's BF16), but this run "
+            f"is on a {device} that does not; set precision=float32, or give each worker a GPU (a sweep does with "
+            "--gpus-per-worker 1)"
         )
+    compiling.check_device(config, device)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16; others compute them by way of float32, and slower."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _run(
@@ -182,6 +190,8 @@ def _run(
     # --- model, objective, optimizer ----------------------------------------------------------------------------------
     # Channels last is 1.2 times as fast on a CPU too (resnet_tiny at 16 px), and the loaders' views come so.
     model = build_model(config).to(device).to(memory_format=torch.channels_last)
+    if config.compile != "off":
+        model.call = compiling.compiled(config, device, world_size)
     accumulation.check_batch_norm(model, config)
     objective = Objective(config.objective)
     operations = Operations(config.views)
@@ -191,7 +201,7 @@ def _run(
     meter = StepMeter()
     if state is not None:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        optim.load_state(optimizer, state["optimizer"])
         for name, value in state["counters"].items():
             setattr(counters, name, value)
         counters.judge(counters.epoch, state["score"])
@@ -381,6 +391,8 @@ class TrainingStep:
     def gradients(self, views: tuple[Tensor, ...], sample_ids: Tensor, step: int) -> Found:
         """Forward, loss, backward and clipping, for views [n, 3, S, S] and global sample ids [n] on the same device."""
         precision, seed = _autocast(self._config, sample_ids.device), self._config.seed
+        self._optimizer.zero_grad(set_to_none=True)  # before CUDA graphs write over the last step's gradients
+        compiling.begin_step(self._config)
         batch: list[accumulation.Part] = []
         if self._config.accumulate > 1:
             batch = accumulation.parts_of(views, sample_ids, self._config.accumulate)
@@ -391,7 +403,6 @@ class TrainingStep:
                 outputs = self._network(views, sample_ids, seed, step)
         loss, parts = self._objective(outputs)
         health_parts = self._objective.metrics(outputs)
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if batch:
             accumulation.send_back(self._network, batch, outputs, precision)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingName
+from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Compile, Direction, SamplerName, StoppingName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +66,7 @@ def run(
     storage: str | Path = LOCAL_ROOT,
     name: str | None = None,
     set: Mapping[str, Any] | None = None,
+    compile: Compile | None = None,
     stopping: StoppingName | bool = "asha",
     grace: float | None = None,
     audit: float | None = None,
@@ -102,6 +103,8 @@ def run(
         storage: the folder or URI that holds sweeps.
         name: the sweep's folder below `storage`; space and time if None.
         set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
+        compile: "on" compiles the network's passes, "cuda_graphs" replays them on a GPU, "auto" measures once what is
+            fastest on this machine; the recipe's if None.
         stopping: what ends weak trials early: "asha" (successive halving), "hyperband", "median" or "none"; True and
             False are the first and the last of these.
         grace: the first rung, or with "median" what a trial may use before it is judged; in units of `budget`.
@@ -136,8 +139,15 @@ def run(
             raise RequestError(f"set must hold what JSON can say, but {error}; give numbers, text or lists") from error
         found_space, found_recipe = lookup.space_and_recipe(space, recipe)
         base = request.configure(
-            found_recipe, subset=subset, epochs=epochs, seed=seed, assignments=assignments, workers=workers_per_trial
+            found_recipe,
+            subset=subset,
+            epochs=epochs,
+            seed=seed,
+            assignments=assignments,
+            compile=compile,
+            workers=workers_per_trial,
         )
+        auto_compile = request.is_auto(compile, local=address is None)
         experiment = request.checked(
             found_space,
             found_recipe,
@@ -175,13 +185,19 @@ def run(
 
     from pretune.display.watching import watching
 
+    auto_gpus = gpus_per_worker is None
+    if auto_compile:
+        from pretune.analysis import fastest
+
+        console = Console(quiet=quiet)
+        experiment = fastest.for_sweep(experiment, auto_gpus=auto_gpus, tell=console.print)
     with watching(experiment, None if quiet else Console(), log_to=logged) as listener:
         result = sweeps.run(
             experiment,
             space=found_space.function,
             listener=listener,
             address=address,
-            auto_gpus=gpus_per_worker is None,
+            auto_gpus=auto_gpus,
         )
     return Sweep(results.read(result.folder, remote=result.remote))  # read anew, as it was still running then
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import OptimizerConfig, ScheduleConfig
-from trainers.optim import LARS, build_optimizer, clip_gradients, learning_rate, set_step
+from trainers.optim import LARS, build_optimizer, clip_gradients, learning_rate, load_state, set_step
 
 
 def small_network() -> nn.Sequential:
@@ -34,6 +34,22 @@ def take_steps(optimizer: torch.optim.Optimizer, network: nn.Module, rates: list
 
 
 RATES = [0.3, 0.5, 0.1]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lars"])
+def test_what_a_gpu_wrote_goes_on_as_this_machine_computes(kind: Any) -> None:
+    network, config = small_network(), OptimizerConfig(kind=kind)
+    first = build_optimizer(network, config)
+    take_steps(first, network, RATES)
+    state = first.state_dict()
+    written = {**state, "param_groups": [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]}
+    second = build_optimizer(network, config)
+    load_state(second, state if kind == "lars" else written)
+    ours = [(group.get("fused"), group.get("foreach")) for group in first.param_groups]
+    assert [(group.get("fused"), group.get("foreach")) for group in second.param_groups] == ours
+    take_steps(second, network, RATES)
+
+
 TRUST = 1.0
 
 

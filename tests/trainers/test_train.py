@@ -911,16 +911,6 @@ def test_out_of_memory_on_several_workers_is_raised_with_what_would_fit(
         assert said.endswith("; it may fit with accumulate=3 or more, or with a smaller batch_size")
 
 
-def test_bf16_without_a_gpu_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    recorder = Recorder()
-    with pytest.raises(
-        ValueError, match=r"precision bf16 needs a CUDA GPU, but this run is on cpu; set precision=float32"
-    ):
-        run(tmp_path, recorder, config(precision="bf16"))
-    assert recorder.reports == []
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_too_large_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size must be at most"):
         run(tmp_path, Recorder(), config(batch_size=TRAIN + 1))

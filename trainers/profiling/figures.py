@@ -77,6 +77,7 @@ class Figures(_Value):
     workers: int
     threads: int
     precision: str
+    compile: str = "off"
     batch_size: int
     views: int
     images: int

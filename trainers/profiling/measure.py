@@ -95,6 +95,10 @@ def measure(
     alone = StepAlone(work.calm(epochs=1, sentinel=True), device)
     synthetic_s = work.synthetic(alone, training)
     step = work.parts(alone, synthetic_s)
+    if config.compile != "off":  # into whose code the counter does not see
+        del alone
+        plain = config.model_copy(update={"compile": "off"})
+        alone = StepAlone(calm(plain, dataset, epochs=1), device)
     with FlopCounterMode(display=False) as counter:
         alone.step()
     flops = sum(dist.gather_objects(counter.get_total_flops()))
@@ -119,6 +123,7 @@ def measure(
         workers=dist.world_size(),
         threads=config.threads,
         precision=config.precision,
+        compile=config.compile,
         batch_size=config.batch_size,
         views=len(config.views),
         images=len(pretrain_ids(dataset, config.data)),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers import dist, optim, sentinel
+from trainers import compiling, dist, optim, sentinel
 from trainers.config import TrialConfig
 from trainers.model import build_model
 from trainers.objective import Objective
@@ -30,6 +30,8 @@ class StepAlone:
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
         self._config = config
         self.model = build_model(config).to(device).to(memory_format=torch.channels_last).train()
+        if config.compile != "off":
+            self.model.call = compiling.compiled(config, device, dist.world_size())
         self._objective = Objective(config.objective)
         self._operations = Operations(config.views)
         optimizer = optim.build_optimizer(self.model, config.optimizer)
@@ -100,7 +102,8 @@ def _leaves(outputs: Outputs) -> Outputs:
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.detach().requires_grad_(value.requires_grad)
+            # A copy: CUDA graphs write the next step's outputs over these.
+            return value.detach().clone().requires_grad_(value.requires_grad)
         if isinstance(value, tuple):
             items = map(cut, value)
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -136,13 +136,17 @@ def _computing(found: Figures) -> Limit:
 
 
 def _faster(found: Figures, reached: float) -> str:
+    first = ["compiled passes where they are faster here (--compile auto)"] if found.compile == "off" else []
     if found.gpu_peak_bytes is None:
-        return "a GPU, a smaller network, or smaller views; nothing else is in the way"
-    if found.precision == "float32":
-        return "precision=bf16, whose products run on tensor cores"
-    if reached < IDLE:
-        return "larger batches, or several trials on the card (pretune sweep --gpus-per-worker 0.5)"
-    return "a faster card, a smaller network, or smaller views; nothing else is in the way"
+        first.append("a GPU")
+    elif found.precision == "float32":
+        return " and ".join(["precision=bf16, whose products run on tensor cores", *first])
+    elif reached < IDLE:
+        first += ["larger batches", "or several trials on the card (pretune sweep --gpus-per-worker 0.5)"]
+        return ", ".join(first)
+    else:
+        first.append("a faster card")
+    return f"{', '.join(first)}, a smaller network, or smaller views; nothing else is in the way"
 
 
 def _more_loader(found: Figures) -> str:

@@ -36,16 +36,16 @@ class NotProfiledError(RuntimeError):
 
 
 def check_device(config: TrialConfig, workers: int) -> None:
-    """RequestError where this machine cannot train in the precision of `config`. torch is imported only where that
-    depends on its GPUs.
+    """RequestError where this machine cannot train in the precision of `config`, or compile what it asks for. torch is
+    imported only where that depends on its processors.
     """
-    if config.precision == "float32":
+    if config.precision == "float32" and config.compile == "off":
         return
     from pretune.execution import worker
-    from trainers.train import check_precision
+    from trainers.train import check_device
 
     try:
-        check_precision(config, worker.local_device("auto", rank=0, workers=workers))
+        check_device(config, worker.local_device("auto", rank=0, workers=workers))
     except ValueError as error:
         raise RequestError(str(error)) from error
 

@@ -12,6 +12,7 @@ from pretune.cli import completion
 from pretune.cli.options import (
     STORAGE,
     Address,
+    Compile,
     CpusPerWorker,
     Data,
     Direction,
@@ -95,6 +96,7 @@ def ablation_request(
     storage: Storage = STORAGE,
     name: Name = None,
     settings: Settings = None,
+    compile: Compile = None,
     metric: Metric = None,
     direction: Direction = None,
     log_to: LogTo = None,
@@ -106,10 +108,19 @@ def ablation_request(
     from pretune.core.points import unvaried
     from pretune.request import levels as asked_levels
     from pretune.request import lookup, overrides, request
+    from trainers import compiling
 
     _check_together(until, seeds, max_seeds, budget, seconds, metric)
     found = request.recipe_or_best(recipe, storage)
-    base = request.configure(found, subset=subset, epochs=epochs, assignments=settings or (), workers=workers_per_trial)
+    base = request.configure(
+        found,
+        subset=subset,
+        epochs=epochs,
+        assignments=settings or (),
+        compile=compile,
+        workers=workers_per_trial,
+    )
+    auto_compile = request.is_auto(compile, local=address is None)
     judged_by = metric or metrics.DEFAULT
     base = request.measuring(base, [judged_by])
     notes = [f"--set {line}" for line in request.left_out(found, settings or ())]
@@ -124,6 +135,8 @@ def ablation_request(
 
     def check(config: TrialConfig) -> None:
         config.check_workers(workers_per_trial)
+        if address is None:
+            compiling.check(config)
         request.check_data(config, dataset)
         metrics.check(judged_by, [config])
 
@@ -166,7 +179,9 @@ def ablation_request(
         if level.refused:
             told = level.name or ", ".join(f"{path}={value}" for path, value in level.changes.items())
             notes.append(f"{told} cannot be built and is left out: {level.refused}")
-    return SweepRequest(experiment, unvaried, gpus_per_worker is None, address, logging_to(log_to), tuple(notes))
+    return SweepRequest(
+        experiment, unvaried, gpus_per_worker is None, auto_compile, address, logging_to(log_to), tuple(notes)
+    )
 
 
 @taking(ablation_request)

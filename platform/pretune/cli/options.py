@@ -85,6 +85,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=value", help="change a setting of the recipe; may be given again"),
 ]
+Compile = Annotated[
+    choices.Compile | None,
+    typer.Option(
+        "--compile",
+        help="compile the network's passes; auto: as measured to be fastest on this machine, once for a network; "
+        "default: the recipe's",
+    ),
+]
 Storage = Annotated[str, typer.Option("--storage", help="the folder or URI (s3://, gs://, file:///) that holds sweeps")]
 Slots = Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: what the cluster holds")]
 WorkersPerTrial = Annotated[int, typer.Option("--workers-per-trial", min=1, help="DDP workers of each trial")]

@@ -58,6 +58,16 @@ def foretold(console: Console, experiment: Experiment, space: Space, *, auto_gpu
     return said
 
 
+def compiled(console: Console, experiment: Experiment, *, auto_gpus: bool) -> Experiment:
+    """With `compile` as it is fastest on this machine, and said so."""
+    from pretune.analysis import fastest
+
+    try:
+        return fastest.for_sweep(experiment, auto_gpus=auto_gpus, tell=partial(note, console))
+    except KeyboardInterrupt as error:
+        interrupted("interrupted before a trial began; the same command starts again", error)
+
+
 def learned(result: SweepResult, forecast: Forecast) -> None:
     """Keeps what the trials of a sweep on this machine took, for the next forecast."""
     from pretune.analysis import measurements

@@ -13,6 +13,7 @@ from pretune.cli import completion
 from pretune.cli.options import (
     STORAGE,
     Address,
+    Compile,
     CpusPerWorker,
     Data,
     Directions,
@@ -31,7 +32,7 @@ from pretune.cli.options import (
     WorkersPerTrial,
     share,
 )
-from pretune.cli.running import foretold, learned, logging_to, run_sweep
+from pretune.cli.running import compiled, foretold, learned, logging_to, run_sweep
 from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 
@@ -48,6 +49,7 @@ class SweepRequest:
     experiment: Experiment
     space: SpaceFunction
     auto_gpus: bool
+    auto_compile: bool
     address: str | None
     log_to: Sequence[Tracker]
     notes: tuple[str, ...]
@@ -91,6 +93,7 @@ def sweep_request(
     storage: Storage = STORAGE,
     name: Name = None,
     settings: Settings = None,
+    compile: Compile = None,
     stopping: Annotated[
         StoppingName | None,
         typer.Option(
@@ -134,8 +137,10 @@ def sweep_request(
         epochs=epochs,
         seed=seed,
         assignments=settings or (),
+        compile=compile,
         workers=workers_per_trial,
     )
+    auto_compile = request.is_auto(compile, local=address is None)
     experiment = request.checked(
         found_space,
         found_recipe,
@@ -170,7 +175,13 @@ def sweep_request(
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ())
     ]
     return SweepRequest(
-        experiment, found_space.function, gpus_per_worker is None, address, logging_to(log_to), tuple(notes)
+        experiment,
+        found_space.function,
+        gpus_per_worker is None,
+        auto_compile,
+        address,
+        logging_to(log_to),
+        tuple(notes),
     )
 
 
@@ -184,11 +195,14 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
     """Says what it will take, runs it and shows what came out."""
     from pretune import sweep
 
-    forecast = foretold(console, asked.experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
+    experiment = asked.experiment
+    if asked.auto_compile:
+        experiment = compiled(console, experiment, auto_gpus=asked.auto_gpus)
+    forecast = foretold(console, experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 
     def run(listener: Any) -> Any:
         result = sweep.run(
-            asked.experiment,
+            experiment,
             space=asked.space,
             listener=listener,
             address=asked.address,
@@ -199,4 +213,4 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
             learned(result, forecast)
         return result
 
-    run_sweep(console, asked.experiment, run, log_to=asked.log_to)
+    run_sweep(console, experiment, run, log_to=asked.log_to)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from pretune.cli.exits import checking, fail, interrupted, note, refuse, running
-from pretune.cli.options import RUNS, Data, Epochs, Recipe, Settings, Subset
+from pretune.cli.options import RUNS, Compile, Data, Epochs, Recipe, Settings, Subset
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
-from trainers import scratch
+from trainers import compiling, scratch
+
+if TYPE_CHECKING:
+    from trainers.config import TrialConfig
 
 
 def train_command(
@@ -26,6 +30,7 @@ def train_command(
     epochs: Epochs = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="DDP processes on this machine")] = 1,
     settings: Settings = None,
+    compile: Compile = None,
     out: Annotated[Path | None, typer.Option("--out", help="the run's folder; default: runs/RECIPE and time")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
     every_steps: Annotated[
@@ -47,15 +52,24 @@ def train_command(
 
         found = lookup.recipe(recipe)
         config = request.configure(
-            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or (), workers=workers
+            found,
+            subset=subset,
+            epochs=epochs,
+            every_steps=every_steps,
+            assignments=settings or (),
+            compile=compile,
+            workers=workers,
         )
+        compiling.check(config)
         for line in request.left_out(found, settings or ()):
             note(console, f"--set {line}")
     if verify_resume:
-        _verify_resume(console, config, data, workers, resume=resume, out=out)
+        _verify_resume(console, config, data, workers, resume=resume, out=out, compile=compile)
     with checking():
         if resume and out is None:
             raise RequestError("--resume must know the run to go on with; name its folder with --out")
+        if resume and compile == "auto":
+            raise RequestError("--resume goes on as the run began, so there is nothing to measure; leave out --compile")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
         checkpoint = None
         if resume:
@@ -68,6 +82,8 @@ def train_command(
                 f"train longer with --epochs {2 * config.epochs}"
             )
         config, dataset = request.with_data(config, data)
+    if compile == "auto":
+        config = _compiled(console, config, workers)
     # TensorBoard's writer takes a while to import: not while a request is checked.
     from pretune.display.tensorboard import Curves
 
@@ -121,8 +137,27 @@ def train_command(
     console.print(tables.commands({f"tensorboard --logdir {place}": "curves", longer: "train longer"}), soft_wrap=True)
 
 
+def _compiled(console: Console, config: TrialConfig, workers: int) -> TrialConfig:
+    """With `compile` as it is fastest on this machine, and said so."""
+    from pretune.analysis import fastest
+    from pretune.execution import worker
+
+    gpu = worker.local_device("auto", rank=0, workers=workers).type == "cuda"
+    try:
+        return fastest.chosen(config, workers=workers, device="cuda" if gpu else "cpu", tell=partial(note, console))
+    except KeyboardInterrupt as error:
+        interrupted("interrupted before the run began; the same command starts again", error)
+
+
 def _verify_resume(
-    console: Console, config: Any, data: str | None, workers: int, *, resume: bool, out: Path | None
+    console: Console,
+    config: TrialConfig,
+    data: str | None,
+    workers: int,
+    *,
+    resume: bool,
+    out: Path | None,
+    compile: Compile,
 ) -> NoReturn:
     """Prints VERIFIED and ends with 0, or prints the first difference and ends with 1."""
     with checking():
@@ -135,6 +170,8 @@ def _verify_resume(
         _, dataset = request.with_data(config, data)
         images = len(dataset.pretrain_ids(config.data.subset))
         config, dataset = request.with_data(verify.shortened(config, images), data)
+    if compile == "auto":
+        config = _compiled(console, config, workers)
     steps = len(dataset.pretrain_ids(config.data.subset)) // config.batch_size
     with running(), scratch.folder() as folder:
         try:

@@ -10,6 +10,8 @@ SamplerName = Literal["tpe", "random", "grid", "cmaes"]
 StoppingKind = Literal["asha", "hyperband", "median"]
 StoppingName = Literal["asha", "hyperband", "median", "none"]
 """As it is typed: a kind, or that no trial ends early."""
+Compile = Literal["off", "on", "cuda_graphs", "auto"]
+"""As it is typed: `TrialConfig.compile`, or that it is to be measured."""
 LOCAL_ROOT = "./sweeps"
 """Where sweeps lie if nothing else is said, and the working copies of those in a bucket."""
 MAX_FAILED = 1 / 3

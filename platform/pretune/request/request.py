@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pretune.core import journal, journal_remote, lease, metrics, results
-from pretune.core.choices import Direction, StoppingName
+from pretune.core.choices import Compile, Direction, StoppingName
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig, local_root
 from pretune.core.messages import did_you_mean, validated
 from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
+from trainers import compiling
 from trainers import storage as storages
 from trainers.changes import value_at
 from trainers.config import TimmConfig, TrialConfig
@@ -43,6 +44,7 @@ def configure(
     seed: int | None = None,
     every_steps: int | None = None,
     assignments: Sequence[str] = (),
+    compile: Compile | None = None,
     workers: int = 1,
 ) -> TrialConfig:
     """The recipe with the command's options and its `--set` applied, to be trained by so many workers, and with parts
@@ -54,6 +56,7 @@ def configure(
         "epochs": epochs,
         "seed": seed,
         "checkpoint_every_steps": every_steps,
+        "compile": compile,
     }
     for path, value in options.items():
         if value is None:
@@ -63,10 +66,20 @@ def configure(
             raise RequestError(
                 f"--{option} {value} and --set {path}={changes[path]} say the same thing twice; keep one"
             )
-        changes[path] = value
+        changes[path] = "off" if path == "compile" and value == "auto" else value  # until it is measured
     config = overrides.apply(recipe.config, changes)
     config.check_workers(workers)
     return with_own_parts(config)
+
+
+def is_auto(compile: Compile | None, *, local: bool) -> bool:
+    """Whether it is to be measured. RequestError where trials run elsewhere than on this machine."""
+    if compile == "auto" and not local:
+        raise RequestError(
+            "--compile auto measures on this machine, but with --address trials run on others; choose --compile on or "
+            "off, as `pretune train --compile auto` finds it there"
+        )
+    return compile == "auto"
 
 
 def left_out(recipe: lookup.Recipe, assignments: Sequence[str]) -> list[str]:
@@ -293,6 +306,7 @@ def checked(
         },
     )
     if local:
+        compiling.check(base)
         check_local_slots(asked.slots, asked.workers_per_trial, asked.cpus_per_worker)
     check_folder_is_new(asked)
     check_storage(asked)

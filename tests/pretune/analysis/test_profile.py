@@ -83,8 +83,12 @@ def test_a_trace_is_kept_only_where_it_was_asked_for(tiny: TrialConfig, monkeypa
     assert asked == [(1, True), (2, True)]
 
 
-def test_bf16_is_refused_where_there_is_no_gpu(tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_where_no_processor_has_it(tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    rounded = tiny.model_copy(update={"precision": "bf16"})
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    profile.check_device(rounded, 1)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
     profile.check_device(tiny, 1)
-    with pytest.raises(RequestError, match="precision bf16 needs a CUDA GPU"):
-        profile.check_device(tiny.model_copy(update={"precision": "bf16"}), 1)
+    with pytest.raises(RequestError, match="precision bf16 needs a GPU, or a CPU that multiplies it"):
+        profile.check_device(rounded, 1)

@@ -61,13 +61,14 @@ def test_json_has_all_figures_and_the_limit_and_nothing_else_is_printed(asked: l
         ("sfrik_tiny --set batch_size=2000", "at most the 997 images"),
         ("sfrik_tiny --out data", "--out data must be a new or empty folder"),
         ("sfrik_tiny --out file", "--out file must be a new or empty folder"),
-        ("sfrik_tiny --set precision=bf16", "precision bf16 needs a CUDA GPU"),
+        ("sfrik_tiny --set precision=bf16", "precision bf16 needs a GPU, or a CPU that multiplies it"),
     ],
 )
 def test_what_train_refuses_is_refused(
     arguments: str, message: str, asked: list[dict[str, Any]], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     (here / "file").touch()
     found = pretune("profile", *arguments.split())
     assert found.exit_code == 2, found.output

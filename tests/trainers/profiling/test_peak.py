@@ -15,6 +15,9 @@ from trainers.profiling import peak
     ("card", "precision", "flops"),
     [
         ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA H200 NVL", "bf16", 835e12),
+        ("NVIDIA H200 MIG 1g.18gb", "bf16", None),
+        ("NVIDIA GH200 480GB", "bf16", 989e12),
         ("NVIDIA H100 80GB HBM3", "float32", 67e12),
         ("NVIDIA H100 PCIe", "bf16", 756e12),
         ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
@@ -35,7 +38,8 @@ def test_a_cards_peak_is_what_its_maker_states_for_the_precision(
 
 
 def test_no_two_patterns_mean_one_card() -> None:
-    cards = ("NVIDIA B200", "NVIDIA H200", "NVIDIA H100 NVL", "NVIDIA L4", "NVIDIA L40S", "NVIDIA A10", "NVIDIA A100")
+    names = ("B200", "GB200", "H200", "H200 NVL", "H100 NVL", "L4", "L40", "L40S", "A10", "A40", "A100")
+    cards = [f"NVIDIA {name}" for name in names]
     for card in cards:
         assert sum(bool(re.search(pattern, card)) for pattern in peak.PUBLISHED) == 1, card
 
