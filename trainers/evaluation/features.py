@@ -24,12 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers import dist
 from trainers.data.lock import HeldError, held
+from trainers.encoder import BATCH_SIZE
+from trainers.evaluation import together
 from trainers.files import opened_whole
 
 if TYPE_CHECKING:
-    from trainers.data.datasets import Dataset
-    from trainers.data.loader import Loaders
+    from trainers.evaluation.protocol import Data, Integers
     from trainers.evaluation.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -110,12 +112,10 @@ class Store:
     def rows(
         self,
         subject: Subject,
-        dataset: Dataset,
+        data: Data,
         part: Part,
         *,
-        loaders: Loaders,
         device: torch.device,
-        threads: int = 1,
         view: View = PLAIN,
         report: Callable[[float], None] = lambda done: None,
     ) -> Rows:
@@ -123,12 +123,13 @@ class Store:
 
         ValueError where another process has been computing them for longer than a day, or the disk is full.
         """
-        names = (subject.digest[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
+        manifest = data.dataset.manifest_hash
+        names = (subject.digest[:16], manifest[:16], part, subject.source, view.name, self.dtype.name)
         path = self.folder / f"{'-'.join(names)}.npy"
         try:
             with held(path, wait_s=WAIT_S):
                 if not path.is_file():
-                    self._write(path, subject, dataset, part, loaders, device, threads, view, report)
+                    self._write(path, subject, data, part, device, view, report)
         except HeldError as error:
             raise ValueError(
                 f"{path}: another process has been computing these features for more than {WAIT_S / 3600:g} hours; "
@@ -141,29 +142,18 @@ class Store:
         self,
         path: Path,
         subject: Subject,
-        dataset: Dataset,
+        data: Data,
         part: Part,
-        loaders: Loaders,
         device: torch.device,
-        threads: int,
         view: View,
         report: Callable[[float], None],
     ) -> None:
-        ids = {
-            "train": dataset.train_ids,
-            "select": dataset.select_ids,
-            "report": np.arange(dataset.report_count, dtype=np.int64),
-        }[part]
-        count = len(ids)
-        log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
-        file: Literal["search", "report"] = "report" if part == "report" else "search"
-        batches = subject.images(dataset, ids, loaders=loaders, file=file, threads=threads)
-        subject.to(device)
+        count = len(_ids(data, part))
+        log.info("features of %d images of %s (%s, %s)", count, data.dataset.folder, part, view.name)
+        batches = together.divided(_encoded, subject, data, device=device, report=report, part=part, view=view)
         done = 0
         with opened_whole(path) as written:
-            for images, _ in batches:
-                changed = images if view.change is None else view.change(images)
-                features = subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
+            for features in batches:
                 if not done:
                     self._make_room(count * features.shape[1] * self.dtype.itemsize)
                     header = {
@@ -191,6 +181,31 @@ class Store:
             taken -= size
             one.unlink(missing_ok=True)
             log.info("removed the features in %s, to stay within %d bytes", one, allowed)
+
+
+def _ids(data: Data, part: Part) -> Integers:
+    """Rows of the file that a split is in."""
+    dataset = data.dataset
+    if part == "report":
+        return np.arange(dataset.report_count, dtype=np.int64)
+    return dataset.train_ids if part == "train" else dataset.select_ids
+
+
+def _encoded(
+    subject: Subject, data: Data, *, device: torch.device, report: Callable[[float], None], part: Part, view: View
+) -> Iterator[NDArray[Any]]:
+    """Features [m, p] of a split's images, batch by batch."""
+    file: Literal["search", "report"] = "report" if part == "report" else "search"
+    ids = _ids(data, part)
+    own_ids = dist.own_batches(ids, BATCH_SIZE)
+    subject.to(device)
+
+    def own() -> Iterator[NDArray[Any]]:
+        for images, _ in subject.images(data.dataset, own_ids, loaders=data.loaders, file=file, threads=data.threads):
+            changed = images if view.change is None else view.change(images)
+            yield subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
+
+    return dist.in_order(own(), -(-len(ids) // BATCH_SIZE))
 
 
 def _opened(path: Path) -> Rows:

@@ -92,11 +92,9 @@ def rows(subject: Subject, data: Data, part: Part, *, device: torch.device, repo
     """Features of one split. ValueError where one is not finite."""
     found = data.store.rows(
         subject,
-        data.dataset,
+        data,
         part,
-        loaders=data.loaders,
         device=device,
-        threads=data.threads,
         view=view,
         report=lambda done: report(f"features of {data.name}, {part}", done),
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from pretune.analysis import candidates, evaluate
+from pretune.analysis import candidates, evaluate, evaluating
 from pretune.analysis.candidates import Candidate, Judged
 from pretune.analysis.optimism import Optimism
 from pretune.core.errors import RequestError
@@ -197,7 +197,7 @@ def run(
     told = _told(result, winner, read, place=len(earlier), recorded=recorded)
     if not request.protocols:
         return told
-    made = evaluate.run(_evaluation(result, winner, request.protocols), recorded=True)
+    made = evaluating.run(_evaluation(result, winner, request.protocols), recorded=True)
     short = tuple(one.model_copy(update={"classes": (), "confusion": ()}) for one in made)
     read = read.model_copy(update={"evaluations": short})
     return _told(result, winner, read, place=len(earlier), recorded=recorded)

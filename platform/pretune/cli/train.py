@@ -41,7 +41,7 @@ def train_command(
     with checking():
         from pretune.display import run as display
         from pretune.display import tables
-        from pretune.execution import launch
+        from pretune.execution import family, launch
         from pretune.execution import run_folder as runs
         from pretune.request import lookup, request
 
@@ -111,7 +111,7 @@ def train_command(
                 raise
             record.undo()
             refuse(str(error))
-        except launch.TrainingFailedError as error:
+        except family.WorkerFailedError as error:
             fail(f"{error}\ngo on with: {again}")
     if record.last is not None:
         screen.show(console, display.closing(record.last))
@@ -127,7 +127,7 @@ def _verify_resume(
     """Prints VERIFIED and ends with 0, or prints the first difference and ends with 1."""
     with checking():
         from pretune.analysis import verify
-        from pretune.execution import launch
+        from pretune.execution import family
         from pretune.request import request
 
         if resume or out is not None:
@@ -147,7 +147,7 @@ def _verify_resume(
             )
         except KeyboardInterrupt as error:
             interrupted("interrupted; nothing was to be kept", error)
-        except (launch.TrainingFailedError, RuntimeError) as error:
+        except (family.WorkerFailedError, RuntimeError) as error:
             fail(str(error))
     if verdict.difference:
         fail(f"DIFFERENT: {verdict.difference} (without and with the kills; the first of what differs)")

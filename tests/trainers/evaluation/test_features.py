@@ -15,8 +15,7 @@ from trainers.evaluation.features import Rows, Store, View
 
 
 def rows(store: Store, digits: small.Digits, part: str = "select", **given: object) -> Rows:
-    made = small.data(digits, store.folder)
-    return store.rows(small.subject(), made.dataset, part, loaders=made.loaders, device=small.CPU, **given)  # type: ignore[arg-type]
+    return store.rows(small.subject(), small.data(digits, store.folder), part, device=small.CPU, **given)  # type: ignore[arg-type]
 
 
 def test_features_are_computed_once_for_all_protocols(tmp_path: Path) -> None:
