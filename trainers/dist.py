@@ -100,7 +100,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return sum_over_ranks(x) / world_size() if world_size() > 1 else x
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Each gradient becomes its sum over ranks: of each rank's part of one loss, the gradient of the loss. Those of a
     dtype travel together, after the whole backward. All ranks have gradients of the same parameters.
     """
@@ -113,7 +113,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for gradients in by_dtype.values():
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         torch_dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -433,7 +433,7 @@ def _label_lists(splits: Mapping[Split, _Rows]) -> dict[str, LabelList]:
     names = (rows.images.name(index) for rows in labeled for index in rows.indices.tolist())
     count = sum(len(rows.indices) for rows in labeled[:2])
     return {
-        share: LabelList.of(np.array([place for place in found.places if place < count]), count, listed=found.count)
+        share: LabelList.of(np.array([place for place in found.places if place < count]), count, listed=found.listed)
         for share, found in published.few_labels(names).items()
     }
 

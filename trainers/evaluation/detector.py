@@ -297,10 +297,10 @@ class _PartOfBatch:
     image, and each loss, a mean over regions, counts as much as the rank has of them.
     """
 
-    def __init__(self, network: nn.Module, rows: int) -> None:
-        self._network: Any = network
+    def __init__(self, network: Any, rows: int) -> None:
+        self._network = network
         self._rows = rows
-        self._before = network.rpn.fg_bg_sampler, network.roi_heads.fg_bg_sampler  # type: ignore[union-attr]
+        self._before = self._network.rpn.fg_bg_sampler, self._network.roi_heads.fg_bg_sampler
         self._regions, self._heads = (_Sampler(sampler) for sampler in self._before)
         self._network.rpn.fg_bg_sampler, self._network.roi_heads.fg_bg_sampler = self._regions, self._heads
         self._network.transform.max_by_axis = self._largest

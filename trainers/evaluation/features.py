@@ -20,18 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers import dist
 from trainers.data.lock import HeldError, held
-from trainers.encoder import BATCH_SIZE
-from trainers.evaluation import together
 from trainers.files import opened_whole
 
 if TYPE_CHECKING:
-    from trainers.evaluation.protocol import Data, Integers
+    from trainers.data.manifest import Dataset
     from trainers.evaluation.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -112,24 +108,25 @@ class Store:
     def rows(
         self,
         subject: Subject,
-        data: Data,
+        dataset: Dataset,
         part: Part,
         *,
-        device: torch.device,
+        batches: Callable[[], Iterator[NDArray[Any]]],
         view: View = PLAIN,
         report: Callable[[float], None] = lambda done: None,
     ) -> Rows:
-        """Features of a split's images. `report` is opened where it is asked for alone.
+        """Features of a split's images: those of `batches()`, [m, p] each, where there is no file of them yet.
 
         ValueError where another process has been computing them for longer than a day, or the disk is full.
         """
-        manifest = data.dataset.manifest_hash
-        names = (subject.digest[:16], manifest[:16], part, subject.source, view.name, self.dtype.name)
+        names = (subject.digest[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
         path = self.folder / f"{'-'.join(names)}.npy"
         try:
             with held(path, wait_s=WAIT_S):
                 if not path.is_file():
-                    self._write(path, subject, data, part, device, view, report)
+                    count = len(rows_of(dataset, part))
+                    log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
+                    self._write(path, count, batches(), report)
         except HeldError as error:
             raise ValueError(
                 f"{path}: another process has been computing these features for more than {WAIT_S / 3600:g} hours; "
@@ -138,19 +135,7 @@ class Store:
         os.utime(path)  # used now: see `_make_room`
         return _opened(path)
 
-    def _write(
-        self,
-        path: Path,
-        subject: Subject,
-        data: Data,
-        part: Part,
-        device: torch.device,
-        view: View,
-        report: Callable[[float], None],
-    ) -> None:
-        count = len(_ids(data, part))
-        log.info("features of %d images of %s (%s, %s)", count, data.dataset.folder, part, view.name)
-        batches = together.divided(_encoded, subject, data, device=device, report=report, part=part, view=view)
+    def _write(self, path: Path, count: int, batches: Iterator[NDArray[Any]], report: Callable[[float], None]) -> None:
         done = 0
         with opened_whole(path) as written:
             for features in batches:
@@ -183,29 +168,11 @@ class Store:
             log.info("removed the features in %s, to stay within %d bytes", one, allowed)
 
 
-def _ids(data: Data, part: Part) -> Integers:
+def rows_of(dataset: Dataset, part: Part) -> NDArray[np.int64]:
     """Rows of the file that a split is in."""
-    dataset = data.dataset
     if part == "report":
         return np.arange(dataset.report_count, dtype=np.int64)
     return dataset.train_ids if part == "train" else dataset.select_ids
-
-
-def _encoded(
-    subject: Subject, data: Data, *, device: torch.device, report: Callable[[float], None], part: Part, view: View
-) -> Iterator[NDArray[Any]]:
-    """Features [m, p] of a split's images, batch by batch."""
-    file: Literal["search", "report"] = "report" if part == "report" else "search"
-    ids = _ids(data, part)
-    own_ids = dist.own_batches(ids, BATCH_SIZE)
-    subject.to(device)
-
-    def own() -> Iterator[NDArray[Any]]:
-        for images, _ in subject.images(data.dataset, own_ids, loaders=data.loaders, file=file, threads=data.threads):
-            changed = images if view.change is None else view.change(images)
-            yield subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
-
-    return dist.in_order(own(), -(-len(ids) // BATCH_SIZE))
 
 
 def _opened(path: Path) -> Rows:

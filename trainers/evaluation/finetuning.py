@@ -236,9 +236,10 @@ def _head(subject: Subject, data: Data, ids: Integers, recipe: Recipe, *, device
     own = dist.own_batches(ids, BATCH_SIZE)
     rows = (subject.encode(images.to(device)).cpu() for images, _ in _plain(subject, data, own, "search"))
     found = list(dist.in_order(rows, -(-len(ids) // BATCH_SIZE)))
-    weight, bias = dist.broadcast_object(
-        _probe(subject, data, ids, torch.cat(found).to(device), recipe) if dist.rank() == 0 else (None, None)
-    )
+    fitted = torch.empty(0), torch.empty(0)
+    if dist.rank() == 0:
+        fitted = _probe(subject, data, ids, torch.cat(found).to(device), recipe)
+    weight, bias = dist.broadcast_object(fitted)
     head = nn.Linear(weight.shape[0], class_count)
     with torch.no_grad():
         head.weight.copy_(weight.T)

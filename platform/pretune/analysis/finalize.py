@@ -96,7 +96,7 @@ def check(
     RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, the
     checkpoint of one is gone, its metric is no probe that can be fitted again, a protocol is unknown or takes other
     data, a later version has written in its journal what this one does not understand, or the split was read before
-    and `again` was not asked for.
+    and `again` was not asked for. ValueError where weights that a run started from are gone or others.
     """
     check_understood(result)
     if result.live:
@@ -126,6 +126,8 @@ def check(
     earlier = _read(result)
     if earlier and not again:
         raise RequestError(_was_read(result, earlier))
+    for one in found:
+        one.config.check_init_file()  # what it has to beat starts from it
     if protocols:
         _evaluation(result, found[0], protocols)
     return Request(found, tuple(candidates.runners_up(result, found)), earlier, again, tuple(protocols))

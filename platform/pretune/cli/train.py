@@ -46,8 +46,17 @@ def train_command(
         from pretune.request import lookup, request
 
         found = lookup.recipe(recipe)
+        checkpoint = None
+        if resume and out is not None and not verify_resume:
+            checkpoint = runs.last_checkpoint(out.resolve())
         config = request.configure(
-            found, subset=subset, epochs=epochs, every_steps=every_steps, assignments=settings or (), workers=workers
+            found,
+            subset=subset,
+            epochs=epochs,
+            every_steps=every_steps,
+            assignments=settings or (),
+            workers=workers,
+            begun=checkpoint is not None,
         )
         for line in request.left_out(found, settings or ()):
             note(console, f"--set {line}")
@@ -57,10 +66,7 @@ def train_command(
         if resume and out is None:
             raise RequestError("--resume must know the run to go on with; name its folder with --out")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
-        checkpoint = None
-        if resume:
-            checkpoint = runs.last_checkpoint(folder)
-        else:
+        if not resume:
             runs.check_new(folder)
         if checkpoint is not None and checkpoint.epoch >= config.epochs:
             raise RequestError(

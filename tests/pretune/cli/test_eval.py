@@ -58,7 +58,7 @@ def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:
             "finetune.batch_size must be divisible by the number of workers, but is 256 with --workers 3; "
             "use --set finetune.batch_size=255",
         ),
-        (["--protocol", "low-labels-finetune", "--workers", "8"], "trains on 7 images or fewer with --workers 8"),
+        (["--protocol", "low-labels-finetune", "--workers", "16"], "trains on 10 images or fewer with --workers 16"),
     ],
 )
 def test_a_request_that_is_wrong_is_refused_with_the_reason(made: Path, arguments: list[str], said: str) -> None:

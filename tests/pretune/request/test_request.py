@@ -206,7 +206,7 @@ def test_options_and_set_change_the_recipe_and_nothing_else() -> None:
         ({"seed": 4}, "seed", "--seed 4 and --set seed=4 say the same thing twice; keep one"),
     ],
 )
-def test_an_option_and_a_set_of_the_same_thing_are_refused(option: dict[str, int], path: str, said: str) -> None:
+def test_an_option_and_a_set_of_the_same_thing_are_refused(option: dict[str, Any], path: str, said: str) -> None:
     with pytest.raises(RequestError) as error:
         request.configure(lookup.recipe("sfrik_tiny"), assignments=[f"{path}=4"], **option)
     assert str(error.value) == said

@@ -71,7 +71,7 @@ class Listed(NamedTuple):
 
     places: list[int]
     """Of its images."""
-    count: int
+    listed: int
     """Images that are listed of its classes."""
 
 
@@ -94,7 +94,7 @@ def few_labels(names: Iterable[str]) -> dict[str, Listed]:
 
 def _few_labels() -> dict[str, Mapping[str, list[int]]]:
     """Of each class of ImageNet, by share, the numbers of the listed images' files."""
-    found = {}
+    found: dict[str, Mapping[str, list[int]]] = {}
     for line in lzma.decompress(FEW_LABELS.read_bytes()).decode().splitlines():
         if line.startswith("#"):
             continue

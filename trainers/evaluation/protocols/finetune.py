@@ -83,7 +83,9 @@ class Tuning(Protocol):
     def check_workers(self, workers: int, dataset: Dataset | None) -> None:
         """They must divide the batch, and each must have an image of the smallest one."""
         check_batch(self.name, self.batch_size, workers)
-        for share in self.amounts().values() if dataset is not None else ():
+        if dataset is None:
+            return
+        for share in self.amounts().values():
             count = count_of(share, dataset.train_count)
             if workers > (count if self.rates is not None and len(self.rates) == 1 else count * (1 - self.held_out)):
                 raise ValueError(

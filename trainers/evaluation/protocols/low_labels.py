@@ -111,11 +111,11 @@ class Few(NamedTuple):
 
 def few(data: Data, share: int | str, seed: int) -> Few:
     """The published list where the data set was written from ImageNet and knows one of that share; else `drawn`."""
-    listed = data.dataset.manifest.label_lists.get(str(share))
+    name = f"{float(share.removesuffix('%')):g}%" if isinstance(share, str) else ""
+    listed = data.dataset.manifest.label_lists.get(name)
     if listed is None:
-        return Few(
-            drawn(data.fit_labels, share, data.dataset, seed), f"{share} of the labels: drawn by seed, stratified"
-        )
+        places = drawn(data.fit_labels, share, data.dataset, seed)
+        return Few(places, f"{share} of the labels: drawn by seed, stratified")
     places = np.flatnonzero(np.isin(data.fit_ids, listed.ids))
     how = f"{share} of the labels: SimCLR's published list, {len(places):,} images"
     if missing := listed.listed - len(places):
