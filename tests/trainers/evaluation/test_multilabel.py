@@ -52,6 +52,7 @@ def test_eleven_points_are_those_of_torchmetrics_curve(seed: int) -> None:
         precision, recall, _ = metrics.binary_precision_recall_curve(
             torch.from_numpy(scores[:, label]).sigmoid(), torch.from_numpy(targets[:, label])
         )
+        precision, recall = precision[:-1], recall[:-1]  # the last one is set to precision 1 at recall 0
         theirs.append(np.mean([float(precision[recall >= level - 1e-6].max()) for level in np.linspace(0, 1, 11)]))
     mean, each = mean_average_precision(scores, targets, "11-point")
     np.testing.assert_allclose(each, theirs, rtol=0, atol=1e-6)
