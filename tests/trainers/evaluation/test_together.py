@@ -78,9 +78,14 @@ def both(
     [
         Knn(neighbors=(5,)),
         Linear(solver="sgd", epochs=1, learning_rates=(0.1, 1.0)),
-        Robustness(shifts=(0.25,), blurs=(), gray=False, resolutions=(), regularizations=(0.01,), source="embedding"),
+        pytest.param(
+            Robustness(
+                shifts=(0.25,), blurs=(), gray=False, resolutions=(), regularizations=(0.01,), source="embedding"
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=lambda protocol: protocol.name,
+    ids=["knn", "linear", "robustness"],
 )
 def test_protocols_on_frozen_features_give_the_same_to_the_bit(
     protocol: Protocol, two_processes: TwoProcesses, digits: Dataset, tmp_path: Path
@@ -137,8 +142,8 @@ def scores(
         ({"batch_size": 32}, 70, {}),
         ({"batch_size": 32, "mixup": 0.4, "label_smoothing": 0.1}, 70, {}),
         ({}, 41, {}),  # an odd batch: one rank has a row more
-        ({"batch_size": 32, "norm": "frozen", "head": "zero"}, 70, {}),
-        ({"batch_size": 32, "mixup": 0.4}, 35, {"backbone": VIT}),
+        pytest.param({"batch_size": 32, "norm": "frozen", "head": "zero"}, 70, {}, marks=pytest.mark.slow),
+        pytest.param({"batch_size": 32, "mixup": 0.4}, 35, {"backbone": VIT}, marks=pytest.mark.slow),
     ],
     ids=["batch norm", "mixup", "odd", "frozen", "vit"],
 )
@@ -224,7 +229,11 @@ def trained_detector(folder: Path, place: Path, cache: Path, protocol: Detector)
 
 @pytest.mark.parametrize(
     "protocol",
-    [Detection(**DETECTOR), Segmentation(**DETECTOR, norm="batch"), Detection(**DETECTOR, neck="fpn", frozen=True)],
+    [
+        pytest.param(Detection(**DETECTOR), marks=pytest.mark.slow),
+        Segmentation(**DETECTOR, norm="batch"),
+        pytest.param(Detection(**DETECTOR, neck="fpn", frozen=True), marks=pytest.mark.slow),
+    ],
     ids=["boxes", "masks, batch norm", "frozen"],
 )
 def test_a_detector_is_trained_the_same_within_rounding(
