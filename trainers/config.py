@@ -223,6 +223,28 @@ class TrialConfig(Config):
         backbone = self.model.backbone
         return None if isinstance(backbone, OwnBackbone) else backbone.init
 
+    @property
+    def init_is_there(self) -> bool:
+        """Whether weights to start from, if there are any, lie where they did, unchanged."""
+        try:
+            self.check_init_file()
+        except ValueError:
+            return False
+        return True
+
+    def check_init_file(self) -> None:
+        """ValueError where weights to start from are gone, ChangedError where they are others."""
+        if self.init is not None:
+            with usercode.named("model.backbone", key="init"):
+                self.init.completed()
+
+    def with_init(self, init: InitFile | None) -> TrialConfig:
+        """A copy whose backbone starts from these weights, as they are given; None: at random."""
+        if self.init == init:
+            return self
+        backbone = self.model.backbone.model_copy(update={"init": init})
+        return self.model_copy(update={"model": self.model.model_copy(update={"backbone": backbone})})
+
     def completed(self, folder: Path | None = None) -> TrialConfig:
         """A copy whose own parts, and weights to start from, are found from anywhere, relative files lying in `folder`,
         each with its file's hash.

@@ -12,6 +12,7 @@ Letters: W = ranks, n = rows on this rank, N = W n, C = channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,6 +100,24 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return sum_over_ranks(x) / world_size() if world_size() > 1 else x
 
 
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Each gradient becomes its sum over ranks: of each rank's part of one loss, the gradient of the loss. Those of a
+    dtype travel together, after the whole backward. All ranks have gradients of the same parameters.
+    """
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        torch_dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
 # --- plain values -----------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +180,30 @@ def all_gather_numpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         for r in range(len(shapes))
     ]
     return np.concatenate(parts)
+
+
+def own_batches(ids: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """Of `ids`, cut into batches of `size` (the last may be smaller), those of this rank, one after the other: every
+    W-th, from its own place on. A batch is never divided, so that what is computed of it does not depend on ranks.
+    """
+    if world_size() == 1:
+        return ids
+    own = [ids[start : start + size] for start in range(rank() * size, len(ids), world_size() * size)]
+    return np.concatenate(own) if own else ids[:0]
+
+
+def in_order(own: Iterator[T], count: int) -> Iterator[T]:
+    """Of `count` values in all, of which each rank computes every W-th (`own_batches`), all in their order on rank 0;
+    none on other ranks, which have to be iterated as well. Values must pickle; ranks are at most one value apart.
+    """
+    if world_size() == 1:
+        yield from own
+        return
+    for start in range(0, count, world_size()):
+        value = next(own) if start + rank() < count else None
+        found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+        torch_dist.gather_object(value, found)
+        yield from (found or [])[: count - start]
 
 
 def barrier() -> None:

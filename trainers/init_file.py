@@ -34,9 +34,15 @@ class InitFile(BaseModel):
     def completed(self, folder: Path | None = None) -> Self:
         """A copy that is found from anywhere, a relative path lying in `folder`, and that knows its file's hash.
 
-        ValueError where there is no such file; ChangedError where its bytes are not those of the hash.
+        ValueError where there is no such file; ChangedError where there was one, as its hash is known, or its bytes are
+        not those of the hash.
         """
-        path = file_of(self.path, folder)
+        try:
+            path = file_of(self.path, folder)
+        except ValueError as error:
+            if self.sha256 is None:
+                raise
+            raise ChangedError(str(error)) from error
         status = path.stat()
         found = _sha256(path, status.st_mtime_ns, status.st_size)
         check_unchanged(path, found, self.sha256)

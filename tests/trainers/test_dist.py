@@ -99,6 +99,44 @@ def _gather_arrays(arrays: list[list[np.ndarray[Any, Any]]]) -> list[np.ndarray[
     return [dist.all_gather_numpy(pair[dist.rank()]) for pair in arrays]
 
 
+def batches_in_order(count: int) -> tuple[list[list[int]], list[int]]:
+    own = dist.own_batches(np.arange(count), 4)
+    parts = (own[start : start + 4].tolist() for start in range(0, len(own), 4))
+    return list(dist.in_order(parts, -(-count // 4))), own.tolist()
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 5, 8, 21])
+def test_batches_that_ranks_take_in_turn_come_in_order_on_rank_0(two_processes: TwoProcesses, count: int) -> None:
+    (found, first), (nothing, second) = two_processes.run(batches_in_order, count)
+    assert (
+        found == batches_in_order(count)[0] == [list(range(count))[start : start + 4] for start in range(0, count, 4)]
+    )
+    assert nothing == []
+    assert sorted(first + second) == list(range(count))
+    assert first == [number for number in range(count) if number // 4 % 2 == 0]
+
+
+def gradients_of_parts() -> list[Tensor | None]:
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2).double(), nn.Linear(3, 2)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    rows = torch.arange(6.0).view(2, 3)[dist.rank() :: dist.world_size()]
+    (layers[0](rows).square().sum() + layers[1](rows.double()).square().sum()).backward()
+    parameters = [layer.weight for layer in layers]
+    dist.sum_gradients(parameters)
+    return [parameter.grad for parameter in parameters]
+
+
+def test_gradients_of_each_ranks_part_of_a_loss_add_up_to_those_of_the_loss(two_processes: TwoProcesses) -> None:
+    for found in two_processes.run(gradients_of_parts):
+        for gradient, wanted in zip(found, gradients_of_parts(), strict=True):
+            if wanted is None:
+                assert gradient is None
+            else:
+                torch.testing.assert_close(gradient, wanted)
+
+
 def test_arrays_of_unequal_length_and_any_type_are_joined_bit_for_bit(two_processes: TwoProcesses) -> None:
     generator = np.random.default_rng(0)
     arrays: list[list[np.ndarray[Any, Any]]] = [

@@ -24,6 +24,9 @@ def test_a_path_is_enough_and_is_completed_with_its_hash_from_the_folder_where_i
     (tmp_path / "file.pth").write_bytes(b"other weights")
     with pytest.raises(ChangedError, match="put the file back, or begin a new run"):
         complete.completed()
+    (tmp_path / "file.pth").unlink()
+    with pytest.raises(ChangedError, match="there is no file"):
+        complete.completed()
 
 
 def test_a_folder_stands_for_the_file_in_it_and_half_an_export_for_none(tmp_path: Path) -> None:

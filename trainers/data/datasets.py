@@ -37,6 +37,7 @@ from trainers.data.manifest import (
     Counts,
     Dataset,
     FileRecord,
+    LabelList,
     Manifest,
     manifest_text,
     open_dataset,
@@ -424,6 +425,19 @@ def _near_duplicates(
     return found
 
 
+def _label_lists(splits: Mapping[Split, _Rows]) -> dict[str, LabelList]:
+    """Which images papers take where they take few labels, if they are ImageNet's, by their files' names."""
+    from trainers.data.sources import published
+
+    labeled = [splits["train"], splits["select"], splits["report"]]
+    names = (rows.images.name(index) for rows in labeled for index in rows.indices.tolist())
+    count = sum(len(rows.indices) for rows in labeled[:2])
+    return {
+        share: LabelList.of(np.array([place for place in found.places if place < count]), count, listed=found.listed)
+        for share, found in published.few_labels(names).items()
+    }
+
+
 _NAMED = 3  # examples
 
 
@@ -503,6 +517,7 @@ def _write(request: _Request, source: Source, unlabeled: Images | None, folder: 
         duplicates=twice,
         contradictions=contradictions,
         near_duplicates=nearly,
+        label_lists=_label_lists(by_name) if labeled else {},
         content={split: part.content for split, part in written.items()},
         files={
             name: FileRecord(

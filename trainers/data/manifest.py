@@ -13,9 +13,11 @@ This module imports neither torch nor FFCV.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,32 @@ class FileRecord(_Stored):
     bytes: int
     sha256: str
     quick: str
+
+
+class LabelList(_Stored):
+    """Which images of `train` and `select` are on a published list of few labels (`sources.published.few_labels`)."""
+
+    listed: int
+    """Images on the list that are of the data set's classes; those that are not in `rows` are in `report`, or missing.
+    """
+    rows: str
+    """A bit for each row of `train` and `select`, the first one highest; zlib, base64."""
+
+    @classmethod
+    def of(cls, rows: Integers, count: int, *, listed: int) -> LabelList:
+        """`count` is that of all rows of `train` and `select`."""
+        bits = np.zeros(count, dtype=bool)
+        bits[rows] = True
+        return cls(listed=listed, rows=base64.b64encode(zlib.compress(np.packbits(bits).tobytes(), 9)).decode())
+
+    @property
+    def ids(self) -> Integers:
+        """Rows of the search file, ascending. ValueError where they are not readable."""
+        try:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(self.rows)), dtype=np.uint8)
+        except (ValueError, zlib.error) as error:
+            raise ValueError("the manifest's label_lists are damaged; build the data set again") from error
+        return np.flatnonzero(np.unpackbits(packed))
 
 
 class Counts(_Stored):
@@ -99,6 +127,8 @@ class Manifest(_Stored):
     """`select/train`, `report/train`: images of the first that are nearly equal to one of the other, equal ones apart
     (`trainers.data.duplicates`); only where there are some.
     """
+    label_lists: Mapping[str, LabelList] = {}
+    """By share ("1%", "10%"), of data sets that were written from ImageNet; only where there are some."""
     content: Mapping[str, str]
     """sha256 over every image's decoded pixels and label, per split: independent of how the file stores them."""
     files: Mapping[str, FileRecord]
@@ -253,7 +283,7 @@ def manifest_text(manifest: Manifest) -> str:
     """What manifest.json says. A key of a later version that says nothing is left out: the text, whose hash is the
     data set's name, is then what an older version wrote of the same source.
     """
-    added = ("broken", "gray_white", "contradictions", "near_duplicates")
+    added = ("broken", "gray_white", "contradictions", "near_duplicates", "label_lists")
     silent = {key for key in added if getattr(manifest, key) == Manifest.model_fields[key].default}
     return manifest.model_dump_json(indent=1, exclude=silent) + "\n"
 
@@ -304,6 +334,11 @@ def summary(dataset: Dataset) -> dict[str, str]:
         **(
             {"near": ", ".join(f"{pair} {n:,}" for pair, n in manifest.near_duplicates.items())}
             if manifest.near_duplicates
+            else {}
+        ),
+        **(
+            {"few labels": f"the published {' and '.join(manifest.label_lists)} of ImageNet"}
+            if manifest.label_lists
             else {}
         ),
         "disk": f"{stored / 2**20:,.1f} MiB",

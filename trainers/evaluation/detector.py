@@ -1,6 +1,6 @@
 """torchvision's Faster R-CNN and Mask R-CNN on a subject's residual network: built, trained on annotated images, asked.
 
-Letters: n = images, c = channels, k = detections of an image.
+Letters: n = images, c = channels, k = detections of an image, W = ranks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers import dist
 from trainers.data.annotations import AnnotatedImage, Instance
 from trainers.data.annotations.base import encoded
 from trainers.data.splits import keyed_ranks
@@ -22,6 +23,7 @@ from trainers.evaluation.average_precision import Found
 from trainers.evaluation.stages import Stages, stages_of
 
 if TYPE_CHECKING:
+    from trainers.evaluation.protocol import Data
     from trainers.evaluation.subject import Subject
 
 Neck = Literal["c4", "fpn"]
@@ -34,6 +36,9 @@ SMALLEST, LARGEST = 0.04, 0.64
 CANONICAL = 0.28
 """An object of this share of the shorter side belongs to the map before the last: 224 of 800 pixels (Lin et al. 2017,
 arXiv 1612.03144, equation 1)."""
+
+TRAINING = 0.9
+"""How much of the work is training, for a bar."""
 
 
 class Settings(NamedTuple):
@@ -182,6 +187,42 @@ def anchor_sizes(side: int, count: int) -> tuple[float, ...]:
     return tuple(side * SMALLEST * (LARGEST / SMALLEST) ** (place / steps) for place in range(count))
 
 
+def detected(
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Callable[[float], None],
+    settings: Settings,
+    class_count: int,
+    seed: int,
+    fit: Sequence[AnnotatedImage],
+    scored: Sequence[AnnotatedImage],
+) -> list[Found]:
+    """What a detector that is built and trained from `seed` says of the scored images, on rank 0. All ranks end with
+    the same detector; `together.divided` calls it.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = build(subject, settings, class_count).to(device)
+        train(
+            network,
+            fit,
+            settings,
+            seed=seed,
+            device=device,
+            threads=data.threads,
+            report=lambda done: report(TRAINING * done),
+        )
+        return detect(
+            network,
+            scored,
+            device=device,
+            threads=data.threads,
+            report=lambda done: report(TRAINING + (1 - TRAINING) * done),
+        )
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +239,8 @@ def train(
     """SGD with a linear warm-up and drops by ten, images of one size in a batch, flipped with probability `flip`.
 
     Which images are in a batch, their size and their flips are functions of `seed`; the detector's own samples are
-    drawn from torch's global generator. ValueError where the loss is not finite.
+    drawn from torch's global generator. ValueError where the loss is not finite. On W ranks, which divide the batch and
+    whose generators are alike, each has its rows of it, and all is as on one rank within rounding.
     """
     moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
@@ -207,6 +249,9 @@ def train(
     network.train()
     if settings.frozen or settings.norm == "frozen":
         _keep_statistics(network)
+    elif dist.world_size() > 1:
+        dist.synchronize_batch_norm(network)
+    part = _PartOfBatch(network, settings.batch_size // dist.world_size()) if dist.world_size() > 1 else None
     transform: Any = network.transform
     sides = keyed_ranks(settings.steps, f"side/{seed}") % np.uint64(len(settings.sides))
     for step, batch in enumerate(_batches(images, settings, seed=seed, threads=threads)):
@@ -215,9 +260,9 @@ def train(
         transform.min_size = (settings.sides[int(sides[step])],)
         pixels = [example.pixels.to(device) for example in batch]
         targets = [{name: value.to(device) for name, value in example.target.items()} for example in batch]
-        losses: dict[str, Tensor] = network(pixels, targets)
+        losses: dict[str, Tensor] = network(pixels, targets) if part is None else part.losses(pixels, targets)
         total = torch.stack(list(losses.values())).sum()
-        if not bool(torch.isfinite(total.detach())):
+        if not bool(torch.isfinite(dist.sum_over_ranks(total.detach()))):
             parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
             raise ValueError(
                 f"the detector's loss must be finite, but is not at step {step + 1} of {settings.steps} ({parts}); "
@@ -225,8 +270,11 @@ def train(
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        dist.sum_gradients(moving)
         optimizer.step()
         report((step + 1) / settings.steps)
+    if part is not None:
+        part.over()
     transform.min_size = (max(settings.sides),)
 
 
@@ -243,6 +291,86 @@ def _keep_statistics(network: nn.Module) -> None:
             module.eval()
 
 
+class _PartOfBatch:
+    """Makes of a rank's rows of a batch what they are within the whole one, though torchvision's detectors look at a
+    batch at once: images are padded to its largest, each random draw is the one that one rank would take for that
+    image, and each loss, a mean over regions, counts as much as the rank has of them.
+    """
+
+    def __init__(self, network: Any, rows: int) -> None:
+        self._network = network
+        self._rows = rows
+        self._before = self._network.rpn.fg_bg_sampler, self._network.roi_heads.fg_bg_sampler
+        self._regions, self._heads = (_Sampler(sampler) for sampler in self._before)
+        self._network.rpn.fg_bg_sampler, self._network.roi_heads.fg_bg_sampler = self._regions, self._heads
+        self._network.transform.max_by_axis = self._largest
+
+    def losses(self, pixels: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Of the detector in training; over ranks they add up to those of the batch."""
+        _pass_sizes(dist.row_offset(self._rows))
+        found: dict[str, Tensor] = self._network(pixels, targets)
+        weights = {
+            "loss_objectness": self._regions.share,
+            "loss_rpn_box_reg": self._regions.share,
+            "loss_classifier": self._heads.share,
+            "loss_box_reg": self._heads.share,
+            "loss_mask": self._heads.share_of_objects,
+        }
+        return {name: value * weights[name] for name, value in found.items()}
+
+    def _largest(self, shapes: list[list[int]]) -> list[int]:
+        """In the place of the transform's `max_by_axis`, which is called once all images have their size."""
+        _pass_sizes(self._rows * dist.world_size() - dist.row_offset(self._rows) - self._rows)
+        every = [shape for of_rank in dist.gather_objects(shapes) for shape in of_rank]
+        return [max(sides) for sides in zip(*every, strict=True)]
+
+    def over(self) -> None:
+        """The detector is as torchvision has it."""
+        del self._network.transform.max_by_axis
+        self._network.rpn.fg_bg_sampler, self._network.roi_heads.fg_bg_sampler = self._before
+
+
+def _pass_sizes(count: int) -> None:
+    """The draws by which torchvision's transform chooses a size, of so many other images."""
+    for _ in range(count):
+        torch.empty(1).uniform_(0.0, 1.0)
+
+
+class _Sampler:
+    """torchvision's sampler of regions, for a rank's images among those of a batch."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.share = self.share_of_objects = 0.0
+        """Of the regions that were drawn last on all ranks, and of those that are objects, this rank's part."""
+
+    def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image what its regions are (0: ground, 1 and more: an object, else nothing): masks of those drawn."""
+        own = [(int((one >= 1).sum()), int((one == 0).sum())) for one in matched]
+        objects: list[Tensor] = []
+        ground: list[Tensor] = []
+        everyone = dist.gather_objects(own)
+        for rank, counts in enumerate(everyone):
+            for image, count in enumerate(counts):
+                if rank == dist.rank():
+                    found = self._sampler([matched[image]])
+                    objects += found[0]
+                    ground += found[1]
+                else:  # the draws of an image of another rank
+                    for regions in count:
+                        torch.randperm(regions, device=matched[0].device)
+        drawn = np.array([np.sum([self._drawn(*count) for count in counts], axis=0) for counts in everyone])
+        shares = drawn[dist.rank()] / drawn.sum(axis=0).clip(1)
+        self.share_of_objects, self.share = float(shares[0]), float(shares[1])
+        return objects, ground
+
+    def _drawn(self, objects: int, ground: int) -> tuple[int, int]:
+        """(objects, regions) that are drawn of an image with so many."""
+        most: int = self._sampler.batch_size_per_image
+        objects = min(objects, int(most * self._sampler.positive_fraction))
+        return objects, objects + min(ground, most - objects)
+
+
 class _Example(NamedTuple):
     pixels: Tensor
     """[3, height, width], 0..1."""
@@ -252,8 +380,8 @@ class _Example(NamedTuple):
 def _batches(
     images: Sequence[AnnotatedImage], settings: Settings, *, seed: int, threads: int
 ) -> Iterator[list[_Example]]:
-    """A batch for each step. Images without an object that counts are left out, as torchvision's and Detectron's
-    training does.
+    """This rank's rows of a batch for each step. Images without an object that counts are left out, as torchvision's
+    and Detectron's training does.
     """
     usable = [image for image in images if _counted(image, masks=settings.masks)]
     needed = settings.steps * settings.batch_size
@@ -267,9 +395,12 @@ def _batches(
         return _example(usable[order[number]], flipped=bool(flips[number]), masks=settings.masks)
 
     batch: list[_Example] = []
-    for found in _ahead(example, range(needed), threads=threads, ahead=2 * settings.batch_size):
+    rows = settings.batch_size // dist.world_size()
+    first = dist.row_offset(rows)
+    own = (start + row for start in range(0, needed, settings.batch_size) for row in range(first, first + rows))
+    for found in _ahead(example, own, threads=threads, ahead=2 * rows):
         batch.append(found)
-        if len(batch) == settings.batch_size:
+        if len(batch) == rows:
             yield batch
             batch = []
 
@@ -324,16 +455,22 @@ def detect(
     threads: int,
     report: Callable[[float], None],
 ) -> list[Found]:
-    """What the detector says of each image, on its own: by falling score."""
+    """What the detector says of each image, on its own: by falling score. Ranks take turns; rank 0 has all."""
     network.eval()
+    places = dist.own_batches(np.arange(len(images)), 1)
+
+    def own() -> Iterator[Found]:
+        for pixels in _ahead(_pixels, [images[place] for place in places], threads=threads, ahead=8):
+            said: dict[str, Tensor] = network([pixels.to(device)])[0]
+            masks = None
+            if "masks" in said:
+                masks = tuple(encoded(mask.numpy()) for mask in (said["masks"][:, 0] > 0.5).cpu())
+            boxes, scores = said["boxes"].cpu().double().numpy(), said["scores"].cpu().double().numpy()
+            yield Found(boxes, scores, said["labels"].cpu().numpy() - 1, masks)
+
     found: list[Found] = []
-    for pixels in _ahead(_pixels, images, threads=threads, ahead=8):
-        said: dict[str, Tensor] = network([pixels.to(device)])[0]
-        masks = None
-        if "masks" in said:
-            masks = tuple(encoded(mask.numpy()) for mask in (said["masks"][:, 0] > 0.5).cpu())
-        boxes, scores = said["boxes"].cpu().double().numpy(), said["scores"].cpu().double().numpy()
-        found.append(Found(boxes, scores, said["labels"].cpu().numpy() - 1, masks))
+    for one in dist.in_order(own(), len(images)):
+        found.append(one)
         report(len(found) / len(images))
     return found
 

@@ -5,19 +5,21 @@ Letters: n = images, T = a thumbnail's side in pixels, p = features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainers import dist
 from trainers.data.own_images import OwnImage, rendered
 from trainers.encoder import BATCH_SIZE
 
 if TYPE_CHECKING:
     from trainers.data.loader import Loaders
     from trainers.data.manifest import Dataset
+    from trainers.evaluation.protocol import Data
     from trainers.evaluation.subject import Subject
 
 Features = NDArray[np.floating[Any]]
@@ -45,6 +47,24 @@ def of_images(subject: Subject, images: Sequence[OwnImage], *, threads: int = 1)
     ):
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.get_default_dtype())
         yield subject.encode(batch).cpu().numpy()
+
+
+def of_images_divided(
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Callable[[float], None],
+    images: Sequence[OwnImage],
+) -> Iterator[Features]:
+    """`of_images`, computed on `device` by all ranks in turn; `together.divided` calls it."""
+    subject.to(device)
+    count = -(-len(images) // BATCH_SIZE)
+    places = dist.own_batches(np.arange(len(images)), BATCH_SIZE)
+    own = of_images(subject, [images[place] for place in places], threads=data.threads)
+    for number, features in enumerate(dist.in_order(own, count)):
+        yield features
+        report((number + 1) / count)
 
 
 def of_data(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,8 +27,7 @@ from trainers.data.lock import HeldError, held
 from trainers.files import opened_whole
 
 if TYPE_CHECKING:
-    from trainers.data.datasets import Dataset
-    from trainers.data.loader import Loaders
+    from trainers.data.manifest import Dataset
     from trainers.evaluation.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -113,13 +111,11 @@ class Store:
         dataset: Dataset,
         part: Part,
         *,
-        loaders: Loaders,
-        device: torch.device,
-        threads: int = 1,
+        batches: Callable[[], Iterator[NDArray[Any]]],
         view: View = PLAIN,
         report: Callable[[float], None] = lambda done: None,
     ) -> Rows:
-        """Features of a split's images. `report` is opened where it is asked for alone.
+        """Features of a split's images: those of `batches()`, [m, p] each, where there is no file of them yet.
 
         ValueError where another process has been computing them for longer than a day, or the disk is full.
         """
@@ -128,7 +124,9 @@ class Store:
         try:
             with held(path, wait_s=WAIT_S):
                 if not path.is_file():
-                    self._write(path, subject, dataset, part, loaders, device, threads, view, report)
+                    count = len(rows_of(dataset, part))
+                    log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
+                    self._write(path, count, batches(), report)
         except HeldError as error:
             raise ValueError(
                 f"{path}: another process has been computing these features for more than {WAIT_S / 3600:g} hours; "
@@ -137,33 +135,10 @@ class Store:
         os.utime(path)  # used now: see `_make_room`
         return _opened(path)
 
-    def _write(
-        self,
-        path: Path,
-        subject: Subject,
-        dataset: Dataset,
-        part: Part,
-        loaders: Loaders,
-        device: torch.device,
-        threads: int,
-        view: View,
-        report: Callable[[float], None],
-    ) -> None:
-        ids = {
-            "train": dataset.train_ids,
-            "select": dataset.select_ids,
-            "report": np.arange(dataset.report_count, dtype=np.int64),
-        }[part]
-        count = len(ids)
-        log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
-        file: Literal["search", "report"] = "report" if part == "report" else "search"
-        batches = subject.images(dataset, ids, loaders=loaders, file=file, threads=threads)
-        subject.to(device)
+    def _write(self, path: Path, count: int, batches: Iterator[NDArray[Any]], report: Callable[[float], None]) -> None:
         done = 0
         with opened_whole(path) as written:
-            for images, _ in batches:
-                changed = images if view.change is None else view.change(images)
-                features = subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
+            for features in batches:
                 if not done:
                     self._make_room(count * features.shape[1] * self.dtype.itemsize)
                     header = {
@@ -191,6 +166,13 @@ class Store:
             taken -= size
             one.unlink(missing_ok=True)
             log.info("removed the features in %s, to stay within %d bytes", one, allowed)
+
+
+def rows_of(dataset: Dataset, part: Part) -> NDArray[np.int64]:
+    """Rows of the file that a split is in."""
+    if part == "report":
+        return np.arange(dataset.report_count, dtype=np.int64)
+    return dataset.train_ids if part == "train" else dataset.select_ids
 
 
 def _opened(path: Path) -> Rows:

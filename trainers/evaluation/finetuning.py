@@ -1,6 +1,9 @@
 """A subject trained on with a linear head: the network's copy, its optimizer, the loop, and what it says of images.
 
-Letters: n = images, p = features, C = classes.
+On several ranks each has its rows of every global batch, batch norm is synchronized, and gradients are of the batch's
+mean loss: within rounding what one rank computes. Ranks need not have equally many rows.
+
+Letters: n = images, p = features, C = classes, N = images of a global batch, W = ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers import dist
 from trainers.data.loader import epoch_order
+from trainers.encoder import BATCH_SIZE
 from trainers.evaluation.regression import fit_linear
 from trainers.settings import ViewConfig
 
@@ -64,6 +69,29 @@ class Tuned(nn.Module):
         return scores
 
 
+def tuned_scores(
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Callable[[float], None],
+    ids: Integers,
+    recipe: Recipe,
+    rate: float,
+    seed: int,
+    asked: Integers,
+    file: Literal["search", "report"],
+) -> Tensor | DivergedError:
+    """`class_scores` of the rows `asked` after `tune` on the rows `ids`. That it diverged is answered, not raised, as
+    all ranks find so and go on.
+    """
+    try:
+        model = tune(subject, data, ids, recipe, rate=rate, seed=seed, device=device, report=report)
+    except DivergedError as error:
+        return error
+    return class_scores(subject, model, data, asked, file=file, device=device)
+
+
 def tune(
     subject: Subject,
     data: Data,
@@ -78,7 +106,8 @@ def tune(
     """A copy of the subject, trained on the images `ids` of the search file with learning rate `rate` for 256 images.
 
     The rate rises linearly, then falls as a cosine to 0. At rate 0 nothing moves, statistics of batch norm neither.
-    Order and views are functions of `seed` and epoch. DivergedError where the loss is not finite.
+    Order and views are functions of `seed` and epoch. DivergedError, on all ranks, where the loss is not finite;
+    ValueError where batches are of fewer images than there are ranks.
     """
     labels = torch.from_numpy(data.dataset.search_labels())
     class_count = data.dataset.class_count
@@ -89,14 +118,19 @@ def tune(
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+    elif dist.world_size() > 1:
+        _synchronize(model)
     batch_size = min(recipe.batch_size, len(ids))
+    own = _own_rows(batch_size)
     steps = len(ids) // batch_size
     total = steps * recipe.epochs
     optimizer = _optimizer(model, recipe, vit=subject.kind == "vit")
+    mixes_over_ranks = recipe.mixup > 0.0 and dist.world_size() > 1
     step = 0
     for epoch in range(recipe.epochs):
-        order = epoch_order(ids, seed=seed, epoch=epoch)[: steps * batch_size]
-        for images, rows in _views(subject, data, order, recipe, batch_size=batch_size, seed=seed, epoch=epoch):
+        order = epoch_order(ids, seed=seed, epoch=epoch)[: steps * batch_size].reshape(steps, batch_size)
+        places = np.concatenate([own, _partners(own, batch_size)]) if mixes_over_ranks else own
+        for images, rows in _views(subject, data, order[:, places], recipe, seed=seed, epoch=epoch):
             peak = rate * batch_size / RATE_OF
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * rate_at(peak, step, total, round(recipe.warmup_share * total))
@@ -104,23 +138,25 @@ def tune(
             targets = functional.one_hot(labels[rows], class_count).to(device, images.dtype)
             if recipe.mixup > 0.0:
                 images, targets = mixed(images, targets, recipe.mixup, seed=seed, step=step)
+                images, targets = images[: len(own)], targets[: len(own)]
             with _autocast(subject, device):
                 scores = model(images.to(memory_format=torch.channels_last))
             loss = functional.cross_entropy(scores.float(), targets.float(), label_smoothing=recipe.label_smoothing)
-            if not bool(torch.isfinite(loss)):
+            loss = loss * (len(own) / batch_size)  # this rank's part of the batch's mean
+            if not bool(torch.isfinite(dist.sum_over_ranks(loss.detach()))):
                 raise DivergedError(
                     f"the loss of fine-tuning {subject.name} must be finite, but is not in epoch {epoch + 1} with "
                     f"learning rate {rate:g}; lower the rates"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            dist.sum_gradients(model.parameters())
             optimizer.step()
             step += 1
             report(step / total)
     return model.eval()
 
 
-@torch.no_grad()
 def class_scores(
     subject: Subject,
     model: Tuned,
@@ -130,13 +166,16 @@ def class_scores(
     file: Literal["search", "report"],
     device: torch.device,
 ) -> Tensor:
-    """What the trained network says of images as they are, [n, C] float32 on the CPU."""
+    """What the trained network says of images as they are, [n, C] float32 on the CPU; of none on other ranks than 0."""
     model.eval()
-    found = []
-    for images, _ in _plain(subject, data, ids, file):
-        with _autocast(subject, device):
-            found.append(model(images.to(device).to(memory_format=torch.channels_last)).float().cpu())
-    return torch.cat(found)
+
+    def own() -> Iterator[Tensor]:
+        for images, _ in _plain(subject, data, dist.own_batches(ids, BATCH_SIZE), file):
+            with torch.no_grad(), _autocast(subject, device):
+                yield model(images.to(device).to(memory_format=torch.channels_last)).float().cpu()
+
+    found = list(dist.in_order(own(), -(-len(ids) // BATCH_SIZE)))
+    return torch.cat(found) if found else torch.empty(0, data.dataset.class_count)
 
 
 def rate_at(peak: float, step: int, total: int, warmup: int) -> float:
@@ -158,6 +197,32 @@ def mixed(images: Tensor, targets: Tensor, alpha: float, *, seed: int, step: int
 # --- its parts -------------------------------------------------------------------------------------------------------
 
 
+def _synchronize(model: Tuned) -> None:
+    try:
+        dist.synchronize_batch_norm(model)
+    except ValueError as error:
+        raise ValueError(
+            "fine-tuning by several workers synchronizes torch's own batch norms, but this network has others; set "
+            "norm=frozen of the protocol, or leave --workers out"
+        ) from error
+
+
+def _own_rows(batch_size: int) -> Integers:
+    """This rank's places in a global batch, as many as any other's or one more or less."""
+    own: Integers = np.array_split(np.arange(batch_size), dist.world_size())[dist.rank()]
+    if batch_size < dist.world_size():
+        raise ValueError(
+            f"a batch must have an image for each worker, but is of {batch_size} images with {dist.world_size()} "
+            "workers; use fewer workers"
+        )
+    return own
+
+
+def _partners(own: Integers, batch_size: int) -> Integers:
+    """Places whose images `mixed` mixes with those at `own`: behind them, a reversal puts each beside its own."""
+    return np.asarray(batch_size - 1 - own[::-1])
+
+
 def _head(subject: Subject, data: Data, ids: Integers, recipe: Recipe, *, device: torch.device) -> nn.Linear:
     """The linear probe of the frozen features, or zeros."""
     class_count = data.dataset.class_count
@@ -168,21 +233,31 @@ def _head(subject: Subject, data: Data, ids: Integers, recipe: Recipe, *, device
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return head
-    rows = [subject.encode(images.to(device)).cpu() for images, _ in _plain(subject, data, ids, "search")]
-    features = torch.cat(rows).to(device)
+    own = dist.own_batches(ids, BATCH_SIZE)
+    rows = (subject.encode(images.to(device)).cpu() for images, _ in _plain(subject, data, own, "search"))
+    found = list(dist.in_order(rows, -(-len(ids) // BATCH_SIZE)))
+    fitted = torch.empty(0), torch.empty(0)
+    if dist.rank() == 0:
+        fitted = _probe(subject, data, ids, torch.cat(found).to(device), recipe)
+    weight, bias = dist.broadcast_object(fitted)
+    head = nn.Linear(weight.shape[0], class_count)
+    with torch.no_grad():
+        head.weight.copy_(weight.T)
+        head.bias.copy_(bias)
+    return head
+
+
+def _probe(subject: Subject, data: Data, ids: Integers, features: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Weight [p, C] and bias [C] of the linear probe of features [n, p], on the CPU."""
     if not bool(torch.isfinite(features).all()):
         raise ValueError(
             f"the features of {subject.name} must be finite, but some of {data.name} are not; the encoder has "
             "diverged: evaluate another checkpoint"
         )
-    labels = torch.from_numpy(data.dataset.search_labels()[ids]).to(device)
-    probe = fit_linear(features, labels, class_count=class_count, regularization=recipe.regularization)
-    head = nn.Linear(features.shape[1], class_count)
+    labels = torch.from_numpy(data.dataset.search_labels()[ids]).to(features.device)
+    probe = fit_linear(features, labels, class_count=data.dataset.class_count, regularization=recipe.regularization)
     weight = probe.weight / probe.scale[:, None]
-    with torch.no_grad():
-        head.weight.copy_(weight.T)
-        head.bias.copy_(probe.bias - probe.mean @ weight)
-    return head
+    return weight.cpu(), (probe.bias - probe.mean @ weight).cpu()
 
 
 def _optimizer(model: Tuned, recipe: Recipe, *, vit: bool) -> torch.optim.Optimizer:
@@ -216,9 +291,9 @@ def layer_shares(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _views(
-    subject: Subject, data: Data, order: Integers, recipe: Recipe, *, batch_size: int, seed: int, epoch: int
+    subject: Subject, data: Data, batches: Integers, recipe: Recipe, *, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Integers]]:
-    """Crops and flips."""
+    """Crops and flips of each row of `batches`, [steps, n]."""
     view = ViewConfig(
         size=subject.size,
         crop_scale=recipe.crop_scale,
@@ -227,7 +302,7 @@ def _views(
         grayscale_probability=0.0,
         resampling=subject.resampling,
     )
-    return data.augmented(subject, order, view, batch_size=batch_size, seed=seed, epoch=epoch)
+    return data.augmented(subject, batches.ravel(), view, batch_size=batches.shape[1], seed=seed, epoch=epoch)
 
 
 def _plain(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers import dist
 from trainers.data.splits import stratified_order
-from trainers.evaluation.features import PLAIN, Part, Rows, View
+from trainers.encoder import BATCH_SIZE
+from trainers.evaluation import together
+from trainers.evaluation.features import PLAIN, Part, Rows, View, rows_of
 from trainers.evaluation.protocol import Data, Integers, Report
 
 if TYPE_CHECKING:
@@ -94,9 +97,9 @@ def rows(subject: Subject, data: Data, part: Part, *, device: torch.device, repo
         subject,
         data.dataset,
         part,
-        loaders=data.loaders,
-        device=device,
-        threads=data.threads,
+        batches=lambda: together.divided(
+            _encoded, subject, data, device=device, report=lambda done: None, part=part, view=view
+        ),
         view=view,
         report=lambda done: report(f"features of {data.name}, {part}", done),
     )
@@ -106,6 +109,25 @@ def rows(subject: Subject, data: Data, part: Part, *, device: torch.device, repo
             "diverged: evaluate another checkpoint"
         )
     return found
+
+
+def _encoded(
+    subject: Subject, data: Data, *, device: torch.device, report: Callable[[float], None], part: Part, view: View
+) -> Iterator[NDArray[Any]]:
+    """Features [m, p] of a split's images, batch by batch; ranks take turns."""
+    import torch
+
+    file: Literal["search", "report"] = "report" if part == "report" else "search"
+    ids = rows_of(data.dataset, part)
+    own_ids = dist.own_batches(ids, BATCH_SIZE)
+    subject.to(device)
+
+    def own() -> Iterator[NDArray[Any]]:
+        for images, _ in subject.images(data.dataset, own_ids, loaders=data.loaders, file=file, threads=data.threads):
+            changed = images if view.change is None else view.change(images)
+            yield subject.encode(changed.to(device, torch.get_default_dtype())).cpu().numpy()
+
+    return dist.in_order(own(), -(-len(ids) // BATCH_SIZE))
 
 
 def matrix(found: Features, device: torch.device) -> Tensor | Parts:

@@ -6,7 +6,7 @@ Letters: n = images of a batch, p = features, C = classes, G = learning rates, H
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers import dist
 from trainers.data.loader import epoch_order
+from trainers.evaluation import together
 from trainers.evaluation.frozen import matrix
 from trainers.settings import ViewConfig
 
@@ -143,7 +145,6 @@ def train(
     batches = partial(_augmented, subject, data, device=device) if schedule.augmented else partial(_kept, fit, device)
     steps = schedule.epochs * -(-len(labels) // schedule.batch_size)
     step = 0
-    subject.to(device)
     for epoch in range(schedule.epochs):
         order = epoch_order(np.arange(len(labels), dtype=np.int64), seed=seed, epoch=epoch)
         for features, places in batches(order, size=schedule.batch_size, seed=seed, epoch=epoch):
@@ -164,13 +165,46 @@ def _augmented(
     subject: Subject, data: Data, order: Integers, *, size: int, seed: int, epoch: int, device: torch.device
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
     """Features of crops and flips of the images at places `order`, by batches of `size`."""
+    start = 0
+    for features in together.divided(
+        _views,
+        subject,
+        data,
+        device=device,
+        report=lambda done: None,
+        ids=data.fit_ids[order],
+        size=size,
+        seed=seed,
+        epoch=epoch,
+    ):
+        yield features.to(device), order[start : start + len(features)]
+        start += len(features)
+
+
+def _views(
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Callable[[float], None],
+    ids: Integers,
+    size: int,
+    seed: int,
+    epoch: int,
+) -> Iterator[Tensor]:
+    """Features of crops and flips of rows `ids` of the search file, by batches of `size`; ranks take turns."""
     view = ViewConfig(
         size=subject.size, resampling=subject.resampling, jitter_probability=0.0, grayscale_probability=0.0
     )
-    start = 0
-    for images, _ in data.augmented(subject, data.fit_ids[order], view, batch_size=size, seed=seed, epoch=epoch):
-        yield subject.encode(images.to(device, torch.get_default_dtype())).float(), order[start : start + len(images)]
-        start += len(images)
+    subject.to(device)
+
+    def own() -> Iterator[Tensor]:
+        rows = dist.own_batches(ids, size)
+        for images, _ in data.augmented(subject, rows, view, batch_size=size, seed=seed, epoch=epoch):
+            found = subject.encode(images.to(device, torch.get_default_dtype())).float()
+            yield found if dist.world_size() == 1 else found.cpu()  # to travel
+
+    return dist.in_order(own(), -(-len(ids) // size))
 
 
 def _kept(

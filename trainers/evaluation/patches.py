@@ -5,8 +5,8 @@ Letters: n = images, g = side of a map in patches, c = channels, N = patches, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from trainers import dist
 from trainers.data.annotations import VOID, AnnotatedImage
 from trainers.data.splits import keyed_ranks
 from trainers.evaluation.regression import LinearProbe
 from trainers.evaluation.stages import backbone_of, maps_of
 
 if TYPE_CHECKING:
+    from trainers.evaluation.protocol import Data
     from trainers.evaluation.subject import Subject
+
+T = TypeVar("T")
 
 BATCH = 16
 """Images that go through the network at once."""
@@ -61,31 +65,101 @@ def maps(subject: Subject, images: Sequence[AnnotatedImage], *, side: int, devic
 
 def collect(
     subject: Subject,
-    images: Sequence[AnnotatedImage],
+    data: Data,
     *,
+    device: torch.device,
+    report: Callable[[float], None],
+    images: Sequence[AnnotatedImage],
     side: int,
     class_count: int,
     most: int,
-    device: torch.device,
-    report: Callable[[float], None],
-) -> Patches:
+) -> Iterator[Patches]:
     """Patches of the images whose pixels are not all without a class: an equal number of each image, `most` in all,
-    drawn by a key. `class_count` counts the ground.
+    drawn by a key. `class_count` counts the ground. Batch by batch, for `joined`; `together.divided` calls it.
     """
     each = max(1, most // len(images))
-    features, shares, places = [], [], []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        for number, own in enumerate(maps(subject, batch, side=side, device=device).cpu()):
-            counted = shares_of(batch[number].class_map(), own.shape[1], class_count)
-            known = torch.nonzero(counted.sum(1) > 0)[:, 0]
-            ranks = keyed_ranks(len(known), f"patches/{batch[number].name}")
-            kept = known[torch.from_numpy(np.sort(np.argsort(ranks, kind="stable")[:each]))]
-            features.append(own.flatten(1).T[kept])
-            shares.append(counted[kept] / counted[kept].sum(1, keepdim=True))
-            places.append(torch.full((len(kept),), start + number))
-        report(min(1.0, (start + BATCH) / len(images)))
-    return Patches(torch.cat(features), torch.cat(shares), torch.cat(places))
+    subject.to(device)
+
+    def own() -> Iterator[Patches]:
+        for places in _own_batches(images):
+            batch = [images[place] for place in places]
+            found = []
+            for place, image, of_image in zip(
+                places, batch, maps(subject, batch, side=side, device=device), strict=True
+            ):
+                features = of_image.cpu()
+                counted = shares_of(image.class_map(), features.shape[1], class_count)
+                known = torch.nonzero(counted.sum(1) > 0)[:, 0]
+                ranks = keyed_ranks(len(known), f"patches/{image.name}")
+                kept = known[torch.from_numpy(np.sort(np.argsort(ranks, kind="stable")[:each]))]
+                shares = counted[kept] / counted[kept].sum(1, keepdim=True)
+                found.append(Patches(features.flatten(1).T[kept], shares, torch.full((len(kept),), place)))
+            yield joined(found)
+
+    return _told(dist.in_order(own(), _batch_count(images)), _batch_count(images), report)
+
+
+def joined(parts: Sequence[Patches]) -> Patches:
+    """All of them, one after the other."""
+    return Patches(*(torch.cat(its) for its in zip(*parts, strict=True)))
+
+
+def score(
+    subject: Subject,
+    data: Data,
+    *,
+    device: torch.device,
+    report: Callable[[float], None],
+    images: Sequence[AnnotatedImage],
+    side: int,
+    linear: LinearProbe,
+    bank: Patches,
+    neighbors: int,
+    temperature: float,
+) -> Iterator[list[dict[str, NDArray[np.int64]]]]:
+    """Of each image its pixels by (class, what they are taken for), [K, K], `linear` and `knn`; the bank's features
+    have length 1. Batch by batch; `together.divided` calls it.
+    """
+    subject.to(device)
+    linear = LinearProbe(*(values.to(device) for values in linear))
+    bank = Patches(*(values.to(device) for values in bank))
+
+    def nearest(own: Tensor) -> Tensor:
+        votes = vote(bank, own.flatten(1).T, neighbors=neighbors, temperature=temperature)
+        return votes.T.reshape(-1, *own.shape[1:])
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "linear": lambda own: linear.scores(own.permute(1, 2, 0)).permute(2, 0, 1),
+        "knn": nearest,
+    }
+
+    def own() -> Iterator[list[dict[str, NDArray[np.int64]]]]:
+        for places in _own_batches(images):
+            batch = [images[place] for place in places]
+            pairs = zip(batch, maps(subject, batch, side=side, device=device), strict=True)
+            with torch.no_grad():
+                yield [
+                    {way: confusion(scores(of_image), classes) for way, scores in ways.items()}
+                    for classes, of_image in ((image.class_map(), of_image) for image, of_image in pairs)
+                ]
+
+    return _told(dist.in_order(own(), _batch_count(images)), _batch_count(images), report)
+
+
+def _own_batches(images: Sequence[AnnotatedImage]) -> Iterator[NDArray[np.int64]]:
+    """Places of the images of each of this rank's batches."""
+    places = dist.own_batches(np.arange(len(images)), BATCH)
+    return (places[start : start + BATCH] for start in range(0, len(places), BATCH))
+
+
+def _batch_count(images: Sequence[AnnotatedImage]) -> int:
+    return -(-len(images) // BATCH)
+
+
+def _told(values: Iterator[T], count: int, report: Callable[[float], None]) -> Iterator[T]:
+    for number, value in enumerate(values):
+        report((number + 1) / count)
+        yield value
 
 
 def shares_of(classes: NDArray[np.uint8], side: int, class_count: int) -> Tensor:

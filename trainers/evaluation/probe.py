@@ -31,8 +31,8 @@ from trainers import dist
 from trainers.data.splits import stratified_order
 from trainers.encoder import BATCH_SIZE
 from trainers.evaluation.regression import LARGEST, fit_linear
-from trainers.model import build_model
 from trainers.operations import Operations
+from trainers.weights.opening import starting_model
 
 if TYPE_CHECKING:
     from trainers.config import ProbeConfig, TrialConfig
@@ -213,7 +213,7 @@ def baselines(
 ) -> dict[str, float]:
     """What pretraining has to beat, by the same protocol: `untrained/…` for the encoder that this config starts from,
     in evaluation mode as the trained one is, and `pixels/…` for the raw pixels. Names after the slash as in
-    `evaluate`.
+    `evaluate`. ValueError where the encoder starts from a file that is gone or another one.
     """
     metrics: dict[str, float] = {}
     for name, encode in _to_beat(config, device).items():
@@ -223,7 +223,7 @@ def baselines(
 
 
 def _to_beat(config: TrialConfig, device: torch.device) -> dict[str, Encode]:
-    return {"untrained": build_model(config, heads=()).to(device).eval().encode, "pixels": _pixels}
+    return {"untrained": starting_model(config).to(device).eval().encode, "pixels": _pixels}
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -245,6 +245,11 @@ class Protocol(BaseModel, ABC):
         """
         raise ValueError(f"protocol {self.name!r} takes data sets that `pretune data` wrote, no annotated images")
 
+    def check_workers(self, workers: int, dataset: Dataset | None) -> None:
+        """ValueError where `workers` processes cannot divide the work on that data set, None of annotated images.
+        Nothing has been started yet.
+        """
+
     def check_subject(self, subject: Subject) -> None:
         """ValueError where it has no such source, or the protocol can not look at a network of its kind."""
         subject.at(self.source)
@@ -287,6 +292,16 @@ class Protocol(BaseModel, ABC):
             chosen=tuple(chosen),
             notes=tuple(notes),
             seconds=seconds,
+        )
+
+
+def check_batch(name: str, batch_size: int, workers: int) -> None:
+    """ValueError where so many workers do not divide the batch of protocol `name`."""
+    if batch_size % workers:
+        nearest = max(1, batch_size // workers) * workers
+        raise ValueError(
+            f"{name}.batch_size must be divisible by the number of workers, but is {batch_size} with --workers "
+            f"{workers}; use --set {name}.batch_size={nearest}, or other workers"
         )
 
 

@@ -26,7 +26,7 @@ from trainers.config import TrialConfig
 from trainers.data.sources.base import WHITE
 from trainers.encoder import BATCH_SIZE, Preparation, load_trained
 from trainers.init_file import ENCODER
-from trainers.model import Model, TinyResNet, build_model
+from trainers.model import Model, TinyResNet
 from trainers.report import Checkpoint
 from trainers.settings import Resampling
 
@@ -133,8 +133,13 @@ def subject(checkpoint: Checkpoint | Path | str, *, name: str | None = None, dat
 
 
 def untrained(config: TrialConfig, preparation: Preparation, *, name: str = "untrained") -> Subject:
-    """The network that a run of `config` starts from, on the CPU: what pretraining has to beat."""
-    return _of(build_model(config, heads=()), config, preparation, name)
+    """The network that a run of `config` starts from, on the CPU: what pretraining has to beat.
+
+    ValueError where that is a file of weights that is gone or another one.
+    """
+    from trainers.weights.opening import starting_model
+
+    return _of(starting_model(config), config, preparation, name)
 
 
 def from_weights(place: Path | str, *, name: str | None = None) -> Subject:

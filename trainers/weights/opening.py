@@ -15,7 +15,7 @@ from torch import nn
 from trainers import usercode
 from trainers.config import TrialConfig
 from trainers.data.sources.base import WHITE
-from trainers.model import Model, build_backbone
+from trainers.model import Model, build_backbone, build_model
 from trainers.settings import Backbone, OwnBackbone, Resampling, ResNetConfig, ViTConfig
 from trainers.weights import reading
 from trainers.weights.architecture import guess
@@ -143,6 +143,13 @@ def initialize(model: Model, config: TrialConfig) -> None:
     model.backbone.load_state_dict(state)
     if model.teacher is not None:
         model.teacher["backbone"].load_state_dict(state)
+
+
+def starting_model(config: TrialConfig) -> Model:
+    """The backbone alone, as a run of `config` starts from it. Errors as of `check_init`."""
+    model = build_model(config, heads=())
+    initialize(model, config)
+    return model
 
 
 def _found(config: TrialConfig, network: nn.Module) -> Found:

@@ -57,7 +57,7 @@ def compare(result: SweepResult) -> Comparison | None:
     """The comparison for the best trial, computed in this process or read back where it was before.
 
     None where no trial is complete, the sweep's metric is not one of the probes that each epoch has, or the code of its
-    own backbone is not what it was.
+    own backbone, or the weights that it starts from, are not what they were.
     """
     best = result.best_trial
     if best is None or best.config is None or best.value is None or result.metric not in METRICS:
@@ -66,6 +66,8 @@ def compare(result: SweepResult) -> Comparison | None:
     if known is not None:
         return known
     config = TrialConfig.model_validate(best.config)
+    if not config.init_is_there:
+        return None
     try:
         metrics, images = _measure(config)
     except ChangedError:

@@ -1,12 +1,11 @@
-"""An encoder judged by the papers' protocols: what is asked, checked without torch as far as that goes; then run, each
-result written beside the checkpoint as soon as it is there, and read where the same was asked before.
+"""An encoder judged by the papers' protocols: what is asked, checked without torch as far as that goes, and what came
+out, which lies beside the checkpoint.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,7 @@ from trainers import storage
 from trainers.config import TrialConfig
 from trainers.data import report_reads
 from trainers.data.manifest import Dataset
-from trainers.data.report_reads import ReportRead
-from trainers.evaluation.protocol import Protocol, ProtocolResult, Split, digest
+from trainers.evaluation.protocol import Protocol, ProtocolResult, Split
 from trainers.evaluation.protocols import PROTOCOLS
 from trainers.files import why_not_writable, write_whole
 from trainers.init_file import ENCODER
@@ -42,9 +40,6 @@ FOLDER = ".evaluations"
 UNTRAINED = ", untrained"
 """How the names of networks end that a run only starts from."""
 MOST_SEEDS = 100
-
-Report = Callable[[str, float], None]
-"""What is being done, and how much of it is done, from 0 to 1."""
 
 
 class Target(NamedTuple):
@@ -110,6 +105,9 @@ class Request:
     place: str
     """The folder or URI that results go to."""
     threads: int = 1
+    """Of each worker."""
+    workers: int = 1
+    """Processes on this machine, each with a GPU where there are any. Results do not depend on them."""
 
 
 def find(text: str, storages: str) -> Target:
@@ -153,6 +151,7 @@ def check(
     untrained: bool = False,
     out: Path | None = None,
     threads: int = 1,
+    workers: int = 1,
 ) -> Request:
     """The request, if it can be run. RequestError, or a ValueError of the data set's, where it can not.
 
@@ -195,50 +194,9 @@ def check(
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
     found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
-    return Request(target, wanted, found, split, seeds, untrained, place, threads)
-
-
-def run(
-    asked: Request, report: Report = lambda what, done: None, *, recorded: bool = False
-) -> Iterator[ProtocolResult]:
-    """Each result as soon as it is there; one that was written before is read. `recorded`: that the report split is
-    read was written down by the caller.
-
-    ValueError where the checkpoint is damaged or has no such source; RequestError where a result that is there can not
-    be read.
-    """
-    import torch
-
-    from trainers.data.loader import Loaders
-    from trainers.evaluation import features
-    from trainers.evaluation.protocol import Data
-
-    torch.set_num_threads(asked.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    subjects = [load(asked.target)]
-    if asked.untrained:
-        subjects.append(_untrained(asked.target))
-    for protocol in asked.protocols:
-        for one in subjects:
-            protocol.check_subject(one)
-    store, loaders = features.Store(features.cache()), Loaders()
-    for on in asked.data:
-        read = recorded
-        data = Data(on.dataset, on.name, asked.split, loaders, store, asked.threads, on.annotations)
-        for protocol in asked.protocols:
-            seeds = tuple(range(asked.seeds if protocol.draws else 1))
-            for place, one in enumerate(subjects):
-                file = _file(asked, protocol, on.hashes[protocol.name], seeds, one, untrained=place > 0)
-                known = _stored(file)
-                if known is not None and known.digest == one.digest:
-                    yield known
-                    continue
-                if asked.split == "report" and on.dataset is not None and not read:
-                    _record(asked.target, on)
-                    read = True
-                made = protocol.run(one, data, seeds=seeds, device=device, report=report)
-                write(file, made.model_dump_json(indent=1).encode() + b"\n")
-                yield made
+    if workers > 1:
+        _check_workers(workers, wanted, found)
+    return Request(target, wanted, found, split, seeds, untrained, place, threads, workers)
 
 
 def reads(asked: Request) -> list[str]:
@@ -279,7 +237,7 @@ def stored(place: str) -> list[ProtocolResult]:
     found = []
     for file in sorted(files):
         with suppress(RequestError):
-            if file.endswith(".json") and (result := _stored(file)) is not None:
+            if file.endswith(".json") and (result := read_result(file)) is not None:
                 found.append(result)
     return found
 
@@ -366,7 +324,7 @@ def _own_data(target: Target) -> OnData:
     return _on(config.data.path, expected_hash=config.data.manifest)
 
 
-def _untrained(target: Target) -> Subject:
+def untrained(target: Target) -> Subject:
     from trainers import checkpoint, encoder
     from trainers.evaluation import subject
 
@@ -400,6 +358,22 @@ def _hashes(on: OnData, protocols: Sequence[Protocol], split: Split) -> dict[str
             protocol.check(on.dataset)
             found[protocol.name] = on.dataset.manifest_hash
     return found
+
+
+def _check_workers(workers: int, protocols: Sequence[Protocol], data: Sequence[OnData]) -> None:
+    """ValueError where work cannot be divided among so many."""
+    for protocol in protocols:
+        for on in data:
+            protocol.check_workers(workers, on.dataset)
+
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < workers:
+        raise RequestError(
+            f"--workers must be at most {gpus}, the GPUs of this machine, as each worker takes one, but is {workers}; "
+            "lower it, or set CUDA_VISIBLE_DEVICES= to evaluate on the CPU"
+        )
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------
@@ -438,22 +412,8 @@ def _protocol(kind: type[Protocol], values: Mapping[str, Any]) -> Protocol:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _file(
-    asked: Request, protocol: Protocol, data_hash: str, seeds: Sequence[int], subject: Subject, *, untrained: bool
-) -> str:
-    """Beside a checkpoint its own results; a folder that was named may have others' as well."""
-    numbers = {
-        **protocol.model_dump(mode="json"),
-        "split": asked.split,
-        "seeds": list(seeds),
-        **({"untrained": True} if untrained else {}),
-        **({} if asked.place == asked.target.place else {"subject": subject.digest}),
-    }
-    name = f"{protocol.name}-{data_hash[:8]}-{digest(numbers)[:8]}.json"
-    return join(asked.place, name)
-
-
-def _stored(file: str) -> ProtocolResult | None:
+def read_result(file: str) -> ProtocolResult | None:
+    """None where there is none; RequestError where the file is no result."""
     try:
         text = storage.read(file) if storage.is_uri(file) else Path(file).read_bytes()
     except FileNotFoundError:
@@ -465,8 +425,3 @@ def _stored(file: str) -> ProtocolResult | None:
             f"{file} must be a result that `pretune eval` wrote, but is not ({error.errors()[0]['msg']}); move it "
             "away, and it is made again"
         ) from error
-
-
-def _record(target: Target, on: OnData) -> None:
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    report_reads.record(on.place, ReportRead(time=now, sweep=target.sweep or target.file, trial=target.trial))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from pretune.analysis import candidates, evaluate
+from pretune.analysis import candidates, evaluate, evaluating
 from pretune.analysis.candidates import Candidate, Judged
 from pretune.analysis.optimism import Optimism
 from pretune.core.errors import RequestError
@@ -95,7 +95,7 @@ def check(
     RequestError while the sweep runs, where nothing can be written into its folder, no trial is complete, the
     checkpoint of one is gone, its metric is no probe that can be fitted again, a protocol is unknown or takes other
     data, a later version has written in its journal what this one does not understand, or the split was read before
-    and `again` was not asked for.
+    and `again` was not asked for. ValueError where weights that a run started from are gone or others.
     """
     check_understood(result)
     if result.live:
@@ -118,6 +118,8 @@ def check(
     earlier = _read(result)
     if earlier and not again:
         raise RequestError(_was_read(result, earlier))
+    for one in found:
+        one.config.check_init_file()  # what it has to beat starts from it
     if protocols:
         _evaluation(result, found[0], protocols)
     return Request(found, tuple(candidates.runners_up(result, found)), earlier, again, tuple(protocols))
@@ -189,7 +191,7 @@ def run(
     told = _told(result, winner, read, place=len(earlier), recorded=recorded)
     if not request.protocols:
         return told
-    made = evaluate.run(_evaluation(result, winner, request.protocols), recorded=True)
+    made = evaluating.run(_evaluation(result, winner, request.protocols), recorded=True)
     short = tuple(one.model_copy(update={"classes": (), "confusion": ()}) for one in made)
     read = read.model_copy(update={"evaluations": short})
     return _told(result, winner, read, place=len(earlier), recorded=recorded)

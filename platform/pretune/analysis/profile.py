@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pretune.core.errors import RequestError
-from pretune.execution import launch
+from pretune.execution import family, launch
 from trainers import scratch
 from trainers.config import TrialConfig
 from trainers.files import write_whole
@@ -81,7 +81,7 @@ def profile(
                 make_train=partial(_make, folder / _TRACE if out is not None else None, extent),
                 apart=True,
             )
-        except launch.TrainingFailedError as error:
+        except family.WorkerFailedError as error:
             raise NotProfiledError(str(error)) from error
         if outcome.state != "complete":
             raise NotProfiledError(f"the run {outcome.state.replace('_', ' ')}: {outcome.reason}")

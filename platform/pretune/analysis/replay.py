@@ -39,8 +39,8 @@ class EpochComparison:
 def trial_of(result: SweepResult, number: int) -> TrialConfig:
     """The config of a trial that reported at least one epoch.
 
-    RequestError where there is no such trial, or a later version wrote it; ValueError where a file of one's own that it
-    names is not what it was.
+    RequestError where there is no such trial, or a later version wrote it; ValueError where a file that it names, of
+    one's own code or of weights to start from, is not what it was.
     """
     check_understood(result)
     if not 0 <= number < len(result.trials):
@@ -58,6 +58,7 @@ def trial_of(result: SweepResult, number: int) -> TrialConfig:
         )
     config = TrialConfig.model_validate(trial.config)
     config.check_own(result.experiment.workers_per_trial)
+    config.check_init_file()
     return config
 
 

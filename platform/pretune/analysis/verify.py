@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pretune.core.errors import RequestError
-from pretune.execution import launch
+from pretune.execution import family, launch
 from pretune.request import overrides
 from trainers.config import TrialConfig
 from trainers.report import Checkpoint, EpochReport, Outcome
@@ -117,7 +117,7 @@ def shortened(config: TrialConfig, images: int) -> TrialConfig:
 def run(config: TrialConfig, folder: Path, *, steps: int, workers: int, tell: Callable[[str], None]) -> Verdict:
     """Both runs of `config` (see `shortened`), `steps` to an epoch, below `folder`; `tell` hears what happens.
 
-    Raises launch.TrainingFailedError where a run fails by itself, RuntimeError where it ends otherwise than complete.
+    Raises family.WorkerFailedError where a run fails by itself, RuntimeError where it ends otherwise than complete.
     """
     tell(f"one run of {EPOCHS} epochs of {steps} steps, {workers} worker(s), never interrupted")
     straight: list[EpochReport] = []
@@ -130,7 +130,7 @@ def run(config: TrialConfig, folder: Path, *, steps: int, workers: int, tell: Ca
         newest = broken[-1].checkpoint if broken else None
         try:
             _launch(config, folder / "broken", workers, newest, broken, make_train=Kill(kill))
-        except launch.TrainingFailedError as error:
+        except family.WorkerFailedError as error:
             if f"died with exit code -{signal.SIGKILL.value}" not in str(error):
                 raise
             within = sorted(path.name for path in (folder / "broken" / "checkpoints").glob("*-step-*.pt"))

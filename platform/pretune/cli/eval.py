@@ -15,6 +15,7 @@ from pretune.cli.options import STORAGE, Json, Settings, Storage
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
+from pretune.execution.family import WorkerFailedError
 
 if TYPE_CHECKING:
     from pretune.analysis.evaluate import Request
@@ -53,7 +54,12 @@ def eval_command(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="judge the same network before any training beside it")
     ] = False,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="default: one per CPU")] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="processes on this machine, one per GPU; results are the same")
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="of each worker; default: one per CPU in all")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the results; default: beside the checkpoint")
     ] = None,
@@ -61,7 +67,7 @@ def eval_command(
     as_json: Json = False,
 ) -> None:
     """An encoder by the papers' protocols; results stay beside the checkpoint, and what is there is not done again."""
-    from pretune.analysis import evaluate
+    from pretune.analysis import evaluate, evaluating
     from pretune.display import evaluation as display
 
     console = screen.console()
@@ -76,15 +82,18 @@ def eval_command(
             seeds=seeds,
             untrained=untrained,
             out=out,
-            threads=threads or len(os.sched_getaffinity(0)),
+            threads=threads or max(1, len(os.sched_getaffinity(0)) // workers),
+            workers=workers,
         )
     found = []
     try:
         with running("what is finished is kept: the same command goes on"), progress_bar(console, "starting") as bar:
-            for result in evaluate.run(asked, lambda what, done: bar(round(done * PARTS), PARTS)):
+            for result in evaluating.run(asked, lambda what, done: bar(round(done * PARTS), PARTS)):
                 found.append(result)
     except KeyboardInterrupt as error:
         interrupted("interrupted; what is finished is kept: the same command goes on", error)
+    except WorkerFailedError as error:
+        fail(f"{error}\nwhat is finished is kept: the same command goes on")
     except RequestError as error:
         refuse(str(error))
     except ValueError as error:

@@ -30,7 +30,7 @@ def replay_command(
         from pretune.core.records import Opened, Resumed
         from pretune.display import replay as display
         from pretune.display import tables
-        from pretune.execution import launch
+        from pretune.execution import family
         from pretune.request import request
 
         result = request.read_sweep(sweep, storage, fresh=True)
@@ -52,7 +52,7 @@ def replay_command(
             compared, outcome = replay.run(config, told, folder, workers=workers)
         except KeyboardInterrupt as error:
             interrupted("interrupted; nothing was to be kept", error)
-        except launch.TrainingFailedError as error:
+        except family.WorkerFailedError as error:
             fail(str(error))
     screen.show(console, display.table(compared, result.metric))
     different = next((one for one in compared if one.different), None)

@@ -46,11 +46,14 @@ def train_command(
     with checking():
         from pretune.display import run as display
         from pretune.display import tables
-        from pretune.execution import launch
+        from pretune.execution import family, launch
         from pretune.execution import run_folder as runs
         from pretune.request import lookup, request
 
         found = lookup.recipe(recipe)
+        checkpoint = None
+        if resume and out is not None and not verify_resume:
+            checkpoint = runs.last_checkpoint(out.resolve())
         config = request.configure(
             found,
             subset=subset,
@@ -59,6 +62,7 @@ def train_command(
             assignments=settings or (),
             compile=compile,
             workers=workers,
+            begun=checkpoint is not None,
         )
         compiling.check(config)
         for line in request.left_out(found, settings or ()):
@@ -71,10 +75,7 @@ def train_command(
         if resume and compile == "auto":
             raise RequestError("--resume goes on as the run began, so there is nothing to measure; leave out --compile")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
-        checkpoint = None
-        if resume:
-            checkpoint = runs.last_checkpoint(folder)
-        else:
+        if not resume:
             runs.check_new(folder)
         if checkpoint is not None and checkpoint.epoch >= config.epochs:
             raise RequestError(
@@ -127,7 +128,7 @@ def train_command(
                 raise
             record.undo()
             refuse(str(error))
-        except launch.TrainingFailedError as error:
+        except family.WorkerFailedError as error:
             fail(f"{error}\ngo on with: {again}")
     if record.last is not None:
         screen.show(console, display.closing(record.last))
@@ -162,7 +163,7 @@ def _verify_resume(
     """Prints VERIFIED and ends with 0, or prints the first difference and ends with 1."""
     with checking():
         from pretune.analysis import verify
-        from pretune.execution import launch
+        from pretune.execution import family
         from pretune.request import request
 
         if resume or out is not None:
@@ -184,7 +185,7 @@ def _verify_resume(
             )
         except KeyboardInterrupt as error:
             interrupted("interrupted; nothing was to be kept", error)
-        except (launch.TrainingFailedError, RuntimeError) as error:
+        except (family.WorkerFailedError, RuntimeError) as error:
             fail(str(error))
     if verdict.difference:
         fail(f"DIFFERENT: {verdict.difference} (without and with the kills; the first of what differs)")

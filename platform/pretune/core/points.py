@@ -24,6 +24,7 @@ from pretune.core.parameters import flat, written
 from pretune.core.search import Proposal, Proposer, Search, Space, Wait, completed
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
+from trainers.usercode import ChangedError
 
 
 def proposer(experiment: Experiment, space: Space) -> Proposer:
@@ -80,6 +81,8 @@ class FixedPoints:
         """The base with the point's changes, or None and why that cannot run with this sweep's workers."""
         try:
             config = completed(with_changes(self.experiment.base, point), self.experiment)
+        except ChangedError as error:  # no fault of the point: each one from now on would be refused
+            raise RequestError(str(error)) from error
         except ValueError as error:
             return None, f"{point}: {in_words(error)}"
         return config, ""

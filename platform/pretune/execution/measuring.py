@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import BaseModel, ConfigDict
 
-from pretune.execution import launch
+from pretune.execution import family, launch
 from trainers import scratch
 from trainers.config import TrialConfig
 from trainers.data.data_cache import SEARCH_FILES, open_anywhere
@@ -134,11 +134,11 @@ def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float
             hang_timeout_s=SILENT_S,
             apart=True,
         )
-    except launch.HungError as error:
+    except family.HungError as error:
         raise NotMeasuredError(
             f"no step was done in {SILENT_S:.0f} s, too slow to be measured here; plan on the machine that it is for"
         ) from error
-    except launch.TrainingFailedError as error:
+    except family.WorkerFailedError as error:
         said = str(error).splitlines()[0]
         if "exit code -9" in said:
             raise NotFittingError("its process was killed, as a system does that runs out of memory") from error

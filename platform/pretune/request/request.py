@@ -46,9 +46,12 @@ def configure(
     assignments: Sequence[str] = (),
     compile: Compile | None = None,
     workers: int = 1,
+    begun: bool = False,
 ) -> TrialConfig:
     """The recipe with the command's options and its `--set` applied, to be trained by so many workers, and with parts
     of one's own found and tried. Torch is imported only where there are such parts.
+
+    `begun`: it goes on from a checkpoint, so that weights that it started from need not be there any more.
     """
     changes = overrides.parse(assignments)
     options: dict[str, Any] = {
@@ -69,7 +72,9 @@ def configure(
         changes[path] = "off" if path == "compile" and value == "auto" else value  # until it is measured
     config = overrides.apply(recipe.config, changes)
     config.check_workers(workers)
-    return with_own_parts(config)
+    if not begun or config.init is None:
+        return with_own_parts(config)
+    return with_own_parts(config.with_init(None)).with_init(config.init)
 
 
 def is_auto(compile: Compile | None, *, local: bool) -> bool:

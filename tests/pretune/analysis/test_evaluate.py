@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretune.analysis import evaluate
+from pretune.analysis import evaluate, evaluating
 from pretune.core.errors import RequestError
 from tests.pretune.analysis.test_finalize import finished_sweep
 from trainers.config import TrialConfig
@@ -100,7 +100,7 @@ def test_a_folder_that_is_named_may_hold_the_results_of_several_checkpoints(swee
     def file(digest: str, **asked: Any) -> str:
         request = checked(sweep, **asked)
         subject: Any = SimpleNamespace(digest=digest)
-        return evaluate._file(request, request.protocols[0], "data", (0,), subject, untrained=False)
+        return evaluating._file(request, request.protocols[0], "data", (0,), subject, untrained=False)
 
     out = tmp_path / "all"
     assert file("a", out=out) != file("b", out=out)

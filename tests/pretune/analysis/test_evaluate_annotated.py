@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretune.analysis import evaluate
+from pretune.analysis import evaluate, evaluating
 from pretune.core.errors import RequestError
 from tests.annotated import pictures, write_coco, write_voc
 from trainers.evaluation.protocols import PROTOCOLS
@@ -65,11 +65,11 @@ def test_a_result_is_written_beside_the_checkpoint_and_read_where_it_is_asked_ag
     monkeypatch.setattr(evaluate, "load", lambda target: subject())
     place = write_voc(tmp_path / "voc", pictures(4), pictures(2, seed=1))
     asked = check(target, ["detection"], place, assignments=SMALL)
-    (made,) = evaluate.run(asked)
+    (made,) = evaluating.run(asked)
     (file,) = Path(target.place).glob("detection-*.json")
     assert made.manifest[:8] in file.name
     monkeypatch.setattr(PROTOCOLS["detection"], "run", None)
-    assert list(evaluate.run(asked)) == [made]
+    assert list(evaluating.run(asked)) == [made]
 
 
 def test_a_transformer_is_refused_before_another_protocol_runs(
@@ -80,5 +80,5 @@ def test_a_transformer_is_refused_before_another_protocol_runs(
     monkeypatch.setattr(evaluate, "load", lambda target: subject(**VIT))
     place = write_voc(tmp_path / "voc", pictures(4), pictures(2, seed=1))
     with pytest.raises(ValueError, match="needs a residual network"):
-        list(evaluate.run(check(target, ["dense", "detection"], place)))
+        list(evaluating.run(check(target, ["dense", "detection"], place)))
     assert not Path(target.place).exists()

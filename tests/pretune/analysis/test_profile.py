@@ -11,7 +11,7 @@ import pytest
 from pretune.analysis import profile
 from pretune.analysis.profile import NotProfiledError
 from pretune.core.errors import RequestError
-from pretune.execution import launch
+from pretune.execution import family, launch
 from pretune.request import request
 from search_spaces import RECIPES
 from tests.profiles import TINY, figures, runs_end
@@ -48,8 +48,8 @@ def test_two_workers_measure_together_and_say_what_they_tell_each_other(tiny: Tr
     ("ends", "said"),
     [
         (Outcome(state="out_of_memory", reason="can't allocate memory", epochs=0), "out of memory: can't allocate"),
-        (launch.TrainingFailedError("rank 0 died with exit code -9"), "exit code -9"),
-        (launch.HungError("rank 0 hung: no sign of life for 90 s"), "hung"),
+        (family.WorkerFailedError("rank 0 died with exit code -9"), "exit code -9"),
+        (family.HungError("rank 0 hung: no sign of life for 90 s"), "hung"),
     ],
 )
 def test_what_cannot_be_profiled_says_why(

@@ -56,6 +56,29 @@ def test_the_last_bit_of_a_number_and_a_number_that_is_missing_are_differences()
     assert EpochComparison(1, {"a": 1.0}, {"b": 1.0}).different == ["a", "b"]
 
 
+def test_a_trial_whose_weights_to_start_from_are_gone_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "file.pth").write_bytes(b"weights")
+    values = CONFIG.model_dump(mode="json") | {"data": {"path": "digits"}}
+    values["model"]["backbone"] = {"kind": "resnet18", "init": {"path": str(here / "file.pth")}}
+    base = TrialConfig.model_validate(values).completed()
+    experiment = Experiment(name="mine", space="kernels", base=base, storage=str(here / "sweeps"))
+    with Journal(experiment.folder, new=True) as journal:
+        journal.append(Opened(experiment=experiment))
+        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
+        journal.append(Started(number=0, attempt=0, epoch=0))
+        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}))
+        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+    monkeypatch.setattr(request, "open_data", lambda *arguments, **options: None)
+    monkeypatch.setattr(launch, "run", training([0.5]))
+    assert pretune("replay", "mine", "0").exit_code == 0
+    (here / "file.pth").write_bytes(b"others")
+    done = pretune("replay", "mine", "0")
+    assert (done.exit_code, "must have sha256" in done.stderr) == (2, True)
+    (here / "file.pth").unlink()
+    done = pretune("replay", "mine", "0")
+    assert (done.exit_code, "model.backbone.init: there is no file" in done.stderr) == (2, True)
+
+
 def test_a_difference_is_told_with_the_files_that_have_changed_since(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,12 +53,25 @@ def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:
         (["--protocol", "multilabel"], "needs images with several labels"),
         (["--protocol", "multilabel", "--protocol", "knn"], "two commands"),
         (["--seeds", "1000"], "--seeds must be 1 to 100"),
+        (
+            ["--protocol", "finetune", "--workers", "3"],
+            "finetune.batch_size must be divisible by the number of workers, but is 256 with --workers 3; "
+            "use --set finetune.batch_size=255",
+        ),
+        (["--protocol", "low-labels-finetune", "--workers", "16"], "trains on 10 images or fewer with --workers 16"),
     ],
 )
 def test_a_request_that_is_wrong_is_refused_with_the_reason(made: Path, arguments: list[str], said: str) -> None:
     done = pretune("eval", str(made / "epoch-0003.pt"), *arguments)
     assert done.exit_code == 2, done.output
     assert said in done.stderr
+    assert not (made / "epoch-0003.evaluations").exists()
+
+
+def test_more_workers_than_gpus_are_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    done = pretune("eval", str(made / "epoch-0003.pt"), "--workers", "2")
+    assert (done.exit_code, "--workers must be at most 1, the GPUs of this machine" in done.stderr) == (2, True)
     assert not (made / "epoch-0003.evaluations").exists()
 
 

@@ -198,3 +198,18 @@ def test_the_end_of_its_seconds_that_a_killed_driver_did_not_write_is_written_by
     assert read(tmp_path / "killed")[-1] == records[-1]
     assert isinstance(records[-1], Ended)
     assert records[-1].state == "COMPLETE"
+
+
+def test_weights_to_start_from_that_go_while_a_sweep_runs_end_it_and_no_trial_is_refused_for_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file.pth").write_bytes(b"weights")
+    values = toys.BASE.model_dump(mode="json")
+    values["model"]["backbone"] = {"kind": "resnet18", "init": str(tmp_path / "file.pth")}
+    base = TrialConfig.model_validate(values).completed()
+    proposers = FixedPoints(experiment(tmp_path, base=base)), Search(toys.experiment(tmp_path, base=base), toys.space)
+    assert all(proposer.ask([]) is not None for proposer in proposers)
+    (tmp_path / "file.pth").unlink()
+    for proposer in proposers:
+        with pytest.raises(RequestError, match=r"model\.backbone\.init: there is no file"):
+            proposer.ask([])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretune.execution import launch, measuring
+from pretune.execution import family, measuring
 from pretune.execution.measuring import NotFittingError, NotMeasuredError, measure
 from pretune.request import request
 from search_spaces import RECIPES
@@ -46,14 +46,14 @@ def test_a_few_steps_say_what_a_trial_takes(tiny: TrialConfig) -> None:
     [
         (Outcome(state="out_of_memory", reason="can't allocate memory", epochs=0), NotFittingError, "can't allocate"),
         (Outcome(state="collapsed", reason="in one point", epochs=0), NotMeasuredError, "collapsed: in one point"),
-        (launch.TrainingFailedError("rank 0 died with exit code -9"), NotFittingError, "runs out of memory"),
+        (family.WorkerFailedError("rank 0 died with exit code -9"), NotFittingError, "runs out of memory"),
         (
-            launch.TrainingFailedError("rank 0 raised KeyError: 'x'\nTraceback"),
+            family.WorkerFailedError("rank 0 raised KeyError: 'x'\nTraceback"),
             NotMeasuredError,
             "raised KeyError: 'x'$",
         ),
         (
-            launch.HungError("rank 0 hung: no sign of life for 90 s"),
+            family.HungError("rank 0 hung: no sign of life for 90 s"),
             NotMeasuredError,
             "no step was done in 90 s, too slow to be measured here",
         ),

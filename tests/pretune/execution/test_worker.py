@@ -23,7 +23,7 @@ import torch
 import torch.distributed
 
 from pretune.core import within
-from pretune.execution import launch, worker
+from pretune.execution import family, launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
 from pretune.execution.worker import Given
 from trainers.config import OptimizerConfig, TrialConfig
@@ -360,7 +360,7 @@ def test_a_local_process_that_fails_takes_the_others_with_it(
         reports.append(report)
         return True
 
-    with pytest.raises(launch.TrainingFailedError, match=f"(?s){text}"):
+    with pytest.raises(family.WorkerFailedError, match=f"(?s){text}"):
         launch.run(
             config(),
             folder=tmp_path,

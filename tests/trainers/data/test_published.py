@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import lzma
 import re
 import tarfile
 import zipfile
@@ -85,6 +87,41 @@ def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, text: str, said: st
         load(tmp_path / "in", "imagenet1000")
     with pytest.raises(ValueError, match="--classes is for the kind images, but the kind is npz"):
         sources.load("npz", [tmp_path], scratch=tmp_path, classes="imagenet100")
+
+
+LISTED = {"1%": (12_811, "6581e723dbf23ae4"), "10%": (128_116, "220f3e2f6dba9d26")}
+"""By share, the images of SimCLR's list, and the sha256 of its lines, sorted and without the last line's end."""
+
+
+def listed(share: str) -> list[str]:
+    return [f"{name}_{number}.JPEG" for name, shares in published._few_labels().items() for number in shares[share]]
+
+
+@pytest.mark.parametrize("share", published.SHARES)
+def test_the_lists_of_few_labels_are_the_published_ones(share: str) -> None:
+    names = sorted(listed(share))
+    found = len(names), hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    assert found == LISTED[share]
+    assert len({name.split("_")[0] for name in names}) == 1000
+    assert "Source: github.com/google-research/simclr" in lzma.decompress(published.FEW_LABELS.read_bytes()).decode()
+
+
+def test_images_of_imagenet_are_known_by_their_names_wherever_they_lie() -> None:
+    own = [name for name in listed("10%") if name.startswith(("n01440764", "n01443537"))]
+    names = [f"x/train/n01440764/n01440764_{number}.JPEG" for number in (1, 2)] + [f"in.tar: a/{name}" for name in own]
+    found = published.few_labels(names)
+    assert found["10%"] == published.Listed(list(range(2, len(names))), len(own))
+    few = set(listed("1%"))
+    assert [names[place].split("/")[-1] for place in found["1%"].places] == [name for name in own if name in few]
+    resized = [name.replace("in.tar: a/", "").replace(".JPEG", "_n01440764.png") for name in names]
+    assert published.few_labels(resized) == found
+
+
+def test_images_that_are_not_all_of_imagenets_classes_have_no_published_list() -> None:
+    own = [name for name in listed("10%") if name.startswith("n01440764")]
+    assert published.few_labels(own[: len(own) * 9 // 10]) == {}
+    assert published.few_labels([name.replace("n0144", "xn0144") for name in own]) == {}
+    assert published.few_labels(["image 0 of digits", "n99999999_1.JPEG"]) == {}
 
 
 def test_every_published_list_says_where_it_is_from() -> None:

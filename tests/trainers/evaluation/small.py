@@ -38,7 +38,7 @@ class Digits:
         self.train_ids, self.select_ids = np.arange(900), np.arange(900, 1400)
         counts = {"train": np.bincount(self.labels[:900]), "select": np.bincount(self.labels[900:1400])}
         self.manifest = SimpleNamespace(
-            split_seed=0, class_names=tuple(map(str, range(CLASSES))), class_counts=counts, counts=None
+            split_seed=0, class_names=tuple(map(str, range(CLASSES))), class_counts=counts, counts=None, label_lists={}
         )
         self.looked_at: list[tuple[str, int]] = []
         """(file, images) of each pass."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trainers.data.annotations import AnnotatedImage, Box, Instance
 from trainers.data.annotations.base import encoded
@@ -157,6 +158,32 @@ def test_vocs_figures_are_those_of_its_rule_by_hand(seed: int) -> None:
     wanted = np.array([_voc_by_hand(images, found, label) for label in range(CLASSES)])
     np.testing.assert_allclose(by_class(matches, "area")[0], wanted[:, 0], atol=1e-12)
     np.testing.assert_allclose(by_class(matches, "11")[0], wanted[:, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mean_average_precision_is_torchmetrics(seed: int) -> None:
+    detection = pytest.importorskip("torchmetrics.detection")
+    images, found = _drawn(seed)
+    metric = detection.MeanAveragePrecision()
+    for image, its in zip(images, found, strict=True):
+        boxes = torch.tensor([each.box for each in image.instances], dtype=torch.float64).reshape(-1, 4)
+        told = [(each.label, each.ignored) for each in image.instances]
+        labels, crowds = (torch.tensor([int(one[place]) for one in told], dtype=torch.int64) for place in (0, 1))
+        metric.update(
+            [
+                {
+                    "boxes": torch.from_numpy(its.boxes),
+                    "scores": torch.from_numpy(its.scores),
+                    "labels": torch.from_numpy(its.labels),
+                }
+            ],
+            [{"boxes": boxes, "labels": labels, "iscrowd": crowds}],
+        )
+    theirs = metric.compute()
+    ours = by_class(coco_matches(images, found, class_count=CLASSES), "coco")
+    assert mean_of(ours) == pytest.approx(float(theirs["map"]), abs=1e-6)
+    assert mean_of(ours[0]) == pytest.approx(float(theirs["map_50"]), abs=1e-6)
+    assert mean_of(ours[5]) == pytest.approx(float(theirs["map_75"]), abs=1e-6)
 
 
 def test_an_image_that_counts_twice_is_as_if_it_were_there_twice() -> None:

@@ -39,6 +39,29 @@ def test_measures_are_those_of_torchmetrics() -> None:
     assert [one.value for one in judged.classes] == pytest.approx(list(table.diagonal() / table.sum(1)))
 
 
+@pytest.mark.parametrize("sharpness", [0.3, 3.0, 12.0])
+def test_calibration_error_is_torchmetrics_where_nothing_is_certain(sharpness: float) -> None:
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
+    made, labels = scores(seed=1)
+    probabilities = (made.double() * sharpness).softmax(1)
+    probabilities = probabilities[probabilities.max(1).values < 1.0]
+    labels = labels[: len(probabilities)]
+    theirs = metrics.multiclass_calibration_error(probabilities, labels, num_classes=8, n_bins=classification.BINS)
+    assert classification.calibration_error(probabilities, labels) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_calibration_error_has_certainty_and_edges_in_the_bins_of_the_paper() -> None:
+    certain = [(1.0, True), (1.0, False), (0.95, True), (14 / 15, False), (0.6, True), (3 / 5, False)]
+    probabilities = torch.tensor([[confidence, 1 - confidence] for confidence, _ in certain], dtype=torch.float64)
+    labels = torch.tensor([0 if right else 1 for _, right in certain])
+    wanted = 0.0
+    for number in range(classification.BINS):
+        low, high = number / classification.BINS, (number + 1) / classification.BINS
+        own = [(confidence, right) for confidence, right in certain if low < confidence <= high]
+        wanted += abs(sum(confidence - right for confidence, right in own)) / len(certain)
+    assert classification.calibration_error(probabilities, labels) == pytest.approx(wanted, abs=1e-12)
+
+
 def test_a_class_without_images_has_no_accuracy_and_does_not_count_in_the_mean() -> None:
     judged = classification.judge([torch.eye(3)[[0, 1, 1]]], np.array([0, 1, 0]), ("a", "b", "c"))
     assert [one.value for one in judged.classes] == [0.5, 1.0, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from trainers.evaluation.features import Rows, Store, View
 
 
 def rows(store: Store, digits: small.Digits, part: str = "select", **given: object) -> Rows:
-    made = small.data(digits, store.folder)
-    return store.rows(small.subject(), made.dataset, part, loaders=made.loaders, device=small.CPU, **given)  # type: ignore[arg-type]
+    data = replace(small.data(digits, store.folder), store=store)
+    return frozen.rows(small.subject(), data, part, device=small.CPU, report=small.silent, **given)  # type: ignore[arg-type]
 
 
 def test_features_are_computed_once_for_all_protocols(tmp_path: Path) -> None:

@@ -43,6 +43,22 @@ def test_average_precision_is_scikit_learns_and_torchmetrics(seed: int) -> None:
     assert mean == pytest.approx(float(torchs), abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_eleven_points_are_those_of_torchmetrics_curve(seed: int) -> None:
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
+    scores, targets = ranked(seed)
+    theirs = []
+    for label in range(4):
+        precision, recall, _ = metrics.binary_precision_recall_curve(
+            torch.from_numpy(scores[:, label]).sigmoid(), torch.from_numpy(targets[:, label])
+        )
+        precision, recall = precision[:-1], recall[:-1]  # the last one is set to precision 1 at recall 0
+        theirs.append(np.mean([float(precision[recall >= level - 1e-6].max()) for level in np.linspace(0, 1, 11)]))
+    mean, each = mean_average_precision(scores, targets, "11-point")
+    np.testing.assert_allclose(each, theirs, rtol=0, atol=1e-6)
+    assert mean == pytest.approx(np.mean(theirs), abs=1e-6)
+
+
 def test_eleven_points_are_the_best_precision_from_each_recall_on() -> None:
     # Found: right, wrong, right. Precision 1 up to recall 0.5 (6 levels), 2/3 up to 1 (5 levels).
     found = average_precision(np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1]), "11-point")

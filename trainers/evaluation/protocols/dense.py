@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Unpack
 
@@ -15,7 +14,6 @@ from trainers.evaluation import protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from trainers.evaluation.annotated import Parts
     from trainers.evaluation.patches import Patches
@@ -72,49 +70,48 @@ class Dense(protocol.Protocol):
         """Scores `linear/miou`, `linear/pixels` (the share of pixels told right), `knn/miou`, `knn/pixels`; classes
         have the linear probe's intersection over union.
         """
-        import torch
         from torch.nn import functional
 
-        from trainers.evaluation import annotated, patches
+        from trainers.evaluation import annotated, patches, together
+        from trainers.evaluation.regression import LinearProbe
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source).to(device)
+        looked = subject.at(self.source)
         parts = self.parts(data.annotations, data.split)
         names = (GROUND, *parts.source.classes)
         side = self.side or looked.size
-        fitted = patches.collect(
-            looked,
-            parts.fit,
-            side=side,
-            class_count=len(names),
-            most=self.patches,
-            device=device,
-            report=lambda done: report("features of patches", done),
+        fitted = patches.joined(
+            list(
+                together.divided(
+                    patches.collect,
+                    looked,
+                    data,
+                    device=device,
+                    report=lambda done: report("features of patches", done),
+                    images=parts.fit,
+                    side=side,
+                    class_count=len(names),
+                    most=self.patches,
+                )
+            )
         )
         linear, chosen = self._fitted(fitted, device=device, report=report)
-        bank = patches.Patches(
-            functional.normalize(fitted.features, dim=1).to(device), fitted.shares.to(device), fitted.images
+        scored = together.divided(
+            patches.score,
+            looked,
+            data,
+            device=device,
+            report=lambda done: report("scoring pixels", done),
+            images=parts.scored,
+            side=side,
+            linear=LinearProbe(*(values.cpu() for values in linear)),
+            bank=fitted._replace(features=functional.normalize(fitted.features, dim=1)),
+            neighbors=self.neighbors,
+            temperature=self.temperature,
         )
-
-        def neighbors(maps: Tensor) -> Tensor:
-            votes = patches.vote(bank, maps.flatten(1).T, neighbors=self.neighbors, temperature=self.temperature)
-            return votes.T.reshape(-1, *maps.shape[1:])
-
-        ways: dict[str, Callable[[Tensor], Tensor]] = {
-            "linear": lambda maps: linear.scores(maps.permute(1, 2, 0)).permute(2, 0, 1),
-            "knn": neighbors,
-        }
-        pixels: dict[str, list[NDArray[np.int64]]] = {way: [] for way in ways}
-        for start in range(0, len(parts.scored), patches.BATCH):
-            batch = parts.scored[start : start + patches.BATCH]
-            for image, maps in zip(batch, patches.maps(looked, batch, side=side, device=device), strict=True):
-                classes = image.class_map()
-                for way, score in ways.items():
-                    with torch.no_grad():
-                        pixels[way].append(patches.confusion(score(maps), classes))
-            report("scoring pixels", min(1.0, (start + patches.BATCH) / len(parts.scored)))
-        tables = {way: np.stack(its) for way, its in pixels.items()}
+        pixels = [of_image for batch in scored for of_image in batch]
+        tables = {way: np.stack([of_image[way] for of_image in pixels]) for way in ("linear", "knn")}
         shares = patches.intersection_over_union(tables["linear"].sum(0))
         counts = tables["linear"].sum((0, 2))
         judged = protocol.Judged(

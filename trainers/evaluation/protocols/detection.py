@@ -22,12 +22,14 @@ from trainers.evaluation.protocol import (
     Split,
     Task,
     around,
+    check_batch,
     joined,
 )
 
 if TYPE_CHECKING:
     import torch
 
+    from trainers.data.manifest import Dataset
     from trainers.evaluation.annotated import Parts
     from trainers.evaluation.average_precision import Found, Matches
     from trainers.evaluation.detector import Settings
@@ -89,6 +91,10 @@ class Detector(Protocol):
 
         coco_masks()  # figures need it, too
         return annotated.parts(place, split, masks=self.annotated == "masks", name=self.name, skip=self.skip)
+
+    def check_workers(self, workers: int, dataset: Dataset | None) -> None:
+        """They must divide the batch."""
+        check_batch(self.name, self.batch_size, workers)
 
     def check_subject(self, subject: Subject) -> None:
         from trainers.evaluation.stages import stages_of
@@ -159,34 +165,26 @@ class Detector(Protocol):
         said: str,
     ) -> list[Found]:
         """What the detector that is trained from `seed` says of the scored images."""
-        import torch
-
-        from trainers.evaluation import detector
+        from trainers.evaluation import detector, together
         from trainers.evaluation.outcomes import outcome
 
         settings = self.settings()
 
         def make() -> Arrays:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                network = detector.build(subject, settings, parts.class_count).to(device)
-                detector.train(
-                    network,
-                    parts.fit,
-                    settings,
+            return _packed(
+                together.divided(
+                    detector.detected,
+                    subject,
+                    data,
+                    device=device,
+                    report=lambda done: report(f"training and asking the detector{said}", done),
+                    settings=settings,
+                    class_count=parts.class_count,
                     seed=seed,
-                    device=device,
-                    threads=data.threads,
-                    report=lambda done: report(f"training the detector{said}", done),
+                    fit=parts.fit,
+                    scored=parts.scored,
                 )
-                found = detector.detect(
-                    network,
-                    parts.scored,
-                    device=device,
-                    threads=data.threads,
-                    report=lambda done: report(f"detecting{said}", done),
-                )
-            return _packed(found)
+            )
 
         key = {
             "protocol": self.model_dump(mode="json"),

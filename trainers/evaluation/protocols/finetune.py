@@ -12,13 +12,24 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from trainers.data.manifest import Dataset
-from trainers.data.splits import stratified_order
-from trainers.evaluation.protocol import Data, Integers, Judged, Protocol, ProtocolResult, Report, Task, together
+from trainers.data.splits import count_of, stratified_order
+from trainers.evaluation.protocol import (
+    Data,
+    Integers,
+    Judged,
+    Protocol,
+    ProtocolResult,
+    Report,
+    Task,
+    check_batch,
+    together,
+)
 from trainers.evaluation.protocols.linear import at_an_end
-from trainers.evaluation.protocols.low_labels import FEW, Shares, check_shares, classes_left_out, drawn
+from trainers.evaluation.protocols.low_labels import FEW, Shares, check_shares, classes_left_out, few
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from trainers.evaluation.finetuning import Recipe
     from trainers.evaluation.outcomes import Arrays
@@ -69,6 +80,19 @@ class Tuning(Protocol):
             raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high <= 1, but is ({low}, {high})")
         return self
 
+    def check_workers(self, workers: int, dataset: Dataset | None) -> None:
+        """They must divide the batch, and each must have an image of the smallest one."""
+        check_batch(self.name, self.batch_size, workers)
+        if dataset is None:
+            return
+        for share in self.amounts().values():
+            count = count_of(share, dataset.train_count)
+            if workers > (count if self.rates is not None and len(self.rates) == 1 else count * (1 - self.held_out)):
+                raise ValueError(
+                    f"protocol {self.name!r} needs an image for each worker in a batch, but trains on {count} images "
+                    f"or fewer with --workers {workers}; use fewer workers"
+                )
+
     @abstractmethod
     def amounts(self) -> Mapping[str, int | str]:
         """How much of the labels is fitted on, by what the scores' names then begin with."""
@@ -93,12 +117,14 @@ class Tuning(Protocol):
         for prefix, share in self.amounts().items():
             found = []
             for place, seed in enumerate(seeds):
-                rows = drawn(labels, share, data.dataset, seed)
+                rows, how = few(data, share, seed)
+                if prefix:
+                    notes[how] = None
                 counts = np.bincount(labels[rows], minlength=len(names))
                 notes |= dict.fromkeys(classes_left_out(share, counts, names))
-                few = self.rates is None and int(counts.min()) < FEW
-                rates = self._rates(looked.kind, few=few)
-                if few:
+                too_few = self.rates is None and int(counts.min()) < FEW
+                rates = self._rates(looked.kind, few=too_few)
+                if too_few:
                     notes[f"{share} is too few labels to hold some out: rate {rates[0]:g}"] = None
                 else:
                     notes[self._tried(looked.kind, rates)] = None
@@ -172,30 +198,37 @@ class Tuning(Protocol):
         """One seed on the images `ids`, from its file where it was done before: `scores` [n, C] of what is scored,
         `held_out` (the share told right with each of `rates`, of as many images as `held`) and the chosen `rate`.
         """
-        from trainers.evaluation import finetuning
+        from trainers.evaluation import finetuning, together
         from trainers.evaluation.outcomes import outcome
 
         recipe = self.recipe(subject.kind)
         numbers = data.dataset.search_labels()
 
-        def trained(rows: Integers, rate: float, what: str) -> finetuning.Tuned:
-            return finetuning.tune(
+        def scores(
+            rows: Integers, rate: float, asked: Integers, file: Literal["search", "report"], what: str
+        ) -> Tensor:
+            found = together.divided(
+                finetuning.tuned_scores,
                 subject,
                 data,
-                rows,
-                recipe,
-                rate=rate,
-                seed=seed,
                 device=device,
                 report=lambda done: report(f"fine-tuning {what}{said}", done),
+                ids=rows,
+                recipe=recipe,
+                rate=rate,
+                seed=seed,
+                asked=asked,
+                file=file,
             )
+            if isinstance(found, finetuning.DivergedError):
+                raise found
+            return found
 
         def share_right(rate: float, rest: Integers, held: Integers) -> float:
             try:
-                model = trained(rest, rate, f"with rate {rate:g}")
+                found = scores(rest, rate, held, "search", f"with rate {rate:g}")
             except finetuning.DivergedError:
                 return float("nan")
-            found = finetuning.class_scores(subject, model, data, held, file="search", device=device)
             return float((found.argmax(1).numpy() == numbers[held]).mean())
 
         def make() -> Arrays:
@@ -210,8 +243,7 @@ class Tuning(Protocol):
                         f"{', '.join(f'{rate:g}' for rate in rates)}; lower {self.name}.rates"
                     )
                 best = rates[int(np.nanargmax(right))]
-            model = trained(ids, best, "on all labels")
-            found = finetuning.class_scores(subject, model, data, data.score_ids, file=data.file, device=device)
+            found = scores(ids, best, data.score_ids, data.file, "on all labels")
             return {
                 "scores": found.numpy(),
                 "held_out": np.array(right),

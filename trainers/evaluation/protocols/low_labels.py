@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -32,10 +32,11 @@ Shares = Annotated[tuple[int | str, ...], BeforeValidator(_amounts), Field(min_l
 
 class LowLabels(Protocol):
     """`linear` by `lbfgs`, fitted on each of `shares` of the training images' labels: shares such as 1%, or numbers of
-    images. A seed draws which, stratified and keyed by the data set; smaller draws lie within larger ones.
+    images. Of ImageNet's 1% and 10% these are SimCLR's published lists (arXiv 2002.05709, section 4.2); otherwise a
+    seed draws which, stratified and keyed by the data set, and smaller draws lie within larger ones.
 
     The regularization is chosen on the part of these labels that is `held_out`; where a class has fewer than 5 of them
-    it is `regularization`. (The published lists of ImageNet are of file names, which a data set does not keep.)
+    it is `regularization`.
     """
 
     name: Literal["low-labels"] = "low-labels"
@@ -62,21 +63,24 @@ class LowLabels(Protocol):
         judged: list[Judged] = []
         chosen: list[dict[str, Any]] = []
         notes: dict[str, None] = {}
+        fitted = 0
         for place, share in enumerate(self.shares):
             found = []
             for turn, seed in enumerate(seeds):
                 report(f"low-labels {share}, seed {seed}", (place + turn / len(seeds)) / len(self.shares))
-                ids = drawn(labels, share, data.dataset, seed)
+                ids, how = few(data, share, seed)
+                fitted = max(fitted, len(ids))
+                notes[how] = None
                 counts = np.bincount(labels[ids], minlength=len(names))
                 notes |= dict.fromkeys(classes_left_out(share, counts, names))
-                few = int(counts.min()) < FEW
-                if few:
+                too_few = int(counts.min()) < FEW
+                if too_few:
                     notes[f"{share} is too few labels to hold some out: regularization {self.regularization:g}"] = None
                 probe, said = fit_chosen(
                     fit.some(ids),
                     labels[ids],
                     class_count=len(names),
-                    regularizations=(self.regularization,) if few else self.regularizations,
+                    regularizations=(self.regularization,) if too_few else self.regularizations,
                     share=self.held_out,
                     key=held_out_key(data, seed),
                     device=device,
@@ -89,11 +93,34 @@ class LowLabels(Protocol):
             data,
             together(judged, shown=-1),
             seeds=seeds,
-            fitted=max(count_of(share, fit.count) for share in self.shares),
+            fitted=fitted,
             chosen=chosen,
             notes=(*notes, *at_an_end(chosen)),
             seconds=time.monotonic() - began,
         )
+
+
+class Few(NamedTuple):
+    """A share of the labels."""
+
+    places: Integers
+    """Of these images among those that may be fitted on, ascending."""
+    how: str
+    """How they were chosen, in words."""
+
+
+def few(data: Data, share: int | str, seed: int) -> Few:
+    """The published list where the data set was written from ImageNet and knows one of that share; else `drawn`."""
+    name = f"{float(share.removesuffix('%')):g}%" if isinstance(share, str) else ""
+    listed = data.dataset.manifest.label_lists.get(name)
+    if listed is None:
+        places = drawn(data.fit_labels, share, data.dataset, seed)
+        return Few(places, f"{share} of the labels: drawn by seed, stratified")
+    places = np.flatnonzero(np.isin(data.fit_ids, listed.ids))
+    how = f"{share} of the labels: SimCLR's published list, {len(places):,} images"
+    if missing := listed.listed - len(places):
+        how += f" (the other {missing:,} of these classes are not among those that are fitted on)"
+    return Few(places, how)
 
 
 def drawn(labels: Integers, share: int | str, dataset: Dataset, seed: int) -> Integers:

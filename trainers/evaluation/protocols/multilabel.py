@@ -30,6 +30,8 @@ from trainers.evaluation.protocol import (
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainers.data.annotations import AnnotatedImage
     from trainers.evaluation.multilabel import Way
     from trainers.evaluation.subject import Subject
@@ -81,19 +83,27 @@ class Multilabel(Protocol):
         """Scores `map` (area) and `map11` (11 points); classes have the area's average precision."""
         import torch
 
-        from trainers.evaluation import embedding
+        from trainers.evaluation import embedding, together
         from trainers.evaluation.multilabel import mean_average_precision
         from trainers.evaluation.regression import fit_multilabel
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source).to(device)
+        looked = subject.at(self.source)
         given = self.labeled(data.annotations, data.split)
-        report("features", 0.0)
-        fit, scored = (
-            torch.from_numpy(np.concatenate(list(embedding.of_images(looked, images)))).to(device)
-            for images in (given.fit, given.scored)
-        )
+
+        def features(images: Sequence[Any]) -> Tensor:
+            found = together.divided(
+                embedding.of_images_divided,
+                looked,
+                data,
+                device=device,
+                report=lambda done: report("features", done),
+                images=images,
+            )
+            return torch.from_numpy(np.concatenate(list(found))).to(device)
+
+        fit, scored = features(given.fit), features(given.scored)
         if not all(bool(rows.isfinite().all()) for rows in (fit, scored)):
             raise ValueError(
                 f"the features of {looked.name} must be finite, but some are not; the encoder has diverged"
