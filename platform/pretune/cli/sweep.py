@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from pretune.cli.options import (
     MaxHours,
     Metrics,
     Name,
+    Pack,
     Settings,
     Slots,
     Space,
@@ -31,12 +32,14 @@ from pretune.cli.options import (
     WorkersPerTrial,
     share,
 )
+from pretune.cli.packing import packed, serving
 from pretune.cli.running import foretold, learned, logging_to, run_sweep
 from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
+    from pretune.core.packing import Packing
     from pretune.core.search import Space as SpaceFunction
     from pretune.display.trackers import Tracker
 
@@ -51,6 +54,8 @@ class SweepRequest:
     address: str | None
     log_to: Sequence[Tracker]
     notes: tuple[str, ...]
+    packing: Packing | Literal["auto"] | None = None
+    """How trials share a GPU; already in the experiment where it is a number, measured before it starts with auto."""
 
 
 def sweep_request(
@@ -73,6 +78,7 @@ def sweep_request(
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
     gpus_per_worker: GpusPerWorker = None,
+    pack: Pack = None,
     max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
@@ -124,6 +130,7 @@ def sweep_request(
     address: Address = None,
 ) -> SweepRequest:
     """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.analysis import packing
     from pretune.core import metrics
     from pretune.request import lookup, request
 
@@ -162,6 +169,7 @@ def sweep_request(
         metric=metric,
         direction=direction,
     )
+    experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
     experiment, notes = request.warmed(experiment, found_space.function, warm_start or ())
     notes += filter(None, (metrics.weight(objective.metric) for objective in experiment.objectives))
     notes += [f"--set {line}" for line in request.left_out(found_recipe, settings or ())]
@@ -170,7 +178,13 @@ def sweep_request(
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ())
     ]
     return SweepRequest(
-        experiment, found_space.function, gpus_per_worker is None, address, logging_to(log_to), tuple(notes)
+        experiment=experiment,
+        space=found_space.function,
+        auto_gpus=gpus_per_worker is None and packed_as is None,
+        address=address,
+        log_to=logging_to(log_to),
+        notes=tuple(notes),
+        packing=packed_as,
     )
 
 
@@ -184,19 +198,22 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
     """Says what it will take, runs it and shows what came out."""
     from pretune import sweep
 
-    forecast = foretold(console, asked.experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
+    experiment, packing = packed(console, asked.experiment, asked.packing, asked.space)
+    forecast = foretold(console, experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 
     def run(listener: Any) -> Any:
         result = sweep.run(
-            asked.experiment,
+            experiment,
             space=asked.space,
             listener=listener,
             address=asked.address,
             auto_gpus=asked.auto_gpus,
             forecast=forecast,
+            packing=packing,
         )
         if asked.address is None:
             learned(result, forecast)
         return result
 
-    run_sweep(console, asked.experiment, run, log_to=asked.log_to)
+    with serving(console, packing):
+        run_sweep(console, experiment, run, log_to=asked.log_to)
