@@ -141,7 +141,7 @@ def _faster(found: Figures, reached: float) -> str:
     if found.precision == "float32":
         return "precision=bf16, whose products run on tensor cores"
     if reached < IDLE:
-        return "larger batches, or several trials on the card (pretune sweep --gpus-per-worker 0.5)"
+        return "larger batches, or several trials on the card (pretune sweep --pack auto)"
     return "a faster card, a smaller network, or smaller views; nothing else is in the way"
 
 
