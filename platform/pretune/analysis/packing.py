@@ -25,7 +25,7 @@ from pretune.execution.settings import SLOT_MEMORY
 from trainers.config import TrialConfig
 
 MEASURING_S = 150.0
-"""No other count is begun after so long."""
+"""No other count is begun after so long, where nothing else is said."""
 
 Told = Callable[[str], None]
 
@@ -154,14 +154,21 @@ def _count(pack: str | int) -> int | None:
 
 
 def measured(
-    experiment: Experiment, configs: Sequence[TrialConfig], machine: Machine, *, clock: Callable[[], float], tell: Told
+    experiment: Experiment,
+    configs: Sequence[TrialConfig],
+    machine: Machine,
+    *,
+    clock: Callable[[], float],
+    tell: Told,
+    limit_s: float = MEASURING_S,
 ) -> Packing:
     """As many trials as are fastest together, of those that there is room for; under MPS where that may be used and is
-    faster. `configs` are what the trials may be, `tell` hears what is measured now.
+    faster. `configs` are what the trials may be, `tell` hears what is measured now. After `limit_s` no other count is
+    begun.
 
     RequestError where not even one can be measured.
     """
-    search = _Search(experiment, configs, machine, clock, tell)
+    search = _Search(experiment, configs, machine, clock, tell, limit_s)
     alone = search.alone()
     most, bound = search.room(alone)
     tried = [_together(alone, copies=1)]
@@ -181,13 +188,14 @@ class _Search:
         machine: Machine,
         clock: Callable[[], float],
         tell: Told,
+        limit_s: float,
     ) -> None:
         self._experiment, self._machine, self._clock, self._tell = experiment, machine, clock, tell
         by_shape = {shapes.of(config): config for config in configs}
         common, _ = Counter(map(shapes.of, configs)).most_common(1)[0]
         largest = max(by_shape, key=lambda shape: shape.work)
         self._common, self._largest = (common, by_shape[common]), (largest, by_shape[largest])
-        self._deadline = clock() + MEASURING_S
+        self._limit_s, self._deadline = limit_s, clock() + limit_s
 
     def alone(self) -> Measurement:
         """What one of the usual shape takes. RequestError where that cannot be measured."""
@@ -246,7 +254,7 @@ class _Search:
         """Adds to `tried` for as long as more gain enough. Says why there are no more; nothing where `most` is why."""
         while (count := packing.following(tried, most)) is not None:
             if self._clock() > self._deadline:
-                return f"no more were tried after {MEASURING_S:.0f} s"
+                return f"no more were tried after {self._limit_s:.0f} s"
             try:
                 found = self._run(count, under_mps=under_mps)
             except NotFittingError:
