@@ -123,7 +123,7 @@ def resume_command(
                 console,
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
-    with serving(console, packed_as or result.packing):
+    with serving(console, (packed_as or result.packing) if address is None else None):
         run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier, log_to=trackers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from pretune.analysis import measurements, packing, plan
 from pretune.cli import packing as cli
 from pretune.cli import resume as resuming
 from pretune.cli import sweep as sweeping
+from pretune.core import journal as journals
+from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
+from pretune.core.experiment import Experiment
 from pretune.core.history import History
 from pretune.core.journal import Journal
 from pretune.core.packing import Packing, Together
@@ -214,6 +217,35 @@ def test_the_newest_choice_counts(here: Path) -> None:
     history.apply(Resumed(trials=10, packing=newer))
     history.apply(Resumed(trials=10))
     assert (history.packing, history.placed.gpus_per_worker) == (newer, 0.25)
+
+
+def test_a_driver_keeps_it_and_counts_slots_by_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[tuple[float, int | None]] = []
+    made = toys.experiment(here / "sweeps")
+    folder = made.folder
+
+    def slots(experiment: Experiment, address: str | None) -> int:
+        placed.append((experiment.gpus_per_worker, experiment.slots))
+        return 1
+
+    def conduct(conductor: Conductor, *_: object) -> Any:
+        placed.append((conductor.history.placed.gpus_per_worker, conductor.history.placed.slots))
+        return read(folder)
+
+    monkeypatch.setattr(sweeps, "_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(sweeps, "_slots", slots)
+    monkeypatch.setattr(sweeps, "_conduct", conduct)
+    sweeps.run(FOUND.applied(made), space=toys.space, packing=FOUND)
+    sweeps.resume(folder, space=toys.space)
+    sweeps.resume(folder, space=toys.space, packing=Packing(count=4, on="gpu", slots=3, gpus_per_worker=0.25))
+    sweeps.resume(folder, space=toys.space, slots=2)
+    assert placed == [(0.5, None)] * 4 + [(0.25, 3), (0.25, 3), (0.25, 2), (0.25, 3)]
+    assert [record.packing for record in journals.read(folder) if isinstance(record, Opened | Resumed)] == [
+        FOUND,
+        None,
+        Packing(count=4, on="gpu", slots=3, gpus_per_worker=0.25),
+        None,
+    ]
 
 
 # ---- what is seen of it ----------------------------------------------------------------------------------------------

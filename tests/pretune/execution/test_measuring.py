@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pretune.execution import launch, measuring
 from pretune.execution.measuring import NotFittingError, NotMeasuredError, measure
@@ -69,6 +71,18 @@ def test_what_cannot_be_measured_says_why(
     runs_end(monkeypatch, ends)
     with pytest.raises(error, match=said):
         measure(tiny, workers=1, gpus_per_worker=0.0, copies=2, host_bytes=1e9)
+
+
+@pytest.mark.parametrize(("share", "capped"), [(1.0, 0), (0.5, 1)])
+def test_copies_on_a_gpu_have_the_caps_of_a_sweeps_workers(
+    share: float, capped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: seen.append(fraction))
+    measuring._make(share, 1e9)
+    assert len(seen) == capped
 
 
 def test_a_measurement_survives_json() -> None:
