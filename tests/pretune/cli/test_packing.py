@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from pretune.display import live
 from pretune.execution import mps
 from pretune.execution.measuring import Measurement, NotMeasuredError
 from search_spaces import RECIPES
-from tests import toys
+from tests import fake_mps, toys
 from tests.pretune.cli.command import pretune, synthetic_sweep
 from tests.pretune.found import MEASURED
 
@@ -298,6 +299,35 @@ def test_mps_serves_a_sweep_that_was_found_faster_with_it(monkeypatch: pytest.Mo
     with cli.serving(console, FOUND.model_copy(update={"mps": True})):
         assert states == ["begun"]
     assert states == ["begun", "ended"]
+
+
+def test_a_sweep_is_measured_and_run_under_mps_where_that_is_faster(
+    here: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemons = fake_mps.installed(here, monkeypatch)
+    served: list[bool] = []
+
+    def measure(*_: object, copies: int, **__: object) -> Measurement:
+        under = mps.PIPES in os.environ
+        if under:  # as the daemon does for its first client
+            Path(os.environ[mps.PIPES], "servers").write_text("4711\n")
+        rate = RATES[copies] * (2.0 if under else 1.0)
+        return MEASURED.model_copy(update={"images_per_s": rate, "gpu_bytes": 1e9, "gpu_room_bytes": 80e9})
+
+    def run_sweep(*_: object, **__: object) -> None:
+        served.append(fake_mps.lives(daemons()[-1]) and mps.PIPES in os.environ)
+
+    monkeypatch.setattr(packing, "measure", measure)
+    monkeypatch.setattr(measurements, "gpus", lambda: ["NVIDIA H200"])
+    monkeypatch.setattr(sweeping, "run_sweep", run_sweep)
+    done = pretune("sweep", *SMALL, "--pack", "auto")
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.output.split())
+    assert "2 trials per card, 3.8 times one alone, with MPS" in told
+    assert "2 380 3.80 1 GB MPS, chosen" in told
+    assert served == [True]
+    assert len(daemons()) == 2, "one to measure, one to run"
+    assert not any(map(fake_mps.lives, daemons()))
 
 
 def test_a_sweep_goes_on_without_mps_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
