@@ -104,7 +104,7 @@ class Trials:
         """A step of each."""
         for network, optimizer, weight in zip(self.networks, self._optimizers, self.weights, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            loss(network(self._last[0]), network(self._last[1]), weight).backward()
+            loss(network(self._last[0]), network(self._last[1]), weight).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def fused(self) -> None:
