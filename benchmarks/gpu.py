@@ -12,6 +12,8 @@ form of the real ones: raw pixels at 32, JPEG files at about 300.
 * `real ROW`: images per second of the real loop, with loader, copies and numbers; its ratio to `step` is what is left;
 * `waits ROW`: how often a step makes the host wait for the device (GPU only);
 * `together`: several processes that step at once, against one alone;
+* `packing`: what `--pack auto` chooses: whole trials at once, in turns and under NVIDIA's MPS where it may be used;
+* `fused`: several trials in one forward pass, against a step of each in turn (`fused_trials.py`);
 * `sweep`: a sweep of 8 short trials: seconds to the first step, in all, and mean use of the card;
 * `resume`: `pretune train --verify-resume`.
 
@@ -43,9 +45,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import cost
+from benchmarks import cost, fused_trials
 from benchmarks.bounded import lines_of
-from pretune.analysis import gpus
+from pretune.analysis import gpus, packing
+from pretune.core.experiment import Experiment
+from pretune.core.packing import in_words as packed_in_words
 from pretune.request import request
 from search_spaces import RECIPES
 from trainers.changes import with_changes
@@ -58,6 +62,8 @@ from trainers.train import train
 
 RESULTS = "results.jsonl"
 WINDOWS = 5
+PACKING_S = 35.0
+"""No other number of trials is tried after so long."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,14 @@ class Size:
     steps: int
     """In a window."""
     together: tuple[int, ...]
+    fused: tuple[int, ...]
     sweep: str
     bound_s: float
     """Of a part."""
 
 
-FULL = Size(ROWS, {"pixels": 40_960, "photographs": 2_560}, 10, (1, 2, 4), SWEEP, 90.0)
-TOY = Size(TOY_ROWS, {"pixels": 640, "photographs": 64}, 2, (1, 2), TOY_SWEEP, 300.0)
+FULL = Size(ROWS, {"pixels": 40_960, "photographs": 2_560}, 10, (1, 2, 4), (2, 4, 8), SWEEP, 90.0)
+TOY = Size(TOY_ROWS, {"pixels": 640, "photographs": 64}, 2, (1, 2), (2,), TOY_SWEEP, 300.0)
 
 
 def parts(size: Size) -> dict[str, Callable[[Path], dict[str, Any]]]:
@@ -126,6 +133,8 @@ def parts(size: Size) -> dict[str, Callable[[Path], dict[str, Any]]]:
     return found | {
         "sweep": partial(sweep, size),
         "together": partial(together, first, size),
+        "packing": partial(packing_auto, first),
+        "fused": partial(fused, size),
         "resume": partial(command, RESUME.split()),
     }
 
@@ -318,6 +327,22 @@ def _apart(row: Row, size: Size, begin: Any, found: Any) -> None:
     found.put(in_windows(work.step, size.steps, row.config().batch_size)["images_per_s"])
 
 
+def packing_auto(row: Row, folder: Path) -> dict[str, Any]:
+    """How many trials would share the card, or this machine, and what was measured to tell."""
+    config, _ = on_data(row, folder)
+    asked = Experiment(name="packing", space="kernels", base=config, trials=64)
+    found = packing.measured(
+        asked, [config], packing.here(), clock=time.monotonic, tell=lambda words: None, limit_s=PACKING_S
+    )
+    return {"packing": found.model_dump(mode="json"), "words": f"{packed_in_words(found)} ({found.why})"}
+
+
+def fused(size: Size, folder: Path) -> dict[str, Any]:
+    """How many times as fast trials that differ in scalars are in one forward pass, by network and their number."""
+    found = fused_trials.rows(size.fused, device(), runs=WINDOWS)
+    return {"times_as_fast": {f"{name}, {count}": statistics.median(times) for name, count, times, _ in found}}
+
+
 def sweep(size: Size, folder: Path) -> dict[str, Any]:
     """Seconds of a whole sweep, and how much of it the card computed."""
     with use_of_the_card() as used:
@@ -426,6 +451,13 @@ def in_words(result: dict[str, Any]) -> str:
             return f"{count:.1f} a step" + (f": {', '.join(where)}" if where else "")
         case {"ratio": ratios}:
             return ", ".join(f"{count}: {ratio:.2f} times one" for count, ratio in ratios.items())
+        case {"packing": {"tried": tried}, "words": words}:
+            rates = ", ".join(
+                f"{one['copies']}{' under MPS' if one['mps'] else ''}: {one['images_per_s']:,.0f}" for one in tried
+            )
+            return f"{words}; images/s {rates}"
+        case {"times_as_fast": ratios}:
+            return "; ".join(f"{name}: {ratio:.2f} times" for name, ratio in ratios.items())
         case {"seconds": seconds, **more}:
             use = more.get("use_percent")
             return f"{seconds:.0f} s" + (f", card in use {use:.0f} %" if use is not None else "")

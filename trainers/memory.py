@@ -55,6 +55,15 @@ def capacity_bytes(device: torch.device) -> float | None:
     return float(torch.cuda.mem_get_info(device)[1])
 
 
+def free_bytes(device: torch.device) -> float | None:
+    """What of a GPU nobody holds now; None on a host."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0])
+
+
 def remedy(
     config: TrialConfig, *, workers: int, peak_bytes: float, fixed_bytes: float, capacity_bytes: float | None
 ) -> str:

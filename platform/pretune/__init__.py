@@ -58,6 +58,7 @@ def run(
     slots: int | None = None,
     workers_per_trial: int = 1,
     gpus_per_worker: float | None = None,
+    pack: int | None = None,
     cpus_per_worker: float = 1.0,
     max_failed: float = MAX_FAILED,
     sampler: SamplerName = "tpe",
@@ -95,6 +96,8 @@ def run(
         workers_per_trial: DDP workers of each trial.
         gpus_per_worker: 0 trains on CPUs, a share below 1 packs several trials on a GPU; if None, 1 where the cluster
             has any.
+        pack: so many trials share one GPU, or without any this machine; `pretune plan … --pack auto` measures how many
+            are best.
         cpus_per_worker: CPUs reserved for each worker.
         max_failed: the sweep ends early when a greater share of its trials failed.
         sampler: what proposes trials.
@@ -126,6 +129,7 @@ def run(
     from rich.console import Console
 
     from pretune import sweep as sweeps
+    from pretune.analysis import packing
     from pretune.analysis.notebook import Sweep
     from pretune.core import results
     from pretune.core.errors import RequestError, checking_a_request
@@ -171,6 +175,9 @@ def run(
             metric=metric,
             direction=direction,
         )
+        experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
+        if packed_as == "auto":
+            raise RequestError("pack must be a number here; `pretune plan … --pack auto` measures which one")
         warm = [warm_start] if isinstance(warm_start, str) else list(warm_start)
         experiment, taken = request.warmed(experiment, found_space.function, warm)
         logged = trackers.checked(log_to)
@@ -185,7 +192,7 @@ def run(
 
     from pretune.display.watching import watching
 
-    auto_gpus = gpus_per_worker is None
+    auto_gpus = gpus_per_worker is None and pack is None
     if auto_compile:
         from pretune.analysis import fastest
 
@@ -198,6 +205,7 @@ def run(
             listener=listener,
             address=address,
             auto_gpus=auto_gpus,
+            packing=packed_as,
         )
     return Sweep(results.read(result.folder, remote=result.remote))  # read anew, as it was still running then
 

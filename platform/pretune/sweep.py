@@ -22,6 +22,7 @@ from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History
 from pretune.core.landing import Landing
+from pretune.core.packing import Packing
 from pretune.core.reader import StoredEpoch
 from pretune.core.records import Extended, Opened, Record, Resumed
 from pretune.core.requests import Inbox
@@ -58,6 +59,7 @@ def run(
     trainable: MakeTrainable | None = None,
     auto_gpus: bool = False,
     forecast: Forecast | None = None,
+    packing: Packing | None = None,
 ) -> SweepResult:
     """Runs `experiment` in its folder and returns what came out.
 
@@ -68,6 +70,7 @@ def run(
         trainable: what serves trials, given the experiment and its folder; the warm slot if None.
         auto_gpus: each worker gets a GPU where the cluster has any, whatever `experiment` says.
         forecast: what it is said to take, to be kept beside what it will have taken.
+        packing: why `experiment` shares GPUs as it does, to be kept, so that `resume` need not measure it again.
 
     After Ctrl-C, SIGTERM or SIGHUP it returns normally as well, with `closed` == "interrupted" and the signal's name as
     `detail`; `resume` goes on.
@@ -99,6 +102,7 @@ def run(
                         sources=source_hashes(space, experiment.base),
                         host=host(),
                         forecast=forecast,
+                        packing=packing,
                     )
                 )
             if listener is not None:
@@ -119,6 +123,7 @@ def resume(
     epochs: int | None = None,
     max_hours: float | None = None,
     slots: int | None = None,
+    packing: Packing | None = None,
     listener: Listener | None = None,
     address: str | None = None,
     cpus: int | None = None,
@@ -129,7 +134,8 @@ def resume(
 
     `trials` is the number of trials asked for in all from now on, `max_hours` the hours of all its drivers (None: as
     before); trials that time had ended go on, as far as these are enough for them. `epochs` makes each finished trial
-    that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for).
+    that is shorter so long (see `longer`). `slots` is how many trials run at once (None: as the sweep was asked for),
+    `packing` how they share GPUs from now on (None: as before).
     `space` is that of `results.read(folder).experiment.space`. `remote` is the sweep's URI, if it is not the one in its
     journal. The rest is as for `run`.
     """
@@ -150,11 +156,13 @@ def resume(
         proposer = points.proposer(experiment, space)
         proposer.check()
         with _cluster(interruption, folder, address, cpus) as private:
-            room = _slots(experiment.model_copy(update={"trials": target, "slots": slots or experiment.slots}), address)
+            placed = packing.applied(experiment) if packing is not None else history.placed
+            room = _slots(placed.model_copy(update={"trials": target, "slots": slots or placed.slots}), address)
             conductor = Conductor(journal, proposer, listener=listener)
             resumed = Resumed(
                 trials=target,
                 max_hours=max_hours,
+                packing=packing,
                 versions=versions(space, experiment.base),
                 sources=source_hashes(space, experiment.base),
                 host=host(),
@@ -257,7 +265,7 @@ def _conduct(
         with interruption.shielded():
             conductor.settle()
             inbox.look()
-        trainable = served_by(conductor.experiment, folder)
+        trainable = served_by(conductor.history.placed, folder)
         execute(conductor, trainable, slots=slots, folder=folder / "tune", inbox=inbox, interruption=interruption)
         interruption.hold()
     except KeyboardInterrupt:

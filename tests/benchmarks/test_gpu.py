@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import fused_trials, gpu
 from benchmarks.bounded import ROOT
+
+TRIED = [
+    {"copies": 1, "images_per_s": 1000.0, "mps": False},
+    {"copies": 2, "images_per_s": 1900.0, "mps": True},
+]
 
 
 @pytest.mark.ffcv
@@ -26,6 +31,13 @@ def test_a_rows_parts_run_on_a_cpu(tmp_path: Path) -> None:
         assert 0 < found["least"] <= found["images_per_s"] <= found["most"]
 
 
+def test_fused_trials_are_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = {"MLP": replace(fused_trials.CASES["MLP, 16 px"], batch=4)}
+    monkeypatch.setattr(fused_trials, "CASES", mlp)
+    found = gpu.fused(gpu.TOY, tmp_path)
+    assert found["times_as_fast"]["MLP, 2"] > 0.0
+
+
 def test_the_table_has_a_line_for_each_part_whatever_became_of_it() -> None:
     rate = {"least": 90.0, "most": 110.0}
     results: list[dict[str, Any]] = [
@@ -35,6 +47,8 @@ def test_the_table_has_a_line_for_each_part_whatever_became_of_it() -> None:
         {"part": "compiled a", "images_per_s": 125.0, **rate, "first_step_s": 30.0},
         {"part": "waits a", "left out": "takes a GPU"},
         {"part": "together", "images_per_s_together": {"1": 1.0, "2": 2.0}, "ratio": {"1": 1.0, "2": 2.0}},
+        {"part": "packing", "packing": {"tried": TRIED}, "words": "2 trials per card (why)"},
+        {"part": "fused", "times_as_fast": {"a, 2": 1.5, "a, 4": 0.5}},
         {"part": "sweep", "seconds": 20.0, "trials": 8, "use_percent": 85.0},
         {"part": "resume", "error": "killed"},
     ]
@@ -45,6 +59,8 @@ def test_the_table_has_a_line_for_each_part_whatever_became_of_it() -> None:
         "| compiled a | 125 images/s (90 to 110), first step 30 s | 1.25 of the step alone |",
         "| waits a | – (takes a GPU) |  |",
         "| together | 1: 1.00 times one, 2: 2.00 times one |  |",
+        "| packing | 2 trials per card (why); images/s 1: 1,000, 2 under MPS: 1,900 |  |",
+        "| fused | a, 2: 1.50 times; a, 4: 0.50 times |  |",
         "| sweep | 20 s, card in use 85 % |  |",
         "| resume | **failed**: killed |  |",
     ]

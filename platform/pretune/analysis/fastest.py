@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from pretune.analysis import measurements, plan
 from pretune.core.experiment import Experiment
 from pretune.execution import launch
+from pretune.execution.family import WorkerFailedError
 from trainers import compiling, scratch
 from trainers.config import TrialConfig
 from trainers.data.data_cache import open_anywhere
@@ -62,7 +63,7 @@ def chosen(config: TrialConfig, *, workers: int, device: Device, tell: Callable[
         tell("compile: measuring whether compiled steps are faster here; this is done once for a network")
         try:
             found = _measured(config, workers, device)
-        except launch.TrainingFailedError as error:
+        except WorkerFailedError as error:
             tell(f"compile: off, as it could not be measured: {str(error).splitlines()[0]}")
             return config.model_copy(update={"compile": "off"})
         with suppress(OSError):  # a cache that cannot be written to costs the next run its time
@@ -100,7 +101,7 @@ def _known(place: Path) -> Compiled | None:
 
 
 def _measured(config: TrialConfig, workers: int, device: Device) -> Compiled:
-    """In processes of its own. TrainingFailedError where one of them fails."""
+    """In processes of its own. WorkerFailedError where one of them fails."""
     with scratch.folder() as folder:
         told = folder / "compiled.json"
         outcome = launch.run(
@@ -113,7 +114,7 @@ def _measured(config: TrialConfig, workers: int, device: Device) -> Compiled:
             apart=True,
         )
         if outcome.state != "complete":
-            raise launch.TrainingFailedError(f"{outcome.state.replace('_', ' ')}: {outcome.reason}")
+            raise WorkerFailedError(f"{outcome.state.replace('_', ' ')}: {outcome.reason}")
         return Compiled.model_validate_json(told.read_text(encoding="utf-8"))
 
 

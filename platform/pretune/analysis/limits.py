@@ -142,7 +142,7 @@ def _faster(found: Figures, reached: float) -> str:
     elif found.precision == "float32":
         return " and ".join(["precision=bf16, whose products run on tensor cores", *first])
     elif reached < IDLE:
-        first += ["larger batches", "or several trials on the card (pretune sweep --gpus-per-worker 0.5)"]
+        first += ["larger batches", "or several trials on the card (pretune sweep --pack auto)"]
         return ", ".join(first)
     else:
         first.append("a faster card")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from trainers.config import TrialConfig
 from trainers.data import data_cache
 from trainers.files import write_whole
 
+DRIVER = Path("/proc/driver/nvidia/gpus")
 MOST_LEARNED = 200
 """Trials of a sweep that are looked at when it ends."""
 _PACKAGES = ("torch", "ray", "ffcv", "numpy", "numba", "timm")
@@ -157,13 +159,19 @@ def _machine() -> tuple[str, ...]:
 
 
 def gpus() -> list[str]:
-    """The models of this machine's GPUs, as NVIDIA's driver names them: torch takes seconds to say the same."""
+    """The models of this machine's GPUs, as NVIDIA's driver names them: torch takes seconds to say the same. At most as
+    many as CUDA_VISIBLE_DEVICES lets be used.
+    """
     found = []
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for path in sorted(DRIVER.glob("*/information")):
         with suppress(OSError):
             lines = path.read_text(errors="replace").splitlines()
             found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
-    return found
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return found
+    visible = itertools.takewhile(lambda one: one not in ("", "-1"), map(str.strip, named.split(",")))
+    return found[: sum(1 for _ in visible)]
 
 
 @lru_cache(maxsize=1)

@@ -35,14 +35,14 @@ def experiment(result: SweepResult, chosen: Sequence[Candidate], seeds: int, *, 
     points = tuple({**change, SEED: first + index} for index in range(seeds) for change in changes)
     place = str(result.folder.parent) if result.remote is None else storage.parent_of(result.remote)
     return Experiment.model_validate(
-        result.experiment.model_dump()
+        result.placed.model_dump()
         | {
             "name": name(result.name, len(chosen), seeds),
             "space": SPACE,
             "base": base,
             "trials": len(points),
             "points": points,
-            "slots": slots or result.experiment.slots,
+            "slots": slots or result.placed.slots,
             "stopping": StoppingConfig(enabled=False),
             "storage": place,
             "seed": first,

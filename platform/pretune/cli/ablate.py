@@ -22,6 +22,7 @@ from pretune.cli.options import (
     MaxFailed,
     Metric,
     Name,
+    Pack,
     Settings,
     Slots,
     Storage,
@@ -91,6 +92,7 @@ def ablation_request(
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
     gpus_per_worker: GpusPerWorker = None,
+    pack: Pack = None,
     max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     storage: Storage = STORAGE,
@@ -103,6 +105,7 @@ def ablation_request(
     address: Address = None,
 ) -> SweepRequest:
     """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.analysis import packing
     from pretune.analysis.ablation import SPACE
     from pretune.core import metrics
     from pretune.core.points import unvaried
@@ -173,6 +176,7 @@ def ablation_request(
         metric=metric,
         direction=direction,
     )
+    experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
     built = [level for level in design.levels if not level.refused]
     notes += dict.fromkeys(line for level in built for line in overrides.left_out_by(base, level.changes))
     for level in design.levels:
@@ -180,7 +184,14 @@ def ablation_request(
             told = level.name or ", ".join(f"{path}={value}" for path, value in level.changes.items())
             notes.append(f"{told} cannot be built and is left out: {level.refused}")
     return SweepRequest(
-        experiment, unvaried, gpus_per_worker is None, auto_compile, address, logging_to(log_to), tuple(notes)
+        experiment=experiment,
+        space=unvaried,
+        auto_gpus=gpus_per_worker is None and packed_as is None,
+        auto_compile=auto_compile,
+        address=address,
+        log_to=logging_to(log_to),
+        notes=tuple(notes),
+        packing=packed_as,
     )
 
 

@@ -105,6 +105,14 @@ GpusPerWorker = Annotated[
         help="0: CPUs; a share below 1 packs several trials on a GPU; default: auto, 1 where the cluster has any",
     ),
 ]
+Pack = Annotated[
+    str | None,
+    typer.Option(
+        "--pack",
+        metavar="auto|N",
+        help="so many trials share one GPU, or without any this machine; auto: measured before the sweep starts",
+    ),
+]
 CpusPerWorker = Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs reserved for each worker")]
 MaxFailed = Annotated[
     float | None,

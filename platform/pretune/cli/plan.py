@@ -9,6 +9,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.console import Console
 from pretune.cli.ablate import ablation_request
 from pretune.cli.exits import checking, interrupted, note, print_json
 from pretune.cli.options import Json
+from pretune.cli.packing import packed
 from pretune.cli.sweep import SweepRequest, sweep_request
 from pretune.cli.taking import taking
 from pretune.core.errors import RequestError
@@ -23,6 +25,7 @@ from pretune.display import screen
 
 if TYPE_CHECKING:
     from pretune.analysis.plan import Plan
+    from pretune.core.packing import Packing
 
 
 _VARIED = ("factors", "levels", "leave_out")
@@ -90,12 +93,15 @@ def plan_command(console: Console, asked: SweepRequest, *, as_json: bool) -> Non
                 "--slots must say how many trials run at once on that cluster, which is not asked before a sweep "
                 "starts; give it"
             )
+    experiment, packing = packed(console, asked.experiment, asked.packing, asked.space, quiet=as_json)
+    asked = replace(asked, experiment=experiment)
+    with checking():
         try:
             found = _planned(console, asked, quiet=as_json)
         except KeyboardInterrupt as error:
             interrupted("interrupted; what was measured is kept for the next plan", error)
     if as_json:
-        print_json(_json(found))
+        print_json(_json(found, packing))
         return
     screen.show(console, *display.whole(found))
     if asked.address is not None:
@@ -124,13 +130,14 @@ def _planned(console: Console, asked: SweepRequest, *, quiet: bool) -> Plan:
     return plan.plan(experiment, configs, found, slots=slots)
 
 
-def _json(found: Plan) -> dict[str, Any]:
+def _json(found: Plan, packing: Packing | None) -> dict[str, Any]:
     asked = found.experiment
     return {
         "space": asked.space,
         "recipe": asked.recipe,
         "images": found.images,
         "workers_per_trial": asked.workers_per_trial,
+        "packing": None if packing is None else packing.model_dump(mode="json"),
         **found.forecast.model_dump(mode="json", exclude={"measured"}),
         "shapes": [
             {

@@ -11,7 +11,8 @@ import typer
 
 from pretune.cli import kinds
 from pretune.cli.exits import checking, note
-from pretune.cli.options import STORAGE, Address, LogTo, MaxHours, Storage, Sweep
+from pretune.cli.options import STORAGE, Address, LogTo, MaxHours, Pack, Storage, Sweep
+from pretune.cli.packing import packed, serving
 from pretune.cli.running import logging_to, run_sweep
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -28,6 +29,7 @@ def resume_command(
     ] = None,
     max_hours: MaxHours = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="trials at once; default: as before")] = None,
+    pack: Pack = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="go on although packages or the space have changed since")
     ] = False,
@@ -39,6 +41,7 @@ def resume_command(
     console = screen.console()
     with checking():
         from pretune import sweep as sweeps
+        from pretune.analysis import packing
         from pretune.core import journal, points
         from pretune.core.experiment import MOST_TRIALS
         from pretune.core.history import History
@@ -58,6 +61,7 @@ def resume_command(
         space, full = kind.space(experiment), kind.why_no_more(result)
         if trials is not None and full:
             raise RequestError(full)
+        placed, how, machine = packing.asked_again(result, pack, slots=slots, local=address is None)
         earlier = journal.read(result.folder, remote=result.remote)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)
         check_hours(result.name, earlier, max_hours, extending=bool(extensions))
@@ -89,6 +93,7 @@ def resume_command(
             began = [record for record in earlier if isinstance(record, Opened | Resumed)]
             sweeps.check_unchanged(began[-1], space, experiment.base)
         trackers = logging_to(log_to)
+    _, packed_as = packed(console, placed, how, space, machine)
 
     def run(listener: Any) -> Any:
         return sweeps.resume(
@@ -99,6 +104,7 @@ def resume_command(
             epochs=epochs,
             max_hours=max_hours,
             slots=slots,
+            packing=packed_as,
             listener=listener,
             address=address,
         )
@@ -117,7 +123,8 @@ def resume_command(
                 console,
                 "a cosine has no part before its decay: the learning rate jumps to where the longer cosine is by then",
             )
-    run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier, log_to=trackers)
+    with serving(console, (packed_as or result.packing) if address is None else None):
+        run_sweep(console, experiment.at(Place.of(result.folder)), run, earlier=earlier, log_to=trackers)
 
 
 def check_hours(name: str, earlier: Sequence[Record], given: float | None, *, extending: bool) -> None:

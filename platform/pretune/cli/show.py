@@ -65,6 +65,7 @@ def show_command(
     from pretune.analysis import baselines, forecast, measured, selection, story
     from pretune.core import results
     from pretune.display import forecast as forecast_screen
+    from pretune.display import packing as packing_screen
     from pretune.display import story as story_screen
     from pretune.display import tables
     from pretune.request import request
@@ -156,6 +157,7 @@ def show_command(
         else:
             parts = kind.screen(result, baselines.read(result), limit=limit)
             parts += [] if foretold is None else [forecast_screen.against(foretold)]
+            parts += packing_screen.whole(result.packing)
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
@@ -167,6 +169,7 @@ def show_command(
         return
     if as_json:
         told = kind.as_json(result) | _noted(said) | ({} if foretold is None else {"forecast": foretold.as_json()})
+        told |= {} if result.packing is None else {"packing": result.packing.model_dump(mode="json")}
         told |= {} if matters is None else {"importance": asdict(matters)}
         if columns is not None:
             told["trials"] = [{one.name: one.of(each) for one in wanted} for each in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from pretune.cli.options import (
     MaxHours,
     Metrics,
     Name,
+    Pack,
     Settings,
     Slots,
     Space,
@@ -32,12 +33,14 @@ from pretune.cli.options import (
     WorkersPerTrial,
     share,
 )
+from pretune.cli.packing import packed, serving
 from pretune.cli.running import compiled, foretold, learned, logging_to, run_sweep
 from pretune.cli.taking import taking
 from pretune.core.choices import MAX_FAILED, Budget, SamplerName, StoppingName
 
 if TYPE_CHECKING:
     from pretune.core.experiment import Experiment
+    from pretune.core.packing import Packing
     from pretune.core.search import Space as SpaceFunction
     from pretune.display.trackers import Tracker
 
@@ -53,6 +56,8 @@ class SweepRequest:
     address: str | None
     log_to: Sequence[Tracker]
     notes: tuple[str, ...]
+    packing: Packing | Literal["auto"] | None = None
+    """How trials share a GPU; already in the experiment where it is a number, measured before it starts with auto."""
 
 
 def sweep_request(
@@ -75,6 +80,7 @@ def sweep_request(
     slots: Slots = None,
     workers_per_trial: WorkersPerTrial = 1,
     gpus_per_worker: GpusPerWorker = None,
+    pack: Pack = None,
     max_failed: MaxFailed = None,
     cpus_per_worker: CpusPerWorker = 1.0,
     sampler: Annotated[SamplerName, typer.Option("--sampler", help="what proposes trials")] = "tpe",
@@ -127,6 +133,7 @@ def sweep_request(
     address: Address = None,
 ) -> SweepRequest:
     """What was typed, checked completely. RequestError where it cannot be run."""
+    from pretune.analysis import packing
     from pretune.core import metrics
     from pretune.request import lookup, request
 
@@ -167,6 +174,7 @@ def sweep_request(
         metric=metric,
         direction=direction,
     )
+    experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
     experiment, notes = request.warmed(experiment, found_space.function, warm_start or ())
     notes += filter(None, (metrics.weight(objective.metric) for objective in experiment.objectives))
     notes += [f"--set {line}" for line in request.left_out(found_recipe, settings or ())]
@@ -175,13 +183,14 @@ def sweep_request(
         for path in request.varied_by_the_space(found_space.function, experiment.base, settings or ())
     ]
     return SweepRequest(
-        experiment,
-        found_space.function,
-        gpus_per_worker is None,
-        auto_compile,
-        address,
-        logging_to(log_to),
-        tuple(notes),
+        experiment=experiment,
+        space=found_space.function,
+        auto_gpus=gpus_per_worker is None and packed_as is None,
+        auto_compile=auto_compile,
+        address=address,
+        log_to=logging_to(log_to),
+        notes=tuple(notes),
+        packing=packed_as,
     )
 
 
@@ -197,7 +206,8 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
 
     experiment = asked.experiment
     if asked.auto_compile:
-        experiment = compiled(console, experiment, auto_gpus=asked.auto_gpus)
+        experiment = compiled(console, experiment, auto_gpus=asked.auto_gpus or asked.packing == "auto")
+    experiment, packing = packed(console, experiment, asked.packing, asked.space)
     forecast = foretold(console, experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 
     def run(listener: Any) -> Any:
@@ -208,9 +218,11 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
             address=asked.address,
             auto_gpus=asked.auto_gpus,
             forecast=forecast,
+            packing=packing,
         )
         if asked.address is None:
             learned(result, forecast)
         return result
 
-    run_sweep(console, experiment, run, log_to=asked.log_to)
+    with serving(console, packing):
+        run_sweep(console, experiment, run, log_to=asked.log_to)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pretune.core import records
+from pretune.core.experiment import Experiment
+from pretune.core.packing import Packing
 from pretune.core.reader import StoredEpoch
 from trainers.report import Checkpoint
 
@@ -121,7 +123,7 @@ class Trials(list[TrialHistory]):
 class History:
     """All trials by number; `target` is how many are asked for, `max_hours` in how many hours (None: no limit),
     `closed` how the last driver left (or None). `enqueued` are the configurations that were handed in and wait, by
-    request; `requests` are all that were ever taken in.
+    request; `requests` are all that were ever taken in. `packing` is how trials share a GPU, where that was asked for.
     """
 
     def __init__(self, journal: Iterable[records.Record | StoredEpoch] = ()) -> None:
@@ -129,6 +131,7 @@ class History:
         self.trials = Trials()
         self.target = 0
         self.max_hours: float | None = None
+        self.packing: Packing | None = None
         self.sessions = 0
         self.closed: records.Closed | None = None
         self.enqueued: dict[str, records.Enqueued] = {}
@@ -138,6 +141,12 @@ class History:
         self._driven = False
         for record in journal:
             self.apply(record)
+
+    @property
+    def placed(self) -> Experiment:
+        """The experiment, with its trials placed on the cluster as they are now."""
+        assert self.opened is not None, "a sweep begins with it"
+        return self.opened.experiment if self.packing is None else self.packing.applied(self.opened.experiment)
 
     def apply(self, record: records.Record | StoredEpoch) -> None:
         """Adds one record. ValueError where it contradicts what came before: edited by hand, or a bug of ours."""
@@ -155,9 +164,11 @@ class History:
             case records.Opened():
                 self.opened, self.target, self.sessions = record, record.experiment.trials, 1
                 self.max_hours = record.experiment.max_hours
+                self.packing = record.packing
             case records.Resumed():
                 self.target, self.sessions, self.closed = record.trials, self.sessions + 1, None
                 self.max_hours = self.max_hours if record.max_hours is None else record.max_hours
+                self.packing = record.packing or self.packing
             case records.Closed():
                 self.closed = record
             case records.Asked():

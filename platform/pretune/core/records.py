@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
+from pretune.core.packing import Packing
 from pretune.core.place import Place
 from pretune.core.upgrade import FORMAT, this_version
 from trainers.report import Checkpoint
@@ -59,6 +60,8 @@ class Opened(_Record):
     host: dict[str, str] = {}
     forecast: Forecast | None = None
     """What it was said to take, before it began; none in older journals."""
+    packing: Packing | None = None
+    """How its trials share a GPU, where that was asked for (`--pack`); the experiment has it already."""
 
 
 class Asked(_Record):
@@ -176,13 +179,15 @@ class Enqueued(_Record):
 
 class Resumed(_Record):
     """A driver took the sweep up again. `trials` is the number of trials asked for from now on, `max_hours` the hours
-    in all, None where they stay as they were; `format` is as for `Opened`.
+    in all, `packing` how trials share a GPU from now on, None where they stay as they were; `format` is as for
+    `Opened`.
     """
 
     kind: Literal["resumed"] = "resumed"
     format: int = FORMAT
     trials: int
     max_hours: float | None = None
+    packing: Packing | None = None
     versions: dict[str, str] = {}
     sources: dict[str, str] = {}
     host: dict[str, str] = {}

@@ -18,6 +18,7 @@ from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment
 from pretune.core.forecast import Forecast
 from pretune.core.history import History, State, TrialHistory
+from pretune.core.packing import Packing
 from pretune.core.reader import StoredEpoch
 from pretune.core.records import Condemned, Later, NotUnderstood
 from trainers import storage
@@ -85,6 +86,8 @@ class SweepResult:
     """What of its journal is left out here, because a later version wrote it."""
     forecast: Forecast | None = None
     """What it was said to take."""
+    packing: Packing | None = None
+    """How its trials share a GPU, or a machine without any, where that was asked for."""
     seconds: float = 0.0
     """What it took, as `History.seconds`."""
 
@@ -92,6 +95,11 @@ class SweepResult:
     def name(self) -> str:
         """By which it is found here: with a storage URI, of its working copy."""
         return self.experiment.name if self.remote is None else self.folder.name
+
+    @property
+    def placed(self) -> Experiment:
+        """The experiment, with its trials placed as they are now."""
+        return self.experiment if self.packing is None else self.packing.applied(self.experiment)
 
     @property
     def space(self) -> str:
@@ -259,6 +267,7 @@ def of(
         enqueued=len(history.enqueued),
         later=later,
         forecast=history.opened.forecast,
+        packing=history.packing,
         seconds=history.seconds,
     )
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis import limits
-from pretune.core import records, retention, within
+from pretune.core import packing, records, retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
@@ -130,6 +130,12 @@ class Progress:
         return f"{asked.space}{recipe} on {asked.data or asked.base.data.path}, sweep {asked.name}"
 
     @property
+    def packed(self) -> str:
+        """`3 trials per card, 1.9 times one alone`; empty where nobody asked for that."""
+        found = self.history.packing
+        return "" if found is None else packing.in_words(found)
+
+    @property
     def asked(self) -> int:
         """How many trials the sweep is to have."""
         return self.history.target or self.experiment.trials
@@ -220,11 +226,11 @@ class Progress:
             case records.Opened():
                 return (
                     f"sweep {record.experiment.name}: {record.experiment.trials} trials in {self.experiment.folder}, "
-                    f"{_devices(record.experiment)}",
+                    f"{_devices(record.experiment)}{self._packed()}",
                     True,
                 )
             case records.Resumed():
-                return f"sweep {self.experiment.name} goes on to {record.trials} trials", True
+                return f"sweep {self.experiment.name} goes on to {record.trials} trials{self._packed()}", True
             case records.Started():
                 trial = self.history.trials[record.number]
                 again = f" again (attempt {record.attempt + 1})" if record.attempt else ""
@@ -254,6 +260,9 @@ class Progress:
                 detail = f": {record.detail}" if record.detail else ""
                 return f"sweep {record.reason.replace('_', ' ')}{detail}", True
         return None
+
+    def _packed(self) -> str:
+        return f", {self.packed}" if self.packed else ""
 
     def _measured(self, trial: TrialHistory) -> str:
         return f"{self.experiment.metric} {self.score_text(trial)}"
@@ -298,7 +307,8 @@ def picture(progress: Progress) -> RenderableType:
     parts: list[RenderableType] = [head, totals]
     if rows:
         parts.append(trials)
-    return Group(*parts, Text(_pace(progress), style="dim"))
+    parts += [Text(line, style="dim") for line in (_pace(progress), progress.packed) if line]
+    return Group(*parts)
 
 
 def _pace(progress: Progress) -> str:

@@ -18,9 +18,10 @@ from pretune.analysis import ablation, account, baselines
 from pretune.analysis.account import MEMORY, Account, Setting
 from pretune.analysis.differences import request_of
 from pretune.core.errors import RequestError
+from pretune.core.packing import Packing
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
-from pretune.display import figures, forecast, format, protocols, tables
+from pretune.display import figures, forecast, format, packing, protocols, tables
 from pretune.display.document import (
     MARK,
     Block,
@@ -173,6 +174,8 @@ def _sections(one: Account) -> list[Section]:
         blocks: list[Block] = [Text("What was expected before the start, and what came.")]
         blocks.append(Table(head, forecast.rows(one.forecast), right=(1, 2, 3)))
         found.append(Section("Forecast and fact", blocks))
+    if result.packing is not None:
+        found.append(Section("How many trials at once", _packing(result.packing)))
     if one.evaluations:
         found.append(Section("By the papers' protocols", protocols.blocks(one.evaluations)))
     if result.winner is not None and result.winner.config is not None:
@@ -182,6 +185,13 @@ def _sections(one: Account) -> list[Section]:
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _packing(found: Packing) -> list[Block]:
+    told: list[Block] = [Text(f"{packing.line(found)}.")]
+    if found.tried:
+        told.append(Table(packing.head(found), packing.rows(found), right=(0, 1, 2, 3)))
+    return told
 
 
 def _question(one: Account) -> list[Block]:

@@ -2,18 +2,24 @@
 
 As many processes run at once as the sweep has slots, since they share the machine's memory and caches. The first trial
 is the cold one of a process. The second has two epochs; its steps are timed one by one, and the second epoch ends with
-the full probes. Both see few images: the time of steps and probes is in proportion to theirs.
+the full probes. Both see few images: the time of steps and probes is in proportion to theirs. Where it is asked how
+fast all of them are together, the processes wait for each other between the two, and train for a few seconds at once.
 
 Here are no torch and no Ray; the processes have both, as a slot's workers do.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +48,12 @@ START_RATIO = 2.0
 """A worker group's start over that of one process: slot and workers come one after the other."""
 SILENT_S, BOUND_S = 90.0, 240.0
 """Without a sign of life, and in all: then a measurement is given up."""
+TOGETHER_S, MARK_S = 4.0, 0.2
+"""How long processes train at once, and between two looks at how far they are: waiting for a GPU after each step would
+take from one alone what several overlap."""
+MOST_TURNS = 1_000
+"""Epochs of training at once, where a data set is small."""
+_MARKS, _GIVEN_UP = "marks.json", "given-up"
 
 
 class Measurement(BaseModel):
@@ -72,6 +84,10 @@ class Measurement(BaseModel):
     checkpoint_bytes: float | None = None
     report_bytes: float
     """An epoch's line in the journal."""
+    gpu_room_bytes: float | None = None
+    """What the GPU had free when the process had begun, and before the trial did; of one that ran alone."""
+    images_per_s: float | None = None
+    """Of all processes that ran at once, while each of them trained; None where that was not measured."""
 
 
 class NotFittingError(RuntimeError):
@@ -83,32 +99,111 @@ class NotMeasuredError(RuntimeError):
 
 
 def measure(
-    config: TrialConfig, *, workers: int, gpus_per_worker: float, copies: int, host_bytes: float
+    config: TrialConfig,
+    *,
+    workers: int,
+    gpus_per_worker: float,
+    copies: int,
+    host_bytes: float,
+    together: bool = False,
 ) -> Measurement:
-    """Trains `config` shortly, in `copies` groups of so many workers at once, which share `host_bytes` of memory.
+    """Trains `config` shortly, in `copies` groups of so many workers at once, which share `host_bytes` of memory. With
+    `together`, which takes one worker in each, also how fast all are at once.
 
     NotFittingError and NotMeasuredError with the reason.
     """
     with scratch.folder() as folder, ThreadPoolExecutor(copies) as pool:
         share = host_bytes / (copies * workers)
+        gate = _Gate(folder, copies) if together else None
         runs = [
-            pool.submit(_run, config, folder / str(copy), workers, gpus_per_worker, share) for copy in range(copies)
+            pool.submit(_run, config, folder / str(copy), workers, gpus_per_worker, share, gate)
+            for copy in range(copies)
         ]
         try:
-            found = [run.result() for run in runs]
+            found = _found(runs)
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():  # or the pool waits for them
                 process.kill()
             raise
+        rate = None if gate is None else at_once(gate.marks()) * config.batch_size
     means = {name: statistics.fmean(getattr(one, name) for one in found) for name in _NUMBERS}
     most = {name: max(getattr(one, name) for one in found) for name in ("host_bytes", "mapped_bytes")}
-    return found[0].model_copy(update=means | most)
+    if found[0].gpu_bytes is not None:
+        most["gpu_bytes"] = max(one.gpu_bytes or 0.0 for one in found)
+    return found[0].model_copy(update=means | most | {"images_per_s": rate})
 
 
 _NUMBERS = ("start_s", "cold_s", "warm_s", "step_s", "epoch_s", "probe_s", "full_probe_s", "save_s")
 
 
-def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float, share: float) -> Measurement:
+def _found(runs: Sequence[Future[Measurement]]) -> list[Measurement]:
+    """What all of them found. That one found no memory tells more than what others said of it, and comes first."""
+    errors = [error for run in runs if (error := run.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if isinstance(error, NotFittingError)), errors[0])
+    return [run.result() for run in runs]
+
+
+Marks = Sequence[tuple[float, int]]
+"""Of one process, how many steps it had done by a moment; in order."""
+
+
+def at_once(marks: Sequence[Marks]) -> float:
+    """Steps a second of all processes, from when the last of them had begun until the first one ended. NotMeasuredError
+    where they did not train at the same time.
+    """
+    begin, end = max(one[0][0] for one in marks), min(one[-1][0] for one in marks)
+    if end <= begin:
+        raise NotMeasuredError(f"{len(marks)} processes did not train at the same time: the machine is too busy")
+    return sum(_steps_by(one, end) - _steps_by(one, begin) for one in marks) / (end - begin)
+
+
+def _steps_by(marks: Marks, moment: float) -> float:
+    """Steps that were done by then; between two marks it goes on evenly."""
+    after = bisect_right(marks, moment, key=lambda mark: mark[0])
+    if after == len(marks):
+        return float(marks[-1][1])
+    (earlier, done), (later, more) = marks[after - 1], marks[after]
+    return done + (more - done) * (moment - earlier) / (later - earlier)
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Where processes wait for each other, and leave how far they were at what time."""
+
+    folder: Path
+    copies: int
+
+    def marks(self) -> list[Marks]:
+        return [[(at, steps) for at, steps in json.loads(path.read_text())] for path in self.folder.glob(f"*/{_MARKS}")]
+
+    def give_up(self) -> None:
+        (self.folder / _GIVEN_UP).touch()
+
+    def wait(self, progress: Callable[[int, int], bool | None]) -> None:
+        """Until all copies are here. NotMeasuredError where one will not come."""
+        (self.folder / f"ready-{os.getpid()}").touch()
+        while len(list(self.folder.glob("ready-*"))) < self.copies:
+            if (self.folder / _GIVEN_UP).exists():
+                raise NotMeasuredError("another process of the measurement has ended")
+            progress(0, 0)  # raises where nobody listens any more
+            time.sleep(0.02)
+
+
+def _run(
+    config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float, share: float, gate: _Gate | None
+) -> Measurement:
+    try:
+        return _measured(config, folder, workers, gpus_per_worker, share, gate)
+    except BaseException:
+        if gate is not None:
+            gate.give_up()
+        raise
+
+
+def _measured(
+    config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float, share: float, gate: _Gate | None
+) -> Measurement:
     started = time.monotonic()
     ready: list[float] = []
     told: list[EpochReport] = []
@@ -130,7 +225,7 @@ def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float
             device="cuda" if gpus_per_worker else "cpu",
             report=report,
             progress=progress,
-            make_train=partial(_make, gpus_per_worker, share),
+            make_train=partial(_make, gpus_per_worker, share, gate),
             hang_timeout_s=SILENT_S,
             apart=True,
         )
@@ -155,39 +250,39 @@ def _run(config: TrialConfig, folder: Path, workers: int, gpus_per_worker: float
 # ---- in the process --------------------------------------------------------------------------------------------------
 
 
-def _make(gpus_per_worker: float, host_bytes: float) -> Train:
+def _make(gpus_per_worker: float, host_bytes: float, gate: _Gate | None = None) -> Train:
     """What trains in a process, which may take so much memory: where it asks for more, it is told that there is none,
     before the system ends one process or another.
     """
     import ray.train  # noqa: F401 - a slot's worker holds it, too
 
     if gpus_per_worker:
-        import torch
+        from pretune.execution.worker import choose_device
 
-        if gpus_per_worker < 1.0:
-            torch.cuda.set_per_process_memory_fraction(gpus_per_worker)
+        choose_device(gpus_per_worker)
     else:
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         most = int(host_bytes)
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
-    return _train
+    return partial(_train, gate)
 
 
-def _train(config: TrialConfig, **given: Unpack[Given]) -> Outcome:
-    """Two short trials; one report, of what they took."""
+def _train(gate: _Gate | None, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
+    """Two short trials; one report, of what they took. With a gate, a third beside those of others between."""
+    from trainers import memory
     from trainers.data.loader import Loaders
     from trainers.profiling.short import calm, shortened
 
+    room = memory.free_bytes(given["device"])
     dataset = open_anywhere(config.data.path, expected_hash=config.data.manifest)
     verify(dataset, files=SEARCH_FILES, full=False)  # never the report split
     loaders = Loaders()
 
-    def trial(name: str, steps: int, *, stopped: bool) -> tuple[_Clock, Outcome]:
-        clock = _Clock(given["progress"], given["device"], stopped=stopped)
-        outcome = train(
-            calm(config, dataset, epochs=2),
+    def run(clock: _Clock | _Marking, name: str, changed: TrialConfig, steps: int) -> Outcome:
+        return train(
+            changed,
             dataset=shortened(dataset, config, steps),
             loaders=loaders,
             folder=given["folder"] / name,
@@ -195,20 +290,64 @@ def _train(config: TrialConfig, **given: Unpack[Given]) -> Outcome:
             progress=clock.step,
             device=given["device"],
         )
-        return clock, outcome
+
+    def trial(name: str, steps: int, *, stopped: bool) -> tuple[_Clock, Outcome]:
+        clock = _Clock(given["progress"], given["device"], stopped=stopped)
+        return clock, run(clock, name, calm(config, dataset, epochs=2), steps)
 
     from trainers.train import train
 
     cold, outcome = trial("cold", COLD_STEPS, stopped=True)
     if outcome.state != "stopped":
         return outcome
+    if gate is not None:
+        gate.wait(given["progress"])
+        marking = _Marking(given["progress"], given["device"])
+        unprobed = calm(config, dataset, epochs=MOST_TURNS, probe_every=MOST_TURNS)
+        changed = unprobed.model_copy(update={"checkpoint_every": config.checkpoint_every})
+        outcome = run(marking, "at-once", changed, math.ceil(TOGETHER_S / max(1e-6, cold.step_s)))
+        if outcome.state != "stopped":
+            return outcome
+        (given["folder"] / _MARKS).write_text(json.dumps(marking.marks))
     steps = int(min(MOST_STEPS, max(LEAST_STEPS, STEPS_S / max(1e-6, cold.step_s))))
     warm, outcome = trial("warm", steps, stopped=False)
     if outcome.state != "complete":
         return outcome
     numbers = _numbers(cold, warm, config, dataset)
+    numbers |= {} if room is None else {"gpu_room_bytes": room}
     given["report"](EpochReport(epoch=1, metrics=numbers))
     return outcome
+
+
+class _Marking:
+    """How many steps were done when, from the first one on, until enough time has passed and an epoch is over."""
+
+    def __init__(self, progress: Callable[[int, int], bool | None], device: torch.device) -> None:
+        self._progress, self._device = progress, device
+        self._steps = 0
+        self.marks: list[tuple[float, int]] = []
+
+    def step(self, epoch: int, step: int) -> bool:
+        self._steps += 1
+        if not self.marks or time.monotonic() - self.marks[-1][0] >= MARK_S:
+            _finish(self._device)
+            self.marks.append((time.monotonic(), self._steps))
+            self._progress(epoch, step)
+        return False
+
+    def report(self, epoch_report: EpochReport) -> bool:
+        now = time.monotonic()
+        if now > self.marks[-1][0]:
+            self.marks.append((now, self._steps))
+        return now - self.marks[0][0] < TOGETHER_S
+
+
+def _finish(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 class _Clock:
@@ -221,10 +360,7 @@ class _Clock:
         self.told: list[float] = []
 
     def step(self, epoch: int, step: int) -> bool:
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self._device)
+        _finish(self._device)
         self.steps.setdefault(epoch, []).append(time.perf_counter())
         self._progress(epoch, step)
         return False

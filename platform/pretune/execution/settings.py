@@ -12,9 +12,10 @@ from pretune.core.experiment import Experiment
 _SWEEP = Experiment.model_fields
 """What a sweep says of its slots has its default there."""
 HANG_TIMEOUT_S: float = _SWEEP["hang_timeout_s"].default
-SLOT_MEMORY = 1000 * 2**20
+SLOT_MEMORY = 512 * 2**20
 """What a slot takes of the head, in bytes, beside its workers: its own process, with Ray Train's run, and the mailbox.
-Each sweep measures it anew and prints it."""
+About 200 MB were seen where all workers are on its machine, and 430 MB with torch in it, as on a cluster
+(benchmarks/README.md). Each sweep measures it anew and prints it."""
 PROCESS_GROUP_TIMEOUT_S = 1800.0
 """Of one collective, within an epoch."""
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from pretune.core import packing
 from pretune.core.within import Within
 from pretune.execution.logfile import TRIAL_LOG, LogFile
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken, Worker
@@ -225,7 +226,8 @@ def choose_device(gpus_per_worker: float) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     if gpus_per_worker < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus_per_worker, device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(packing.memory_fraction(gpus_per_worker, total), device)
     return device
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pretune.analysis import fastest
 from pretune.core.experiment import Experiment
-from pretune.execution import launch
+from pretune.execution import family, launch
 from pretune.request import request
 from search_spaces import RECIPES
 from tests.profiles import TINY
@@ -82,7 +82,7 @@ def test_where_nothing_can_be_measured_it_is_off_and_says_why(
     assert measured == []
 
     def fails(config: TrialConfig, **_: object) -> Outcome:
-        raise launch.HungError("rank 0 hung: no sign of life for 600 s\nand more")
+        raise family.HungError("rank 0 hung: no sign of life for 600 s\nand more")
 
     monkeypatch.setattr(launch, "run", fails)
     assert fastest.chosen(tiny, workers=1, device="cpu", tell=said.append).compile == "off"

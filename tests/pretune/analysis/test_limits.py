@@ -66,7 +66,7 @@ def test_of_two_that_take_too_much_the_greater_one_is_named() -> None:
     ("changes", "remedy"),
     [
         ({"precision": "float32"}, "precision=bf16"),
-        ({"precision": "bf16", "flops": 1e9}, "--gpus-per-worker 0.5"),
+        ({"precision": "bf16", "flops": 1e9}, "--pack auto"),
         ({"precision": "bf16", "flops": 6e9}, "nothing else is in the way"),
     ],
 )

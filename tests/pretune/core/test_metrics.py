@@ -144,4 +144,4 @@ def test_a_protocol_is_told_where_the_config_asks_for_it_and_its_weight_is_said(
     with pytest.raises(RequestError, match="did you mean 'linear_lbfgs'"):
         metrics.protocol("eval/linear_bfgs")
     with pytest.raises(RequestError, match="takes no labels"):
-        metrics.check_labels("eval/knn20", asking, "there")
+        metrics.check_labels("eval/knn20", asking, "there", 0)

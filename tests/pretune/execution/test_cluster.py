@@ -69,7 +69,7 @@ def test_all_slots_fit_into_the_heads_memory() -> None:
     assert slots(experiment(), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
     assert slots(experiment(slots=5), nodes, head_bytes=5.5 * SLOT_MEMORY) == 5
     for known in (nodes, None):
-        with pytest.raises(RequestError, match=r"6 slots must fit .* at 1000 MiB each, .* has 5500 MiB"):
+        with pytest.raises(RequestError, match=r"6 slots must fit .* at 512 MiB each, .* has 2816 MiB"):
             slots(experiment(slots=6), known, head_bytes=5.5 * SLOT_MEMORY)
 
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Unpack
 
 import numpy as np
@@ -22,7 +23,7 @@ import ray.exceptions
 import torch
 import torch.distributed
 
-from pretune.core import within
+from pretune.core import packing, within
 from pretune.execution import family, launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
 from pretune.execution.worker import Given
@@ -467,3 +468,16 @@ def test_a_warm_trial_equals_a_cold_one_bit_for_bit(tmp_path: Path) -> None:
     assert len(cold) > 20
     assert cold.keys() == warm.keys()
     assert not [name for name in cold if not torch.equal(cold[name], warm[name])]
+
+
+def test_a_share_of_a_gpu_caps_its_memory_and_leaves_room_for_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    capped: list[float] = []
+    card = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: capped.append(fraction))
+    assert worker.choose_device(1.0) == torch.device("cuda", 0)
+    assert capped == [], "alone it may take all"
+    assert worker.choose_device(0.25) == torch.device("cuda", 0)
+    assert capped == [packing.memory_fraction(0.25, 80e9)]
+    assert 0.24 < capped[0] < 0.25
