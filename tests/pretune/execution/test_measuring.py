@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pretune.execution import family, measuring
+from pretune.execution import family, launch, measuring
 from pretune.execution.measuring import NotFittingError, NotMeasuredError, measure
 from pretune.request import request
 from search_spaces import RECIPES
@@ -134,7 +134,7 @@ def test_nobody_waits_for_a_process_that_has_ended(tmp_path: Path) -> None:
 def test_that_memory_did_not_suffice_tells_more_than_what_followed(
     tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = iter([launch.TrainingFailedError("rank 0 raised NotMeasuredError: another process"), None])
+    ends = iter([family.WorkerFailedError("rank 0 raised NotMeasuredError: another process"), None])
 
     def run(*_: object, **__: object) -> Outcome:
         error = next(ends)
