@@ -16,6 +16,7 @@ import pytest
 
 from pretune.core import journal, requests, results, study_log
 from pretune.core.alike import Alike
+from pretune.core.conductor import Conductor
 from pretune.core.errors import RequestError
 from pretune.core.experiment import Experiment, Objective, StoppingConfig, WarmStart
 from pretune.core.history import History
@@ -23,6 +24,7 @@ from pretune.core.journal import Journal, read
 from pretune.core.landing import Landing
 from pretune.core.lines import line_of
 from pretune.core.records import Asked, Ended, Enqueued, Opened, Record, StopRequested
+from pretune.core.rows import Handout
 from pretune.core.search import Search
 from tests.toys import BASE, Executor, again, begin, branching, experiment, row, space
 
@@ -48,13 +50,19 @@ def enqueued(rate: float, *, inside: bool = True) -> Enqueued:
     )
 
 
-def test_a_running_trial_that_is_stopped_ends_at_its_next_report_and_keeps_its_last_value(tmp_path: Path) -> None:
-    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
+def stopped_after_one_epoch(folder: Path) -> tuple[Conductor, Handout]:
+    """A trial that runs, and that somebody wants to end."""
+    conductor = begin(folder / "s", experiment(folder), space)
     handout = conductor.next()
     assert handout is not None
     conductor.started(0)
     assert conductor.reported(row(handout, 1))
     conductor.request(stop(0, "no hope"))
+    return conductor, handout
+
+
+def test_a_running_trial_that_is_stopped_ends_at_its_next_report_and_keeps_its_last_value(tmp_path: Path) -> None:
+    conductor, handout = stopped_after_one_epoch(tmp_path)
     assert conductor.history.trials[0].state == "RUNNING"
     assert conductor.live == 1, "its slot is not free yet"
     assert not conductor.reported(row(handout, 2))
@@ -65,12 +73,7 @@ def test_a_running_trial_that_is_stopped_ends_at_its_next_report_and_keeps_its_l
 
 
 def test_a_trial_that_is_stopped_in_its_last_epoch_is_complete_also_after_a_kill(tmp_path: Path) -> None:
-    conductor = begin(tmp_path / "s", experiment(tmp_path), space)
-    handout = conductor.next()
-    assert handout is not None
-    conductor.started(0)
-    assert conductor.reported(row(handout, 1))
-    conductor.request(stop(0, "no hope"))
+    conductor, handout = stopped_after_one_epoch(tmp_path)
     last = row(handout, handout.config["epochs"])
     assert conductor.reported(last), "it ends by itself"
     killed = tmp_path / "killed"
