@@ -51,6 +51,8 @@ def train_command(
         from pretune.request import lookup, request
 
         found = lookup.recipe(recipe)
+        if resume and compile == "auto":
+            raise RequestError("--resume goes on as the run began, so there is nothing to measure; leave out --compile")
         checkpoint = None
         if resume and out is not None and not verify_resume:
             checkpoint = runs.last_checkpoint(out.resolve())
@@ -72,8 +74,6 @@ def train_command(
     with checking():
         if resume and out is None:
             raise RequestError("--resume must know the run to go on with; name its folder with --out")
-        if resume and compile == "auto":
-            raise RequestError("--resume goes on as the run began, so there is nothing to measure; leave out --compile")
         folder = (out if out is not None else RUNS / request.new_name(found.label, RUNS)).resolve()
         if not resume:
             runs.check_new(folder)
