@@ -18,7 +18,7 @@ help:
 	make coverage     the quick tests without Ray once more, and which lines they reach
 	make chaos        drivers, workers and nodes are killed at random; prints what was lost (PART=nodes SEED=3 for one part)
 	make docs         guides and reference as pages in site/; a dead link fails
-	make benchmarks   this against what a user would pick instead, as one table; a quarter of an hour on two quiet cores
+	make benchmarks   this against what a user would pick instead, as one table; 19 minutes on two quiet cores
 	make simulations  are the intervals, error rates and rankings true that the program tells?
 	make bench-gpu    what a GPU is kept busy with, in at most eight minutes on one card
 	make wheel        dist/pretune-VERSION-py3-none-any.whl
