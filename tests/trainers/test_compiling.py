@@ -35,7 +35,7 @@ from trainers.train import TrainingStep, data_parallel
 CPU = torch.device("cpu")
 PER_PART: dict[str, Any] = {"accumulate": 2, "accumulate_batch_norm": "per_part"}
 NETWORKS = {**VARIANTS, "accumulated": PER_PART}
-QUICK = ("parts of one's own", "dino, multi-crop")
+QUICK = ("parts of one's own",)
 networks = pytest.mark.parametrize(
     "changes",
     [
