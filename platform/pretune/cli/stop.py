@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Annotated
 
@@ -32,10 +33,12 @@ def stop_command(
             fail(str(error))
         now = results.read(result.folder, remote=result.remote).trials[trial]
     if now.state in ("WAITING", "RUNNING"):
-        following = now.epochs + 1
-        said = f"trial {trial} ends at its next report, after epoch {following}"
-        if following == (now.config or {}).get("epochs"):
+        left = (now.config or {}).get("epochs", math.inf) - now.epochs
+        said = f"trial {trial} ends at its next report, after epoch {now.epochs + 1}"
+        if left == 1:
             said += ", its last one, which makes it complete"
+        elif left < 1:
+            said = f"trial {trial} has trained all its epochs and is complete when the sweep goes on"
     else:
         said = f"trial {trial} has ended ({now.state}: {now.reason})"
     how = "written by the sweep's driver" if running else "written into its journal"

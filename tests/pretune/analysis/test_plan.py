@@ -139,6 +139,28 @@ def test_at_most_six_shapes_are_measured_and_the_others_are_like_the_nearest(her
     assert sum(one.share for one in found.shapes) == pytest.approx(1.0)
 
 
+def test_what_a_worker_holds_anyway_does_not_grow_with_the_batch(here: Path) -> None:
+    def measure(config: TrialConfig) -> Measurement:
+        if config.batch_size != 32:
+            raise NotMeasuredError("another one")
+        return MEASURED.model_copy(update={"host_bytes": 1.2e9})
+
+    assert planned(asked(here), measure=measure).forecast.host_bytes == pytest.approx(1.1e9 + 0.1e9 * 128 / 32)
+
+
+def test_each_trial_leaves_checkpoints_of_its_own_size(here: Path) -> None:
+    points = tuple({"seed": seed, "batch_size": size} for seed in range(3) for size in (32, 64))
+
+    def measure(config: TrialConfig) -> Measurement:
+        return MEASURED.model_copy(update={"checkpoint_bytes": 1e8 if config.batch_size == 32 else 9e8})
+
+    experiment = asked(here, points=points, trials=6, stopping={"enabled": False})
+    said = planned(experiment, measure=measure, space=unvaried).forecast
+    assert said.disk_bytes == pytest.approx(6 * 2.4 * 5e8, rel=0.01)
+    assert said.most_disk_bytes is not None
+    assert said.most_disk_bytes > 6 * 3 * 9e8, "at most it is the largest, as which ones are stopped is not known"
+
+
 def test_no_shape_is_begun_when_the_time_is_over(here: Path) -> None:
     ticks = iter([0.0, 0.0, 200.0, 200.0, 200.0, 200.0, 200.0])
     experiment = asked(here)

@@ -132,6 +132,13 @@ def test_images_without_labels_come_with_the_metric_to_search_for(here: Path) ->
     assert "is 'probe/linear', the default" in refused.stderr
 
 
+def test_images_of_one_class_come_with_the_metric_to_search_for(here: Path) -> None:
+    write_images(here, "all/cat", count=40)
+    result = pretune("data", "images", "--source", "all", "--out", "mine", "--layout", "classes")
+    assert result.exit_code == 0, result.output
+    assert "pretune sweep kernels --data mine --metric health/embedding/effective_rank" in result.stdout
+
+
 def test_columns_and_classes_are_asked_for_by_options(here: Path) -> None:
     write_images(here, "img", count=12)
     rows = "".join(f"{number},{'abc'[number % 3]}\n" for number in range(12))

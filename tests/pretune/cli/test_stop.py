@@ -45,6 +45,16 @@ def test_a_trial_is_stopped_and_says_so_everywhere(interrupted: Path) -> None:
     assert pretune("stop", "nothing", "0").exit_code == 2
 
 
+def test_a_trial_that_has_trained_all_its_epochs_is_not_stopped_any_more(interrupted: Path) -> None:
+    with Journal(interrupted, new=False) as journal:
+        for epoch in range(2, 9):
+            journal.append(Epoch(number=0, epoch=epoch, metrics={"probe/linear": 0.25}))
+    done = pretune("stop", "mine", "0")
+    assert done.exit_code == 0, done.output
+    assert "trial 0 has trained all its epochs and is complete when the sweep goes on" in done.stdout
+    assert results.read(interrupted).trials[0].state != "PRUNED"
+
+
 def test_a_configuration_is_handed_in_and_waits_for_the_resume(
     interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
