@@ -164,11 +164,12 @@ class Loaders:
         resampling: Resampling = "bilinear",
         split: Literal["search", "report"] = "search",
         normalization: Normalization | None = None,
+        crop_pct: float = 1.0,
     ) -> Iterator[tuple[Tensor, Integers]]:
         """Images as they are, for evaluation, in the order of `ids`: (images [n, 3, size, size] float32, ids [n]).
 
-        The shorter side is resized to `size`, the center cropped, the channels normalized. `ids` are rows of the
-        split's file; the last batch may be smaller. The report file is opened by `split="report"` alone.
+        The shorter side is resized to `size` / `crop_pct`, the center cropped, the channels normalized. `ids` are rows
+        of the split's file; the last batch may be smaller. The report file is opened by `split="report"` alone.
         `normalization` (mean, deviation) defaults to the data set's own. Raises ValueError on ids out of range.
         """
         for name, value in (("size", size), ("batch_size", batch_size), ("threads", threads)):
@@ -177,7 +178,7 @@ class Loaders:
         file = self._open(dataset, split, threads)
         rows = _rows_of(file, ids)
         mean, deviation = normalization or (dataset.manifest.mean, dataset.manifest.std)
-        settings = evaluation_table(size, mean, deviation, resampling=resampling)
+        settings = evaluation_table(size, mean, deviation, resampling=resampling, crop_pct=crop_pct)
         batches = _batches(
             file, rows, rows=batch_size, settings=settings, seed=0, epoch=0, first_step=0, threads=threads
         )

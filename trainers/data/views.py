@@ -67,7 +67,7 @@ SETTINGS = np.dtype(
     [
         ("size", np.int64),
         ("start", np.int64),  # floats of the views before this one, per sample
-        ("fixed", np.int64),  # 1: resize the shorter side and crop the center, nothing random
+        ("fixed", np.int64),  # not 0: what the shorter side is resized to before the center is cropped, nothing random
         ("scale_low", np.float64),
         ("scale_high", np.float64),
         ("log_ratio_low", np.float64),
@@ -178,11 +178,18 @@ def settings_table(views: Sequence[ViewConfig], mean: Sequence[float], deviation
 
 
 def evaluation_table(
-    size: int, mean: Sequence[float], deviation: Sequence[float], *, resampling: Resampling = "bilinear"
+    size: int,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    *,
+    resampling: Resampling = "bilinear",
+    crop_pct: float = 1.0,
 ) -> npt.NDArray[Any]:
-    """The settings of the one view without randomness: shorter side resized to `size`, center crop, normalization."""
+    """The settings of the one view without randomness: shorter side resized to `size` / `crop_pct`, center crop of
+    `size`, normalization.
+    """
     table = np.zeros(1, SETTINGS)
-    table["size"], table["fixed"], table["bicubic"] = size, 1, resampling == "bicubic"
+    table["size"], table["fixed"], table["bicubic"] = size, int(size / crop_pct), resampling == "bicubic"
     table["mean"], table["deviation"] = mean, np.maximum(deviation, LEAST_DEVIATION)
     return table
 
@@ -296,12 +303,12 @@ def _draw_crop(settings: Any, drawn: Any, key: Any, height: Any, width: Any) -> 
 
 @exact
 def _center_crop(settings: Any, drawn: Any, height: Any, width: Any) -> None:
-    """torchvision's Resize(size) then CenterCrop(size), as one box in source pixels."""
-    size = settings.size
+    """torchvision's Resize(settings.fixed) then CenterCrop(settings.size), as one box in source pixels."""
+    size, shorter = settings.size, settings.fixed
     if height <= width:
-        resized_height, resized_width = size, int(size * width / height)
+        resized_height, resized_width = shorter, int(shorter * width / height)
     else:
-        resized_height, resized_width = int(size * height / width), size
+        resized_height, resized_width = int(shorter * height / width), shorter
     down, right = height / resized_height, width / resized_width
     drawn.top = np.rint((resized_height - size) / 2.0) * down
     drawn.left = np.rint((resized_width - size) / 2.0) * right

@@ -119,7 +119,7 @@ class Store:
 
         ValueError where another process has been computing them for longer than a day, or the disk is full.
         """
-        names = (subject.digest[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
+        names = (subject.key[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
         path = self.folder / f"{'-'.join(names)}.npy"
         try:
             with held(path, wait_s=WAIT_S):

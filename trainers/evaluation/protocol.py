@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict,
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainers.data.manifest import Dataset
 
@@ -293,6 +293,18 @@ class Protocol(BaseModel, ABC):
             notes=tuple(notes),
             seconds=seconds,
         )
+
+
+class LabeledImages(Protocol):
+    """A protocol on a data set's images, of which each has one label. Those that nothing is drawn of are resized to the
+    subject's size / `crop_pct` and their center cropped: 1 shows most, 0.875 is the 256 and 224 of papers.
+    """
+
+    crop_pct: float = Field(1.0, gt=0.0, le=1.0)
+
+    def looked_at(self, subject: Subject) -> Subject:
+        """The subject at `source`, with this crop. ValueError where it has no such source."""
+        return subject.at(self.source, crop_pct=self.crop_pct)
 
 
 def check_batch(name: str, batch_size: int, workers: int) -> None:

@@ -70,19 +70,26 @@ class Subject:
     """The value of 16-bit gray that is white."""
     max_side: int | None = None
     """The longest side that its data's images were brought down to."""
+    crop_pct: float = 1.0
+    """Of images as they are, the part of the shorter side that is looked at: 0.875 resizes to 256 and crops 224."""
+
+    @property
+    def key(self) -> str:
+        """The digest, of another crop one of its own: what features and outcomes are kept by."""
+        return self.digest if self.crop_pct == 1.0 else digest_of({}, {"of": self.digest, "crop_pct": self.crop_pct})
 
     @property
     def network(self) -> nn.Module:
         return self.sources[self.source]
 
-    def at(self, source: str) -> Subject:
-        """The same, looked at another place. ValueError where it has no such source."""
+    def at(self, source: str, *, crop_pct: float = 1.0) -> Subject:
+        """The same, looked at another place, with another crop. ValueError where it has no such source."""
         if source not in self.sources:
             raise ValueError(
                 f"source must be one of {', '.join(self.sources)}, which {self.name} has, but is {source!r}; choose "
                 "one of these with --source"
             )
-        return replace(self, source=source)
+        return replace(self, source=source, crop_pct=crop_pct)
 
     def images(
         self,
@@ -105,6 +112,7 @@ class Subject:
             resampling=self.resampling,
             split=file,
             normalization=(self.mean, self.std),
+            crop_pct=self.crop_pct,
         )
 
     def to(self, device: torch.device | str) -> Subject:

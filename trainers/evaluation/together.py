@@ -27,6 +27,7 @@ class _Work(NamedTuple):
     function: Callable[..., Any]
     digest: str
     source: str
+    crop_pct: float
     data: str
     arguments: dict[str, Any]
 
@@ -46,7 +47,7 @@ def divided(
     An iterator has to be exhausted before the next call. `report` is called on rank 0.
     """
     if dist.world_size() > 1:
-        dist.broadcast_object(_Work(function, subject.digest, subject.source, data.name, arguments))
+        dist.broadcast_object(_Work(function, subject.digest, subject.source, subject.crop_pct, data.name, arguments))
     return function(subject, data, device=device, report=report, **arguments)
 
 
@@ -55,7 +56,7 @@ def serve(subjects: Sequence[Subject], data: Sequence[Data], *, device: torch.de
     of_digest = {one.digest: one for one in subjects}
     of_name = {one.name: one for one in data}
     while (work := dist.broadcast_object(_NOTHING)) is not None:
-        subject = of_digest[work.digest].at(work.source)
+        subject = of_digest[work.digest].at(work.source, crop_pct=work.crop_pct)
         found = work.function(subject, of_name[work.data], device=device, report=_silent, **work.arguments)
         if isinstance(found, Iterator):
             for _ in found:

@@ -197,11 +197,12 @@ def test_what_is_erased_has_the_mean_color_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.ffcv
-def test_evaluation_equals_torchvision_resize_and_center_crop() -> None:
+@pytest.mark.parametrize(("crop_pct", "resized"), [(1.0, 24), (0.875, 27), (0.75, 32)])
+def test_evaluation_equals_torchvision_resize_and_center_crop(crop_pct: float, resized: int) -> None:
     images = random_images([(40, 40), (24, 24), (17, 50), (90, 33), (8, 8), (300, 7)])
-    (found,) = rendered(images, evaluation_table(24, MEAN, DEVIATION))
+    (found,) = rendered(images, evaluation_table(24, MEAN, DEVIATION, crop_pct=crop_pct))
     for sample, image in enumerate(images):
-        x = functional.center_crop(functional.resize(as_tensor(image), [24], antialias=True), [24, 24])
+        x = functional.center_crop(functional.resize(as_tensor(image), [resized], antialias=True), [24, 24])
         expected = functional.normalize(x, list(MEAN), list(DEVIATION)).permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found[sample], expected, atol=1e-4)
 

@@ -50,14 +50,26 @@ class Digits:
         return self.labels[1400:]
 
     def images(
-        self, dataset: object, ids: Any, *, size: int, batch_size: int, split: str, normalization: object, **_: object
+        self,
+        dataset: object,
+        ids: Any,
+        *,
+        size: int,
+        batch_size: int,
+        split: str,
+        normalization: object,
+        crop_pct: float,
+        **_: object,
     ) -> Iterator[tuple[Tensor, Any]]:
         assert (size, normalization) == (8, ((0.0,) * 3, (1.0,) * 3))
         self.looked_at.append((split, len(ids)))
         start = 0 if split == "search" else 1400
+        resized = int(size / crop_pct)
         for first in range(0, len(ids), batch_size):
             part = ids[first : first + batch_size]
-            yield self.pixels[torch.from_numpy(part) + start], part
+            whole = nn.functional.interpolate(self.pixels[torch.from_numpy(part) + start], resized)
+            edge = (resized - size) // 2
+            yield whole[:, :, edge : edge + size, edge : edge + size], part
 
     def augmented(
         self, dataset: object, ids: Any, *, views: Sequence[ViewConfig], batch_size: int, epoch: int, **_: object

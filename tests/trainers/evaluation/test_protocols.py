@@ -100,6 +100,30 @@ def test_changed_images_are_harder_and_features_of_them_are_kept_apart(tmp_path:
     assert same.score("shift0.25/top1").value > found.score("shift0.25/top1").value
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Knn(neighbors=(5,)),
+        Linear(regularizations=SMALL),
+        LowLabels(shares=("20%",), regularizations=SMALL),
+        Robustness(regularizations=SMALL, shifts=(), blurs=(), gray=False, resolutions=()),
+        Transfer(regularizations=SMALL),
+    ],
+    ids=lambda protocol: protocol.name,
+)
+def test_a_crop_is_looked_at_alone_and_its_features_are_kept_apart(protocol: Protocol, tmp_path: Path) -> None:
+    digits = small.Digits()
+    whole, crop = (
+        run(protocol.model_copy(update={"crop_pct": part}), tmp_path, digits=digits).scores[0].value
+        for part in (1.0, 0.5)
+    )
+    assert crop < whole - 0.02  # a quarter of a digit tells less
+    passes = len(digits.looked_at)
+    assert passes == 4  # fitted on and scored, of both
+    assert run(protocol.model_copy(update={"crop_pct": 0.5}), tmp_path, digits=digits).scores[0].value == crop
+    assert len(digits.looked_at) == passes
+
+
 def test_transfer_is_a_regression_on_a_fine_grid(tmp_path: Path) -> None:
     found = run(Transfer(regularizations=SMALL), tmp_path)
     assert found.name == "transfer"

@@ -76,7 +76,7 @@ def both(
 @pytest.mark.parametrize(
     "protocol",
     [
-        Knn(neighbors=(5,)),
+        Knn(neighbors=(5,), crop_pct=0.875),
         Linear(solver="sgd", epochs=1, learning_rates=(0.1, 1.0)),
         pytest.param(
             Robustness(

@@ -17,7 +17,7 @@ from trainers.evaluation.protocol import (
     Data,
     Integers,
     Judged,
-    Protocol,
+    LabeledImages,
     ProtocolResult,
     Report,
     Task,
@@ -41,7 +41,7 @@ RATE: Mapping[str, float] = {"sgd": 0.03, "adamw": 1e-3}
 """Where labels are too few to choose."""
 
 
-class Tuning(Protocol):
+class Tuning(LabeledImages):
     """All parameters, by SGD for residual networks (SimCLR, arXiv 2002.05709, appendix B.8.1: Nesterov's momentum of
     0.9) and by AdamW with a rate that falls from layer to layer for transformers (MAE, arXiv 2111.06377, table 9), with
     crops and flips; mixup and label smoothing are off.
@@ -108,7 +108,7 @@ class Tuning(Protocol):
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source)
+        looked = self.looked_at(subject)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
         judged: list[Judged] = []
         chosen: list[dict[str, Any]] = []
@@ -256,7 +256,7 @@ class Tuning(Protocol):
             "rates": rates,
             "held": self.held_out,
             "version": self.version,
-            "subject": subject.digest,
+            "subject": subject.key,
             "data": data.dataset.manifest_hash,
             "split": data.split,
             "ids": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task, together
+from trainers.evaluation.protocol import Data, LabeledImages, ProtocolResult, Task, together
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
 
 
-class Knn(Protocol):
+class Knn(LabeledImages):
     """k nearest neighbors by cosine, k being each of `neighbors`; a vote weighs exp(cosine / `temperature`) (instance
     discrimination, arXiv 1805.01978; DINO, arXiv 2104.14294), and 1.
     """
@@ -35,7 +35,7 @@ class Knn(Protocol):
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source)
+        looked = self.looked_at(subject)
         fit, scored = frozen.features(looked, data, device=device, report=report)
         labels = torch.from_numpy(data.fit_labels).to(device)
         queries = torch.from_numpy(scored.take()).to(device, torch.float32)

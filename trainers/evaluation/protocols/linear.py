@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Integers, Protocol, ProtocolResult, Report, Task
+from trainers.evaluation.protocol import Data, Integers, LabeledImages, ProtocolResult, Report, Task
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ REGULARIZATIONS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 Positive = Annotated[float, Field(gt=0.0)]
 
 
-class Linear(Protocol):
+class Linear(LabeledImages):
     """A linear classifier on frozen features; its strength is chosen on the part of the training images that is
     `held_out`, never on those that are scored, and it is fitted again on all of them.
 
@@ -51,7 +51,7 @@ class Linear(Protocol):
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source)
+        looked = self.looked_at(subject)
         fit, scored = frozen.features(looked, data, device=device, report=report)
         found = []
         for place, seed in enumerate(seeds):

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from trainers.data.manifest import Dataset
 from trainers.data.splits import count_of, stratified_order
-from trainers.evaluation.protocol import Data, Integers, Judged, Protocol, ProtocolResult, Task, together
+from trainers.evaluation.protocol import Data, Integers, Judged, LabeledImages, ProtocolResult, Task, together
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 from trainers.settings import amount
 
@@ -30,7 +30,7 @@ Shares = Annotated[tuple[int | str, ...], BeforeValidator(_amounts), Field(min_l
 """Of the training images' labels: shares such as 1%, or numbers of images."""
 
 
-class LowLabels(Protocol):
+class LowLabels(LabeledImages):
     """`linear` by `lbfgs`, fitted on each of `shares` of the training images' labels: shares such as 1%, or numbers of
     images. Of ImageNet's 1% and 10% these are SimCLR's published lists (arXiv 2002.05709, section 4.2); otherwise a
     seed draws which, stratified and keyed by the data set, and smaller draws lie within larger ones.
@@ -57,7 +57,7 @@ class LowLabels(Protocol):
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source)
+        looked = self.looked_at(subject)
         fit, scored = frozen.features(looked, data, device=device, report=report)
         labels, names = data.fit_labels, data.dataset.manifest.class_names
         judged: list[Judged] = []

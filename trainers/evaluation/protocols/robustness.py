@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Judged, Protocol, ProtocolResult, Task, together
+from trainers.evaluation.protocol import Data, Judged, LabeledImages, ProtocolResult, Task, together
 from trainers.evaluation.protocols.linear import REGULARIZATIONS, Positive, at_an_end, fit_chosen, held_out_key
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class Robustness(Protocol):
+class Robustness(LabeledImages):
     """The linear classifier of `linear` by `lbfgs`, scored on images as they are and on changed ones: moved right and
     down by `shifts` of their side (what comes in is mirrored), blurred by a Gaussian of `blurs` of
     their side, gray, and brought down to `resolutions` of their side and back.
@@ -41,7 +41,7 @@ class Robustness(Protocol):
 
         seeds, device, report = task["seeds"], task["device"], task["report"]
         began = time.monotonic()
-        looked = subject.at(self.source)
+        looked = self.looked_at(subject)
         names = data.dataset.manifest.class_names
         views = changed.views(
             looked, shifts=self.shifts, blurs=self.blurs, gray=self.gray, resolutions=self.resolutions

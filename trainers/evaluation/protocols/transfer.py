@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 import numpy as np
 from pydantic import Field
 
-from trainers.evaluation.protocol import Data, Protocol, ProtocolResult, Task
+from trainers.evaluation.protocol import Data, LabeledImages, ProtocolResult, Task
 from trainers.evaluation.protocols.linear import Linear, Positive
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REGULARIZATIONS = tuple(float(f"{value:.3g}") for value in np.logspace(-5, 1, 25))
 
 
-class Transfer(Protocol):
+class Transfer(LabeledImages):
     """Logistic regression on frozen features of each data set that is named, after Kornblith et al. 2019 (arXiv
     1805.08974, appendix A.3): by L-BFGS, without augmentation, the regularization chosen on held-out training images
     from a fine grid in logarithm (theirs has 45 values of another scale: features are standardized here).
@@ -31,6 +31,7 @@ class Transfer(Protocol):
 
     def run(self, subject: Subject, data: Data, **task: Unpack[Task]) -> ProtocolResult:
         """Scores of one data set: `top1`, `top5`, `mean_class`, `calibration_error`."""
-        linear = Linear(source=self.source, held_out=self.held_out, regularizations=self.regularizations)
+        numbers = self.model_dump(include={"source", "crop_pct", "held_out", "regularizations"})
+        linear = Linear.model_validate(numbers)
         found = linear.run(subject, data, **task)
         return found.model_copy(update={"protocol": self.model_dump(mode="json")})
