@@ -207,7 +207,7 @@ class TermTrial:
     def share(self) -> dict[str, Tensor]:
         n = self._rows // dist.world_size()
         outputs = _leafed(_part(self._outputs(), slice(dist.row_offset(n), dist.row_offset(n) + n)))
-        value = self.term(outputs)
+        value = dist.mean_of_values(self.term(outputs))
         leaves = _leaves(outputs)
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         with torch.no_grad():
@@ -225,7 +225,7 @@ class TermTrial:
             outputs = self._outputs(seed=step)._replace(step=step)
             state = state or {name: torch.ones(leaf.shape[1:]).to(leaf) for name, leaf in _leaves(outputs).items()}
             factors = {name: factor.clone().requires_grad_() for name, factor in state.items()}
-            value = self.term(_scaled(outputs, factors))
+            value = dist.mean_of_values(self.term(_scaled(outputs, factors)))
             found = torch.autograd.grad(value, list(factors.values()), allow_unused=True)
             state = {
                 name: factor if gradient is None else factor - 0.1 * gradient

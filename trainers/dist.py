@@ -75,6 +75,19 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
+class _MeanOfValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch_dist.all_reduce(total)
+        return total / world_size()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """[n, ...] of each rank -> [N, ...] on every rank, in rank order. Backward: sum over ranks, then own rows."""
     return _GatherRows.apply(x) if world_size() > 1 else x
@@ -98,6 +111,13 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 def mean_over_ranks(x: Tensor) -> Tensor:
     """Elementwise mean over ranks: of means over equally many rows each, the mean over the global batch."""
     return sum_over_ranks(x) / world_size() if world_size() > 1 else x
+
+
+def mean_of_values(x: Tensor) -> Tensor:
+    """`mean_over_ranks` of what a loss is made of: all ranks do the same with the mean, so that its gradient is the
+    same on all of them, and backward needs no communication.
+    """
+    return _MeanOfValues.apply(x) if world_size() > 1 else x
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:

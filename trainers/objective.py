@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from trainers import dist
 from trainers.terms import Outputs, TermConfig
 from trainers.usercode import named, where
 
@@ -46,6 +48,7 @@ class Objective:
                     f"{self._label(name)} must depend on what the model computes, differentiably, but its value has no "
                     "gradient; look for detach(), item(), no_grad() or argmax"
                 )
+        values = _over_ranks(values)
         weighted = [self.terms[name].weight * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:
@@ -62,6 +65,15 @@ class Objective:
         return {
             f"{name}/{key}": value for name, term in self.terms.items() for key, value in term.metrics(outputs).items()
         }
+
+
+def _over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each term's mean over ranks, all in one collective."""
+    if dist.world_size() == 1:
+        return dict(values)
+    dtype = reduce(torch.promote_types, (value.dtype for value in values.values()))
+    means = dist.mean_of_values(torch.stack([value.to(dtype) for value in values.values()]))
+    return {name: mean.to(values[name].dtype) for name, mean in zip(values, means.unbind(), strict=True)}
 
 
 def form_complaint(value: object) -> str:

@@ -30,11 +30,11 @@ class NotANumber(TermConfig):
         return nothing / nothing
 
 
-class PerRankMean(TermConfig):
-    """The mean over this rank's rows alone."""
+class PerRankRoot(TermConfig):
+    """The root of the mean over this rank's rows alone: the mean of such roots is another one's."""
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        return outputs.projections[0].square().mean()
+        return outputs.projections[0].square().mean().sqrt()
 
 
 class PerRankGradient(TermConfig):

@@ -20,7 +20,7 @@ def test_everything_is_the_identity_without_a_process_group() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     array = np.arange(6).reshape(3, 2)
     assert (dist.rank(), dist.world_size(), dist.row_offset(3)) == (0, 1, 0)
-    for function in (dist.gather_rows, dist.sum_over_ranks, dist.mean_over_ranks):
+    for function in (dist.gather_rows, dist.sum_over_ranks, dist.mean_over_ranks, dist.mean_of_values):
         assert function(x) is x
     assert torch.equal(dist.gather_rows_detached(x), x)
     assert not dist.gather_rows_detached(x).requires_grad
@@ -58,6 +58,14 @@ def test_sums_over_ranks_are_their_own_adjoint(two_processes: TwoProcesses, name
     for value, gradient in two_processes.run(_linear_loss_gradients, name, x, weights):
         torch.testing.assert_close(value, factor * x.sum(0), rtol=1e-14, atol=0)
         torch.testing.assert_close(gradient, factor * weights.sum(0), rtol=1e-14, atol=0)
+
+
+def test_the_gradient_of_a_mean_of_values_is_the_one_of_all_ranks(two_processes: TwoProcesses) -> None:
+    x = torch.randn(2, 3, dtype=torch.float64)
+    weights = torch.randn(3, dtype=torch.float64).expand(2, 3)  # what all ranks do with it
+    for value, gradient in two_processes.run(_linear_loss_gradients, "mean_of_values", x, weights):
+        torch.testing.assert_close(value, x.mean(0), rtol=1e-14, atol=0)
+        torch.testing.assert_close(gradient, weights[0], rtol=1e-14, atol=0)
 
 
 def _without_gradient(x: Tensor) -> tuple[Tensor, bool, int]:

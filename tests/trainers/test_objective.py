@@ -7,10 +7,13 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as torch_dist
 
+from tests.two_processes import TwoProcesses
+from trainers import dist
 from trainers.config import TrialConfig, ViewConfig
 from trainers.objective import Objective
-from trainers.terms import Alignment, KernelMMD, Outputs, TermConfig
+from trainers.terms import Alignment, Brownian, KernelMMD, Outputs, Prediction, TermConfig
 
 
 def random_outputs() -> Outputs:
@@ -61,6 +64,56 @@ def test_two_terms_of_one_kind_live_under_two_names() -> None:
     total, parts = Objective({"v": KernelMMD(), "u": KernelMMD(estimator="u", weight=0.5)})(outputs)
     assert parts["v"] != parts["u"]
     assert total.item() == pytest.approx(parts["v"].item() + 0.5 * parts["u"].item(), rel=1e-14)
+
+
+class Everybodys(TermConfig):
+    """A value that is the global batch's already, in float64."""
+
+    kind: Literal["everybodys"] = "everybodys"
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        return dist.mean_over_ranks(outputs.projections[0].double().square().mean())
+
+
+def collectives_of_a_step(terms: dict[str, TermConfig], dtype: torch.dtype) -> tuple[list[int], dict[str, Tensor]]:
+    """Sums over ranks forward and backward, and the values, of this rank's rows."""
+    sums = 0
+    plain = torch_dist.all_reduce
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal sums
+        sums += 1
+        return plain(*given, **named)
+
+    whole = random_outputs()
+    rows = slice(3 * dist.rank(), 3 * dist.rank() + 3)
+    views = tuple(view.detach()[rows].to(dtype).requires_grad_() for view in whole.projections)
+    outputs = whole._replace(features=views, projections=views, sample_ids=whole.sample_ids[rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_dist, "all_reduce", counted)
+        total, parts = Objective(terms)(outputs)
+        forward = sums
+        total.backward()  # type: ignore[no-untyped-call]
+    return [forward, sums - forward], parts
+
+
+def test_all_terms_values_travel_in_one_collective_and_their_gradients_in_none(two_processes: TwoProcesses) -> None:
+    terms = {"pull": Alignment(), "push": KernelMMD(form="gram"), "kick": Brownian(), "guess": Prediction(weight=0.5)}
+    for sums, parts in two_processes.run(collectives_of_a_step, terms, torch.float64):
+        assert sums == [1, 0]
+        for name, value in Objective(terms)(random_outputs())[1].items():
+            torch.testing.assert_close(parts[name], value, rtol=1e-12, atol=1e-14)
+
+
+def test_a_value_that_is_the_global_batchs_already_stays_what_it_is_beside_narrower_ones(
+    two_processes: TwoProcesses,
+) -> None:
+    terms = {"pull": Alignment(), "mine": Everybodys()}
+    for sums, parts in two_processes.run(collectives_of_a_step, terms, torch.float32):
+        assert sums == [2, 1]  # its own, and the objective's
+        assert (parts["pull"].dtype, parts["mine"].dtype) == (torch.float32, torch.float64)
+        expected = random_outputs().projections[0].square().mean()
+        torch.testing.assert_close(parts["mine"], expected.detach(), rtol=1e-6, atol=0)
 
 
 def test_parts_hold_no_graph() -> None:

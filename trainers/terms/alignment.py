@@ -37,8 +37,6 @@ class Alignment(TermConfig):
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
-        from trainers import dist
-
         rows = [unit_rows(view) if self.normalize else wide(view) for view in outputs.projections]
         z = torch.stack(rows)  # [V, n, q]
         view_count, row_count, q = z.shape
@@ -50,7 +48,7 @@ class Alignment(TermConfig):
             distances = 2 * (z - z.mean(0)).square().sum()
         else:
             distances = torch.stack([(z - anchor).square().sum() for anchor in z[: self.global_views]]).mean()
-        value = dist.mean_over_ranks(distances / ((view_count - 1) * row_count))
+        value = distances / ((view_count - 1) * row_count)
         return value if self.normalize else value / q
 
     def check(self, name: str, facts: Facts) -> None:

@@ -181,10 +181,11 @@ class Facts:
 class TermConfig(BaseModel, ABC):
     """A term: its settings, and its formula as `__call__`.
 
-    `__call__` returns the value over the *global* batch, the same on every rank; what it needs from other ranks it
-    asks of `trainers.dist`, whose functions are differentiable with true adjoints, so that DDP's mean over ranks is
-    the exact gradient. The weight is applied by `trainers.objective` alone. Torch is imported inside functions:
-    building a config stays fast.
+    The mean over ranks of what `__call__` returns is the value over the *global* batch; `trainers.objective` takes it,
+    of all terms at once, and applies the weights. So a mean over rows is of this rank's rows. What is no mean over
+    rows needs something from other ranks and asks it of `trainers.dist`, whose functions are differentiable with true
+    adjoints, so that DDP's mean over ranks is the exact gradient. Torch is imported inside functions: building a
+    config stays fast.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -199,7 +200,7 @@ class TermConfig(BaseModel, ABC):
 
     @abstractmethod
     def __call__(self, outputs: Outputs) -> Tensor:
-        """The unweighted scalar, a tensor of shape []."""
+        """The unweighted scalar, a tensor of shape []: this rank's, or where ranks have spoken the global batch's."""
 
     @property
     def loaded(self) -> TermConfig:

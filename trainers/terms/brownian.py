@@ -35,7 +35,6 @@ class Brownian(TermConfig):
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
-        from trainers import dist
         from trainers.keyed_random import key_of, keys_of, normals
 
         embeddings = outputs.projections
@@ -49,4 +48,4 @@ class Brownian(TermConfig):
         noise = normals(keys_of(key, *counters[self.share]), p.shape[-1])
         if self.norm == "unit":
             noise = unit_rows(noise)
-        return dist.mean_over_ranks((p * noise.to(p.dtype)).sum(-1).mean())
+        return (p * noise.to(p.dtype)).sum(-1).mean()

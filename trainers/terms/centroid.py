@@ -58,7 +58,6 @@ class MultiviewCentroid(TermConfig):
         return self
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        from trainers import dist
         from trainers.keyed_random import key_of
 
         online = outputs.projections if outputs.predictions is None else outputs.predictions
@@ -69,7 +68,7 @@ class MultiviewCentroid(TermConfig):
         if len(targets) > 2:
             random.Random(key_of("centroid", outputs.seed, outputs.step)).shuffle(order)
         directions = directions_of(self.reading, self.view_split, len(online), order)
-        return dist.mean_over_ranks(centroid_distance(online, targets, directions, normalize=self.normalize))
+        return centroid_distance(online, targets, directions, normalize=self.normalize)
 
     def check(self, name: str, facts: Facts) -> None:
         facts.require_two_views(name, "centroid")

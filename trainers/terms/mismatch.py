@@ -35,14 +35,12 @@ class MismatchDetection(TermConfig):
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        from trainers import dist
-
         logits, mismatched = _answers(outputs)
         losses = [
             binary_cross_entropy_with_logits(answer, truth.to(answer.dtype))
             for answer, truth in zip(logits, mismatched, strict=True)
         ]
-        return dist.mean_over_ranks(torch.stack(losses).mean())
+        return torch.stack(losses).mean()
 
     def metrics(self, outputs: Outputs) -> dict[str, Tensor]:
         import torch

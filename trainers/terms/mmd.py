@@ -96,7 +96,7 @@ class KernelMMD(TermConfig):
                     value = (row_count * value - collapsed) / (row_count - 1)
                 of_pairs = value + mean
         if self.kernel.logarithmic:
-            logarithm = of_pairs.log()  # of a mean over the global batch: never a mean of logs over ranks
+            logarithm = dist.mean_over_ranks(of_pairs).log()  # never a mean of logs over ranks
             value = 1 - logarithm / torch.log(value.new_tensor(mean)) if self.normalize else logarithm
         elif self.normalize:
             value = value / collapsed
@@ -122,7 +122,9 @@ class KernelMMD(TermConfig):
 
 
 def gram_form(rows: Tensor, kernel: Kernel) -> Tensor:
-    """V of each view, [V] in float64, from unit rows [V, n, q] of this rank: any kernel that is finite at t = 1."""
+    """V of each view, [V] in float64, the mean over ranks of what each returns of its unit rows [V, n, q]: any kernel
+    that is finite at t = 1.
+    """
     from trainers import dist
 
     row_count, q = rows.shape[1] * dist.world_size(), rows.shape[2]
@@ -130,12 +132,13 @@ def gram_form(rows: Tensor, kernel: Kernel) -> Tensor:
 
 
 def pair_sums(rows: Tensor, kernel: Kernel) -> Tensor:
-    """Sum of φ(z_i·z_j) over i ≠ j of each view, [V] in float64, from unit rows [V, n, q] of this rank: any kernel.
+    """Sum of φ(z_i·z_j) over i ≠ j of each view, [V] in float64, the mean over the W ranks of what each returns of its
+    unit rows [V, n, q]: any kernel.
 
-    Rank r sums φ over its own rows i and everybody's rows j, so no pair is computed twice; the gradient with respect
-    to its own rows, 2 sum over j of φ'(z_i·z_j) z_j (the 2 because each row is once an i and once a j), needs
-    nothing from other ranks. It is found together with the value, block by block, so that memory is O(block · N), not
-    O(N²). Pairs i = j are left out: on unit rows they are the constant φ(1), without a gradient.
+    Rank r sums φ over its own rows i and everybody's rows j, so no pair is computed twice, and returns W times that;
+    the gradient with respect to its own rows, 2 sum over j of φ'(z_i·z_j) z_j (the 2 because each row is once an i and
+    once a j), needs nothing from other ranks. It is found together with the value, block by block, so that memory is
+    O(block · N), not O(N²). Pairs i = j are left out: on unit rows they are the constant φ(1), without a gradient.
     """
     import torch
 
@@ -164,7 +167,7 @@ def pair_sums(rows: Tensor, kernel: Kernel) -> Tensor:
             values.diagonal(first + start).zero_()
             share = share + values.sum(dtype=torch.float64)
         shares.append(_with_gradient(share, mine, torch.cat(gradient)) if with_gradient else share)
-    return dist.sum_over_ranks(torch.stack(shares))
+    return dist.world_size() * torch.stack(shares)
 
 
 def feature_form(rows: Tensor, first_degree: float, second_degree: float) -> Tensor:
@@ -189,9 +192,9 @@ def feature_form(rows: Tensor, first_degree: float, second_degree: float) -> Ten
     if not (torch.is_grad_enabled() and rows.requires_grad):
         return value
     gradient = 2 / row_count * (first_degree * mean + 2 * second * (fixed @ excess))
-    # `value` is global already; each rank contributes an equal share of it, and its own rows' gradient.
-    shares = [_with_gradient(v / dist.world_size(), z, g) for v, z, g in zip(value, rows, gradient, strict=True)]
-    return dist.sum_over_ranks(torch.stack(shares))
+    # Each rank's rows have a W-th of what the mean of the ranks' values depends on.
+    gradient = dist.world_size() * gradient
+    return torch.stack([_with_gradient(v, z, g) for v, z, g in zip(value, rows, gradient, strict=True)])
 
 
 def _with_gradient(value: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:

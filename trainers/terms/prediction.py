@@ -33,8 +33,6 @@ class Prediction(TermConfig):
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
-        from trainers import dist
-
         predictions = outputs.projections if outputs.predictions is None else outputs.predictions
         targets = outputs.projections if outputs.targets is None else outputs.targets
         p = [unit_rows(view) for view in predictions]
@@ -44,7 +42,7 @@ class Prediction(TermConfig):
         ]  # not 2 - 2 cos, which loses digits between near rows
         if not squares:
             raise ValueError(f"prediction compares different views and needs at least 2, but has {len(p)}; add a view")
-        value = dist.mean_over_ranks(torch.stack(squares).mean())
+        value = torch.stack(squares).mean()
         return value if self.distance == "squared" else value / 2 - 1
 
     def check(self, name: str, facts: Facts) -> None:

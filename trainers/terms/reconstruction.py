@@ -28,8 +28,6 @@ class Reconstruction(TermConfig):
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
-        from trainers import dist
-
         losses = []
         for patches in outputs.patches:
             if patches.pixels is None or patches.reconstruction is None:
@@ -46,7 +44,7 @@ class Reconstruction(TermConfig):
             losses.append((predicted - target).square().mean())
         if not losses:
             raise ValueError("reconstruction needs masked views, but the outputs have none; set model.masking")
-        return dist.mean_over_ranks(torch.stack(losses).mean())
+        return torch.stack(losses).mean()
 
     def check(self, name: str, facts: Facts) -> None:
         masking = facts.model.masking

@@ -55,8 +55,7 @@ class Spectral(TermConfig):
                     same = products[own, dist.row_offset(n) + own]
                     others = products.square().sum(dtype=torch.float64) - same.square().sum(dtype=torch.float64)
                     values.append(others / (row_count - 1) - 2 * same.sum(dtype=torch.float64))
-        total = dist.sum_over_ranks(torch.stack(values).mean()) / row_count
-        return (total / self.squared_radius).to(rows.dtype)
+        return (torch.stack(values).mean() / n / self.squared_radius).to(rows.dtype)
 
     def check(self, name: str, facts: Facts) -> None:
         facts.require_two_views(name, "spectral")

@@ -13,17 +13,15 @@ if TYPE_CHECKING:
 
 
 def cross_entropy(answers: Sequence[Tensor], logs: Sequence[Tensor], *, term: str) -> Tensor:
-    """The mean over pairs of different views (i, j) and over the global batch of -q_i · ln p_j: `answers` are q and
+    """The mean over pairs of different views (i, j) and over this rank's rows of -q_i · ln p_j: `answers` are q and
     `logs` ln p of each view, [n, M], the answered views first. ValueError, naming the term, where there is no pair.
     """
     import torch
 
-    from trainers import dist
-
     costs = [-(q * log_p).sum(1).mean() for i, q in enumerate(answers) for j, log_p in enumerate(logs) if i != j]
     if not costs:
         raise ValueError(f"{term} compares different views and needs at least 2, but has {len(logs)}; add a view")
-    return dist.mean_over_ranks(torch.stack(costs).mean())
+    return torch.stack(costs).mean()
 
 
 def information(answers: Sequence[Tensor]) -> Tensor:

@@ -91,14 +91,12 @@ class Whitening(TermConfig):
     def __call__(self, outputs: Outputs) -> Tensor:
         import torch
 
-        from trainers import dist
-
         white = self.whitened(outputs)
         rows = unit_rows(white) if self.normalize else white
         view_count, row_count = rows.shape[1], rows[:, 0, ..., 0].numel()
         # Sum over pairs a < b of ||u_a - u_b||² = V · sum over v of ||u_v - center||², as in `Alignment`.
         scatter = (rows - rows.mean(1, keepdim=True)).square().sum() / row_count
-        value = dist.mean_over_ranks(2 / (view_count - 1) * scatter)
+        value = 2 / (view_count - 1) * scatter
         if not self.normalize:
             value = value / rows.shape[-1]
         return value.to(torch.promote_types(outputs.projections[0].dtype, torch.float32))

@@ -38,7 +38,7 @@ def test_a_sound_part_holds_in_everything(name: str, kind: str, contracts: int) 
         ("Vector", {"one number"}),
         ("NotANumber", {"finite"}),
         ("Detached", {"differentiable"}),
-        ("PerRankMean", {contract.TWO_WORKERS}),
+        ("PerRankRoot", {contract.TWO_WORKERS}),
         ("PerRankGradient", {contract.TWO_WORKERS}),
         ("Remembers", {"no hidden state", contract.TWO_WORKERS, contract.RESUME}),
     ],

@@ -560,7 +560,7 @@ def test_shrinkage_is_relative_to_the_trace() -> None:
 def _share(term: Whitening, views: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
     n = len(views[0]) // dist.world_size()
     mine = [view[dist.row_offset(n) : dist.row_offset(n) + n].clone().requires_grad_() for view in views]
-    value = term(outputs_of(*mine))
+    value = dist.mean_of_values(term(outputs_of(*mine)))
     value.backward()  # type: ignore[no-untyped-call]
     return value.detach(), [leaf.grad / dist.world_size() for leaf in mine if leaf.grad is not None]
 
