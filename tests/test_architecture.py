@@ -156,7 +156,7 @@ LAYERS: dict[str, set[str]] = {
     "trainers.operations": {"trainers.keyed_random", "trainers.settings", "trainers.usercode"},
     "trainers.vit": {"trainers.masking", "trainers.settings"},
     "trainers.masking": {"trainers.keyed_random", "trainers.settings"},
-    "trainers.objective": {"trainers.terms", "trainers.usercode"},
+    "trainers.objective": {"trainers.dist", "trainers.terms", "trainers.usercode"},
     "trainers.optim": {"trainers.settings"},
     "trainers.data": {
         "trainers.config",
