@@ -85,7 +85,13 @@ class Contest:
         self.images = drawn(count) if cifar10 is None else cifar(cifar10, count)
         source = folder / "images.npz"
         np.savez(source, **self.images._asdict())
-        self._dataset = datasets.build("npz", source=[source], out=folder / "data", select_images=max(20, count // 10))
+        self._dataset = datasets.build(
+            "npz",
+            source=[source],
+            out=folder / "data",
+            select_images=max(20, count // 10),
+            arrays={name: name for name in Images._fields},
+        )
         config = TrialConfig.model_validate(
             {
                 "views": [{"size": 32}, {"size": 32}],
