@@ -18,6 +18,7 @@ Run: PYTHONPATH=. python benchmarks/search.py [--replays 200] [--slots 4] [--job
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -37,7 +38,7 @@ from benchmarks import search_surface
 from benchmarks.search_replay import Clock, End, Method, Ours, Tune, play
 from benchmarks.search_surface import Process, Recording, Surface
 from pretune.core.choices import SamplerName
-from pretune.core.experiment import Experiment, StoppingConfig
+from pretune.core.experiment import NEW_RUNGS, Experiment, StoppingConfig
 from search_spaces import RECIPES, SPACES
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
@@ -60,20 +61,26 @@ class Entry:
     """One method: our sampler and stopping, or Tune's with rungs of its own choice."""
 
     sampler: SamplerName | None = None
-    stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    stopping: StoppingConfig = field(default_factory=lambda: rule("asha"))
     rungs: Mapping[str, float] | None = None
+
+
+def rule(kind: Literal["asha", "hyperband", "median"], **changes: Any) -> StoppingConfig:
+    """As a new sweep has it."""
+    return StoppingConfig.model_validate({"kind": kind, **NEW_RUNGS, **changes})
 
 
 def entries(recording: Recording) -> dict[str, Entry]:
     """By name, what is compared; `PLAIN` first."""
-    grace = -(-recording.epochs // 5)
+    grace, factor = math.ceil(recording.epochs * NEW_RUNGS["grace_share"]), NEW_RUNGS["reduction_factor"]
     return {
         PLAIN: Entry(rungs={}),
-        "the same with our rungs": Entry(rungs={"grace_period": grace, "reduction_factor": 3}),
+        "the same with our rungs": Entry(rungs={"grace_period": grace, "reduction_factor": factor}),
         "random, nothing stopped": Entry("random", StoppingConfig(enabled=False)),
         "tpe, asha (the default)": Entry("tpe"),
-        "tpe, hyperband": Entry("tpe", StoppingConfig(kind="hyperband")),
-        "tpe, median": Entry("tpe", StoppingConfig(kind="median")),
+        "tpe, asha as before": Entry("tpe", rule("asha", grace_share=0.2, reduction_factor=3)),
+        "tpe, hyperband": Entry("tpe", rule("hyperband")),
+        "tpe, median": Entry("tpe", rule("median")),
         "tpe, nothing stopped": Entry("tpe", StoppingConfig(enabled=False)),
         "random, asha": Entry("random"),
     }
@@ -141,7 +148,9 @@ def begun(
 
 
 def _best(ends: Sequence[End], *, of_complete: bool) -> End:
-    return max((end for end in ends if end.complete or not of_complete), key=lambda end: end.value)
+    """Of those that are complete, if one is."""
+    complete = [end for end in ends if end.complete]
+    return max((of_complete and complete) or ends, key=lambda end: end.value)
 
 
 def replayed(

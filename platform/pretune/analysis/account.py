@@ -261,7 +261,7 @@ def _rungs(experiment: Experiment) -> tuple[float, ...]:
     rule = experiment.stopping
     if experiment.points or not rule.enabled or rule.kind != "asha" or experiment.budget != "epochs":
         return ()
-    level = rule.grace or float(math.ceil(experiment.base.epochs / 5))
+    level = rule.grace or float(experiment.grace_epochs)
     last = experiment.base.schedule.last_epoch_before_decay(experiment.base.epochs)
     found = []
     while level <= last:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pretune.core import journal, journal_remote, lease, metrics, results
 from pretune.core.choices import Compile, Direction, StoppingName
 from pretune.core.errors import RequestError
-from pretune.core.experiment import Experiment, Objective, StoppingConfig, local_root
+from pretune.core.experiment import NEW_RUNGS, Experiment, Objective, StoppingConfig, local_root
 from pretune.core.messages import did_you_mean, validated
 from pretune.request import lookup, overrides, usercode
 from search_spaces import RECIPES
@@ -189,7 +189,7 @@ def experiment(
     """The sweep; `options` are the fields of `Experiment` that were given (None: its default)."""
     given = {key: value for key, value in options.items() if value is not None}
     stopping = {key: given.pop(f"stopping_{key}") for key in StoppingConfig.model_fields if f"stopping_{key}" in given}
-    stopping |= _stopping(given.pop("stopping", None), stopping)
+    stopping = _stopping(given.pop("stopping", None), stopping)
     storage = local_root(given.get("storage", Experiment.model_fields["storage"].default))
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RequestError(
@@ -235,7 +235,7 @@ def _stopping(name: StoppingName | None, given: Mapping[str, Any]) -> dict[str, 
             f"--{unused.replace('_', '-')} {given[unused]:g} is of no use with --stopping {name}; leave it out, or "
             f"choose --stopping {users}"
         )
-    return {"enabled": False} if name == "none" else {"kind": name}
+    return {"enabled": False} if name == "none" else {"kind": name, **NEW_RUNGS, **given}
 
 
 def objectives(metric: str | Sequence[str] | None, direction: str | Sequence[str] | None) -> list[Objective]:
