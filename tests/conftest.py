@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ def pytest_configure() -> None:
     os.environ["COLUMNS"] = "80"
     # Ray saves the token of a local cluster in the home folder, where the next `ray start` demands it of all its nodes.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def pytest_collection_finish() -> None:
+    # All tests and what they import stay to the end: garbage is looked for elsewhere, and as rarely as in a command.
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")
