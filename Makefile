@@ -48,10 +48,10 @@ lint: env-dev
 	$(BIN)/mypy
 
 # Whatever starts no Ray cluster runs on two cores at once, where torch's threads on top of that would double the time.
-# Ray warns of itself, in our process.
+# Ray warns of itself, in our process; trainers and spaces know nothing of it.
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not ray"
-	$(BIN)/pytest -W default -m "ray and not gpu and not slow"
+	$(BIN)/pytest -W default -m "ray and not gpu and not slow" --ignore tests/trainers --ignore tests/search_spaces
 
 # Apart from `make test`, as it takes half as long again. Not of Ray's tests: its workers would not be counted.
 coverage: env-dev

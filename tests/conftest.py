@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ def pytest_configure() -> None:
     os.environ["COLUMNS"] = "80"
     # Ray saves the token of a local cluster in the home folder, where the next `ray start` demands it of all its nodes.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    gc.set_threshold(50_000)  # as in a command: a twelfth of the time went into looking for garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all tests and what they import stay to the end: garbage is looked for elsewhere
 
 
 @pytest.fixture(scope="session")

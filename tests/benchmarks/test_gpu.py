@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -66,9 +66,22 @@ def test_the_table_has_a_line_for_each_part_whatever_became_of_it() -> None:
     ]
 
 
-def test_a_part_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (TimeoutError("not done after 5 s"), {"left out": "not done after 5 s"}),
+        (RuntimeError("no GPU"), {"error": "no GPU"}),
+    ],
+)
+def test_a_part_that_takes_too_long_is_left_out_and_one_that_fails_says_why(
+    error: Exception, found: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object, limit_s: float) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(gpu, "lines_of", ends)
     assert gpu.bounded("step sfrik-tiny", tmp_path, toy=True, limit_s=1.0) == {"left out": "no time left"}
-    assert gpu.bounded("together", tmp_path, toy=True, limit_s=5.0) == {"left out": "not done after 5 s"}
+    assert gpu.bounded("together", tmp_path, toy=True, limit_s=5.0) == found
 
 
 @pytest.mark.slow

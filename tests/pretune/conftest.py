@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,23 @@ def here(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(data)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A folder with a checkpoint, `epoch-0003.pt`, and the digits that it is of; evaluations are kept beside them."""
+    from tests.trainers.test_encoder import trained  # with torch
+
+    folder = tmp_path_factory.mktemp("made")
+    trained(folder, datasets.open_dataset(Path(shutil.copytree(data / "digits", folder / "digits"))))
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where features, measurements and compiled code are kept for the time of a test."""
+    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)

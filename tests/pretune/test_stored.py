@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pretune.cli.app import app
 from pretune.core import journal
 from pretune.core.history import History, TrialHistory
 from trainers import checkpoint
@@ -47,8 +49,8 @@ SUMMARIES = {
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A fresh copy of everything that is stored, where it was written; other processes wait for their turn."""
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh copy of everything that is stored, where it was written and we work; other processes wait their turn."""
     with PLACE.with_name(f"{PLACE.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(PLACE, ignore_errors=True)
@@ -56,16 +58,24 @@ def place() -> Iterator[Path]:
             shutil.copytree(STORED / "sweeps", SWEEPS)
             with tarfile.open(STORED / "data" / "digits.tar.gz") as archive:
                 archive.extractall(PLACE / "data", filter="data")
+            monkeypatch.chdir(PLACE)
             yield PLACE
         finally:
             shutil.rmtree(PLACE, ignore_errors=True)
 
 
 def pretune(*arguments: str) -> str:
-    """What `pretune …` prints; it must end with 0."""
+    """What `pretune …` prints, run in this process, which has imported what it needs; it must end with 0."""
+    done = CliRunner().invoke(app, list(arguments), prog_name="pretune", env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def as_typed(*arguments: str) -> str:
+    """What it prints in a process of its own, as somebody types it."""
     typed = [sys.executable, "-m", "pretune", *arguments]
     environment = {**os.environ, "COLUMNS": "160"}
-    done = subprocess.run(typed, cwd=PLACE, capture_output=True, text=True, timeout=280, env=environment)
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -157,7 +167,7 @@ def test_a_stored_ablation_has_the_table_that_it_had(place: Path) -> None:
 
 
 def test_stored_sweeps_are_listed(place: Path) -> None:
-    found = {entry["name"]: entry for entry in json.loads(pretune("show", "--json", "--storage", str(SWEEPS)))}
+    found = {entry["name"]: entry for entry in json.loads(as_typed("show", "--json", "--storage", str(SWEEPS)))}
     assert {name: entry["state"] for name, entry in found.items()} == {
         "complete": "finished",
         "interrupted": "killed",
@@ -235,7 +245,7 @@ def test_the_best_config_of_a_stored_sweep_trains(place: Path) -> None:
 @pytest.mark.ray
 def test_a_stored_sweep_whose_driver_was_killed_goes_on_to_its_end(place: Path) -> None:
     before, known = shown("interrupted"), (SWEEPS / "interrupted" / "journal.jsonl").read_bytes()
-    text = pretune("resume", "interrupted", "--accept-changes", "--storage", str(SWEEPS))
+    text = as_typed("resume", "interrupted", "--accept-changes", "--storage", str(SWEEPS))
     for line in ("same encoder, untrained", "raw pixels", "/interrupted/best.json"):
         assert line in text, "it closes as any sweep does"
     after = shown("interrupted")
@@ -256,7 +266,7 @@ def test_a_stored_sweep_whose_driver_was_killed_goes_on_to_its_end(place: Path) 
 @pytest.mark.slow
 def test_trials_are_added_to_a_stored_sweep(place: Path) -> None:
     before = shown("complete")["trials"]
-    pretune("resume", "complete", "--trials", str(len(before) + 1), "--accept-changes", "--storage", str(SWEEPS))
+    as_typed("resume", "complete", "--trials", str(len(before) + 1), "--accept-changes", "--storage", str(SWEEPS))
     *same, added = shown("complete")["trials"]
     assert same == before
     assert added["epochs"] > 0

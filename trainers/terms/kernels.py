@@ -180,14 +180,14 @@ class Polynomial(Kernel):
 # --- kernels of the distance ||u - v||² = 2 - 2t: all degrees ---
 
 
-class RBF(Kernel):
-    """φ = exp(-gamma · ||u - v||²), with gamma = 1 / (2 · bandwidth²); the mean, not its logarithm."""
+class _Gaussian(Kernel):
+    """φ = exp(-gamma · ||u - v||²), with gamma = 1 / (2 · bandwidth²)."""
 
-    kind: Literal["rbf"] = "rbf"
+    kind: Literal["rbf", "rbf_log"]
     gamma: float = Field(2.5, ge=1e-3, le=40.0)
 
     def values(self, t: Tensor, q: int) -> Tensor:
-        return _rbf(t, self.gamma)
+        return (2 * self.gamma * (t - 1)).exp()
 
     def mean(self, q: int) -> float:
         return rbf_mean(self.gamma, q)
@@ -196,7 +196,13 @@ class RBF(Kernel):
         return 1.0
 
 
-class LogRBF(Kernel):
+class RBF(_Gaussian):
+    """φ = exp(-gamma · ||u - v||²), with gamma = 1 / (2 · bandwidth²); the mean, not its logarithm."""
+
+    kind: Literal["rbf"] = "rbf"
+
+
+class LogRBF(_Gaussian):
     """The RBF kernel, and the logarithm of its mean over the batch: Wang and Isola's uniformity (arXiv 2005.10242).
 
     As published: estimator "u" (no pair of a point with itself), `normalize=False`, `gamma` 2 (2.5 in SFRIK's
@@ -206,20 +212,10 @@ class LogRBF(Kernel):
     logarithmic: ClassVar[bool] = True
 
     kind: Literal["rbf_log"] = "rbf_log"
-    gamma: float = Field(2.5, ge=1e-3, le=40.0)
 
     @property
     def delicate(self) -> bool:
         return self.gamma > 5  # orthogonal points have exp(-2 gamma), opposite ones exp(-4 gamma)
-
-    def values(self, t: Tensor, q: int) -> Tensor:
-        return _rbf(t, self.gamma)
-
-    def mean(self, q: int) -> float:
-        return rbf_mean(self.gamma, q)
-
-    def peak(self, q: int) -> float:
-        return 1.0
 
 
 class Exponential(Kernel):
@@ -357,10 +353,6 @@ AnyKernel = Annotated[
     | Logarithm,
     Field(discriminator="kind"),
 ]
-
-
-def _rbf(t: Tensor, gamma: float) -> Tensor:
-    return (2 * gamma * (t - 1)).exp()
 
 
 def _distance_to_the(power: float, t: Tensor) -> Tensor:

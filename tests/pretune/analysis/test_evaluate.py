@@ -21,9 +21,9 @@ from trainers.terms import Alignment
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+def sweep(tmp_path: Path, data: Path) -> Path:
     """A sweep of three trials on digits; the last one's checkpoint is gone."""
-    dataset = datasets.ensure_builtin("digits", tmp_path / "data")
+    dataset = datasets.open_dataset(data / "digits")
     place = {"path": str(dataset.folder), "manifest": dataset.manifest_hash}
     config = TrialConfig.model_validate({"objective": {"alignment": Alignment()}, "data": place})
     files = [tmp_path / f"epoch-000{number}.pt" for number in range(3)]
@@ -85,13 +85,13 @@ def checked(sweep: Path, **asked: Any) -> evaluate.Request:
     return evaluate.check(target._replace(live=asked.pop("live", False)), **{"protocols": ["knn"], **asked})
 
 
-def test_the_data_are_those_it_was_trained_on_unless_others_are_named(sweep: Path) -> None:
+def test_the_data_are_those_it_was_trained_on_unless_others_are_named(sweep: Path, data: Path) -> None:
     asked = checked(sweep, assignments=["knn.neighbors=[3]"], source="teacher")
     assert [on.name for on in asked.data] == ["digits"]
     assert asked.place.endswith("epoch-0000.evaluations")
     assert asked.protocols[0].model_dump()["neighbors"] == (3,)
     assert asked.protocols[0].source == "teacher"
-    digits = str(sweep.parent.parent / "data" / "digits")
+    digits = str(data / "digits")
     with pytest.raises(RequestError, match="comes twice"):
         checked(sweep, data=[digits, digits])
 

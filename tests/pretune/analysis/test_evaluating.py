@@ -11,10 +11,8 @@ import pytest
 
 from pretune.analysis import evaluate, evaluating
 from pretune.execution.family import WorkerFailedError
-from tests.trainers.test_encoder import trained
-from trainers.data import datasets
 
-pytestmark = [pytest.mark.ffcv, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.ffcv, pytest.mark.slow, pytest.mark.usefixtures("one_thread", "own_cache")]
 
 FINE = [
     'low-labels-finetune.shares=["10%"]',
@@ -23,19 +21,6 @@ FINE = [
     "low-labels-finetune.batch_size=32",
     "low-labels-finetune.regularization=10",  # small weights of the head, which make little of a rounding
 ]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("evaluating")
-    trained(folder, datasets.ensure_builtin("digits", folder))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def asked(made: Path, out: Path, workers: int, **more: Any) -> evaluate.Request:

@@ -41,8 +41,8 @@ def sweep(folder: Path, *, memory: bool = True) -> None:
         journal.append(Closed(reason="finished"))
 
 
-def test_a_finished_sweep_says_what_its_shapes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("own_cache")
+def test_a_finished_sweep_says_what_its_shapes_take(tmp_path: Path) -> None:
     sweep(tmp_path / "s")
     ((shape, found),) = measurements.told(tmp_path / "s").items()
     assert shape == shapes.of(BASE)

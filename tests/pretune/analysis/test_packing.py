@@ -26,14 +26,11 @@ from tests.pretune.found import MEASURED
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 GB = 1e9
 CARD = Machine(cards=1, cpus=16.0, host_bytes=128 * GB)
 HOST = Machine(cards=0, cpus=8.0, host_bytes=64 * GB)
-
-
-@pytest.fixture(autouse=True)
-def _a_cache_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
 
 
 @dataclass

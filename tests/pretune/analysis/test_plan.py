@@ -23,12 +23,9 @@ from tests.pretune.found import MEASURED
 from trainers.changes import with_changes
 from trainers.config import TrialConfig
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 Measure = Callable[..., Measurement]
-
-
-@pytest.fixture(autouse=True)
-def _a_cache_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
 
 
 def sized(trial: optuna.Trial, base: TrialConfig) -> TrialConfig:

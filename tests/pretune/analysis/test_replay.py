@@ -36,6 +36,17 @@ def training(values: list[float]) -> Callable[..., Outcome]:
     return run
 
 
+def with_one_trial(here: Path, base: TrialConfig, *, sources: dict[str, str]) -> None:
+    """The sweep `mine`, with a trial of one epoch that had 0.5. `sources` are hashes of the code that it ran on."""
+    experiment = Experiment(name="mine", space="kernels", base=base, storage=str(here / "sweeps"))
+    with Journal(experiment.folder, new=True) as journal:
+        journal.append(Opened(experiment=experiment, sources=sources))
+        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
+        journal.append(Started(number=0, attempt=0, epoch=0))
+        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}))
+        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+
+
 @pytest.mark.parametrize("with_epoch", [True, False], ids=["as a sweep writes it", "as an older one did"])
 def test_a_trial_is_run_as_far_as_the_journal_goes_and_times_do_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_epoch: bool
@@ -61,13 +72,7 @@ def test_a_trial_whose_weights_to_start_from_are_gone_is_refused(here: Path, mon
     values = CONFIG.model_dump(mode="json") | {"data": {"path": "digits"}}
     values["model"]["backbone"] = {"kind": "resnet18", "init": {"path": str(here / "file.pth")}}
     base = TrialConfig.model_validate(values).completed()
-    experiment = Experiment(name="mine", space="kernels", base=base, storage=str(here / "sweeps"))
-    with Journal(experiment.folder, new=True) as journal:
-        journal.append(Opened(experiment=experiment))
-        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
-        journal.append(Started(number=0, attempt=0, epoch=0))
-        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}))
-        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+    with_one_trial(here, base, sources={})
     monkeypatch.setattr(request, "open_data", lambda *arguments, **options: None)
     monkeypatch.setattr(launch, "run", training([0.5]))
     assert pretune("replay", "mine", "0").exit_code == 0
@@ -84,13 +89,7 @@ def test_a_difference_is_told_with_the_files_that_have_changed_since(
 ) -> None:
     """A term's formula that was edited is the likeliest cause."""
     base = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"path": "digits"})})
-    experiment = Experiment(name="mine", space="kernels", base=base, storage=str(here / "sweeps"))
-    with Journal(experiment.folder, new=True) as journal:
-        journal.append(Opened(experiment=experiment, sources={"trainers/terms/mmd.py": "0" * 12}))
-        journal.append(Asked(number=0, params={}, distributions={}, config=base.model_dump(mode="json")))
-        journal.append(Started(number=0, attempt=0, epoch=0))
-        journal.append(Epoch(number=0, epoch=1, metrics={"probe/linear": 0.5}))
-        journal.append(Ended(number=0, state="COMPLETE", value=0.5))
+    with_one_trial(here, base, sources={"trainers/terms/mmd.py": "0" * 12})
     monkeypatch.setattr(request, "open_data", lambda *arguments, **options: None)
     monkeypatch.setattr(launch, "run", training([0.625]))
     done = pretune("replay", "mine", "0")

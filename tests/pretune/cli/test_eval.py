@@ -10,24 +10,11 @@ import pytest
 
 from tests.imports import imported
 from tests.pretune.cli.command import pretune
-from trainers.data import datasets, report_reads
+from trainers.data import report_reads
 
 torch = pytest.importorskip("torch")
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, `epoch-0003.pt`, and the digits that it is of."""
-    from tests.trainers.test_encoder import trained
-
-    folder = tmp_path_factory.mktemp("eval")
-    trained(folder, datasets.ensure_builtin("digits", folder))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:

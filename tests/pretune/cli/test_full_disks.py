@@ -23,6 +23,12 @@ from trainers.checkpoint import DiskFullError
 from trainers.report import EpochReport, Outcome
 
 NUMBERS = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT]
+ENDED = [
+    *(("sweep kernels", number) for number in NUMBERS),
+    ("ablate sfrik_tiny --factor objective.mmd.weight=1,2", errno.ENOSPC),
+    ("resume known --trials 9", errno.EACCES),
+]
+"""What starts a sweep, and what a disk says."""
 
 
 def refusing(number: int, name: str | None = "/there/file") -> Callable[..., Any]:
@@ -85,10 +91,7 @@ def test_a_run_whose_folder_cannot_be_begun_is_refused_and_leaves_nothing(
     assert not (here / "run").exists()
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize(
-    "typed", ["sweep kernels", "ablate sfrik_tiny --factor objective.mmd.weight=1,2", "resume known --trials 9"]
-)
+@pytest.mark.parametrize(("typed", "number"), ENDED)
 def test_a_sweep_whose_journal_cannot_be_opened_is_refused(
     typed: str, number: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,10 +166,7 @@ def test_curves_that_cannot_be_written_end_a_run_in_words(
     check(pretune("train", "sfrik_tiny", "--out", "run"), 1, "/there/file cannot be used", "go on with: ")
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize(
-    "typed", ["sweep kernels", "ablate sfrik_tiny --factor objective.mmd.weight=1,2", "resume known --trials 9"]
-)
+@pytest.mark.parametrize(("typed", "number"), ENDED)
 def test_a_sweep_that_a_disk_ends_says_so(typed: str, number: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic_sweep(here / "sweeps" / "known")
     for name in ("run", "resume"):

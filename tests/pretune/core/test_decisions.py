@@ -33,10 +33,12 @@ def check(made: Search, told: History, record: Asked) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_each_decision_of_a_recorded_sweep_is_the_same_and_so_it_is_after_a_kill(name: str) -> None:
+    """Of the later ones, which take longest, every third."""
     told, made = history(name), search(name)
     for record in recorded(name):
         if isinstance(record, Asked):
-            check(made, told, record)
+            if record.number < 100 or record.number % 3 == 0:
+                check(made, told, record)
             if record.number % 43 == 42:
                 # Another process, which has the journal only.
                 check(search(name), told, record)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,6 @@ from pretune.display.image_map import Map
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 EVIL = "<img src=x onerror=alert(1)></script>"
 
 
@@ -51,17 +47,6 @@ def test_a_page_loads_nothing_and_says_how_many_images_were_drawn() -> None:
     assert "class" not in re.findall(r'<p class="note">(.*)</p>', image_map.page(drawn(0)))[0]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield found
-        found.close()
-
-
-@in_a_browser
 @pytest.mark.parametrize(
     ("classes", "width", "scheme"),
     [pytest.param(3, 1200, "light", marks=pytest.mark.slow), (20, 375, "dark"), (0, 375, "light")],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +15,6 @@ from tests.pretune.display.searched import searched
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 WIDER = """
 [...document.querySelectorAll('main *, header *')].filter(one => !one.closest('.scroll') && !one.closest('pre')
     && !one.closest('.chart') && one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
@@ -52,16 +48,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         accounts = [account.of(results.read(sweep)) for sweep in (one, other)]
     report.write(report.document(accounts), folder / "page.html")
     return folder / "page.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (390, "dark")])

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from pretune.analysis import following
 from pretune.analysis.watched import Folder, OneSweep, Watched
 from pretune.core import journal
 from pretune.core.journal import Journal
@@ -35,8 +36,11 @@ EVIL = "<script>document.title='evil'</script><img src=x onerror=\"document.titl
 
 
 @pytest.fixture(autouse=True)
-def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server looks for news ten times as often, and nothing waits for the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+    for module, name in ((watch, "EVERY_S"), (watch, "SLOWLY_S"), (watch, "LIST_S"), (following, "LOCK_EVERY_S")):
+        monkeypatch.setattr(module, name, getattr(module, name) / 10)
 
 
 @contextmanager
@@ -285,19 +289,6 @@ def test_the_command_prints_its_address_alone_and_ends_when_it_is_told(
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        found = play.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else [])
-        yield found
-        found.close()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import re
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any, Unpack
 
 import numpy as np
-import psutil
 import pytest
 import ray.exceptions
 import torch
@@ -27,6 +25,7 @@ from pretune.core import packing, within
 from pretune.execution import family, launch, worker
 from pretune.execution.mailbox import Command, Failed, Order, Reported, Returned, Taken
 from pretune.execution.worker import Given
+from tests.pretune.execution.summing import Summing
 from trainers.config import OptimizerConfig, TrialConfig
 from trainers.report import EpochReport, Outcome
 
@@ -303,33 +302,6 @@ def test_a_group_whose_mailbox_died_ends_by_itself(line_to: Callable[[FakeMailbo
 
 
 # ---- local processes -------------------------------------------------------------------------------------------------
-
-
-class Summing:
-    """Adds the ranks up in each epoch; does to rank 1 what `misfortune` says, in the second epoch."""
-
-    def __init__(self) -> None:
-        self.misfortune = os.environ.get("PRETUNE_TEST_MISFORTUNE", "")
-
-    def __call__(self, config: TrialConfig, **given: Unpack[Given]) -> Outcome:
-        rank = torch.distributed.get_rank()
-        for epoch in range(config.epochs):
-            if epoch == 1 and rank == 1:
-                if self.misfortune == "killed":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if self.misfortune == "frozen":
-                    time.sleep(600)
-                if self.misfortune == "bug":
-                    raise KeyError("no such layer")
-            total = torch.tensor([float(rank + 1)])
-            torch.distributed.all_reduce(total)
-            given["progress"](epoch, epoch)
-            sockets = [one for one in psutil.Process().net_connections("inet") if one.status == psutil.CONN_LISTEN]
-            elsewhere = [one for one in sockets if one.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"]
-            metrics = {"sum": float(total), "sockets": len(sockets), "elsewhere": len(elsewhere)}
-            if not given["report"](EpochReport(epoch=epoch + 1, metrics=metrics)):
-                return Outcome(state="stopped", epochs=epoch + 1)
-        return Outcome(state="complete", epochs=config.epochs)
 
 
 def test_two_local_processes_form_one_group_and_stop_together(tmp_path: Path) -> None:

@@ -313,11 +313,19 @@ def _note(paths: list[str], text: str, one: str, many: str) -> list[str]:
 # ---- archives
 
 
-def _parts_of(name: str) -> tuple[str, ...]:
-    """Folders and file of a member, as it would lie below the folder it is unpacked in: never above, never absolute."""
+def _parts_of(name: str, folders: set[tuple[str, ...]], *, is_folder: bool) -> tuple[str, ...] | None:
+    """Folders and file of a member, as it would lie below the folder it is unpacked in: never above, never absolute.
+    None of litter, and of a folder, which is added to `folders`.
+    """
     if "/" not in name:
         name = name.replace("\\", "/")  # packed on Windows
-    return tuple(part for part in posixpath.normpath(name).split("/") if part not in ("", ".", ".."))
+    parts = tuple(part for part in posixpath.normpath(name).split("/") if part not in ("", ".", ".."))
+    if not parts or _is_litter(parts):
+        return None
+    if is_folder:
+        folders.add(parts)
+        return None
+    return parts
 
 
 def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
@@ -336,11 +344,8 @@ def _from_tar(path: Path, scratch: Path, head: bytes) -> Listing:
         with tarfile.open(plain, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK if member.isreg() else member.offset_data
-                parts = _parts_of(member.name)
-                if not parts or _is_litter(parts):
-                    continue
-                if member.isdir():
-                    folders.add(parts)
+                parts = _parts_of(member.name, folders, is_folder=member.isdir())
+                if parts is None:
                     continue
                 # A hard link has no bytes of its own: it names an earlier member.
                 held = tar.getmember(member.linkname) if member.islnk() else member
@@ -408,11 +413,8 @@ def _from_zip(path: Path, scratch: Path) -> Listing:
                 )
             refuse_too_large(path, scratch, sum(member.file_size for member in members))
             for member in members:
-                parts = _parts_of(member.filename)
-                if not parts or _is_litter(parts):
-                    continue
-                if member.is_dir():
-                    folders.add(parts)
+                parts = _parts_of(member.filename, folders, is_folder=member.is_dir())
+                if parts is None:
                     continue
                 if member.flag_bits & 1:
                     raise ValueError(
