@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 from pydantic import ValidationError
 
 from pretune.analysis import measurements, plan
+from pretune.core import corners
 from pretune.core import shape as shapes
 from pretune.core.experiment import Experiment
 from pretune.core.fastest import Fastest, Network, step_in_words
@@ -58,7 +59,7 @@ def for_sweep(
     """`experiment`, of trials on this machine, with the `compile` that is fastest for each network that they have, over
     all trials that have it. `tell` hears what is measured now, and where nothing can be.
 
-    RequestError as of `plan.configs_of`.
+    RequestError where the space raises something that is no refusal.
     """
     if missing := compiling.why_not():
         tell(f"compile: off, as torch.compile needs {missing}")
@@ -66,23 +67,24 @@ def for_sweep(
     _, gpus_per_worker = plan.slots_here(experiment, auto_gpus=auto_gpus)
     device: Device = "cuda" if gpus_per_worker else "cpu"
     workers = experiment.workers_per_trial
-    configs = plan.configs_of(experiment, space)
+    configs = [] if experiment.points else corners.random_draws(experiment, space)
+    configs = configs or plan.glanced(experiment, space)
     by_network: dict[Shape, list[TrialConfig]] = {}
     for config in configs:
-        if config.compile == "off":  # or the space asks for something itself
+        if config.compile == "off":  # or the space asks for it itself
             by_network.setdefault(shapes.network(config), []).append(config)
-    images = cache(plan.images)
+    images, memory = cache(plan.images), _Memory(workers, device)
     networks: list[Network] = []
     left_out: Counter[str] = Counter()
     began, measured = clock(), 0
     for network, alike in sorted(by_network.items(), key=lambda one: -len(one[1])):
-        place, share = _place(alike[0], workers, device), len(alike) / len(configs)
-        words = shapes.in_words(network, list(by_network)) if len(by_network) > 1 else ""
+        place, share = memory.place(network), len(alike) / len(configs)
         found, problem = _known(place), ""
+        if found is None and (why := _why_left_out(share * experiment.trials, measured, clock() - began)):
+            left_out[why] += 1
+            continue
+        words = shapes.in_words(network, list(by_network)) if len(by_network) > 1 else ""
         if found is None:
-            if why := _why_left_out(share * experiment.trials, measured, clock() - began):
-                left_out[why] += 1
-                continue
             measured += 1
             tell(f"compile: measuring {words or 'whether compiled steps are faster here'}, once for a network")
             try:
@@ -104,7 +106,7 @@ def _why_left_out(trials: float, measured: int, seconds: float) -> str:
         return "that rather no trial will have"
     if measured == MOST_NETWORKS:
         return f"beyond the {MOST_NETWORKS} that are measured at once"
-    return f"when the others had taken {seconds:.0f} s" if seconds > MEASURING_S else ""
+    return f"after the {MEASURING_S:.0f} s that measuring may take" if seconds > MEASURING_S else ""
 
 
 def chosen(config: TrialConfig, *, workers: int, device: Device, tell: Told) -> TrialConfig:
@@ -115,7 +117,7 @@ def chosen(config: TrialConfig, *, workers: int, device: Device, tell: Told) -> 
         tell(f"compile: off, as torch.compile needs {missing}")
         return config.model_copy(update={"compile": "off"})
     steps = config.epochs * (plan.images(config.data) // config.batch_size)
-    place = _place(config, workers, device)
+    place = _Memory(workers, device).place(shapes.network(config))
     found = _known(place)
     if found is None:
         tell("compile: measuring whether compiled steps are faster here, once for a network")
@@ -129,12 +131,17 @@ def chosen(config: TrialConfig, *, workers: int, device: Device, tell: Told) -> 
     return config.model_copy(update={"compile": way})
 
 
-def _place(config: TrialConfig, workers: int, device: Device) -> Path:
-    """The file that remembers."""
-    machine = measurements.gpus() if device == "cuda" else []
-    facts = [shapes.network(config).key, device, workers, importlib.metadata.version("torch"), machine]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    return compiling.folder() / f"step-{name}.json"
+class _Memory:
+    """The files that remember what so many workers take on this machine."""
+
+    def __init__(self, workers: int, device: Device) -> None:
+        machine = measurements.gpus() if device == "cuda" else []
+        self._facts = [device, workers, importlib.metadata.version("torch"), machine]
+        self._folder = compiling.folder()
+
+    def place(self, network: Shape) -> Path:
+        name = hashlib.sha256(json.dumps([network.key, *self._facts]).encode()).hexdigest()[:32]
+        return self._folder / f"step-{name}.json"
 
 
 def _known(place: Path) -> Compiled | None:

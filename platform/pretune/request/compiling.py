@@ -49,6 +49,6 @@ def check_resumed(experiment: Experiment) -> None:
     compiled = sorted(experiment.compiles - {"off"})
     if compiled and (missing := compiling.why_not()):
         raise RequestError(
-            f"trials of sweep {experiment.name!r} have compile={' or '.join(compiled)}, which needs {missing}, or go on "
-            "on a machine that has it"
+            f"trials of sweep {experiment.name!r} have compile={' or '.join(compiled)}, which needs {missing}, or go "
+            "on where there is one"
         )
