@@ -198,13 +198,13 @@ def run(
     if auto_compile:
         from pretune.analysis import fastest
         from pretune.display import fastest as display
+        from pretune.display import screen
 
         console = Console(quiet=quiet)
         experiment = fastest.for_sweep(
             experiment, found_space.function, auto_gpus=auto_gpus, tell=lambda words: console.print(words, markup=False)
         )
-        for part in display.whole(experiment.fastest):
-            console.print(part)
+        screen.show(console, *display.whole(experiment.fastest))
     with watching(experiment, None if quiet else Console(), log_to=logged) as listener:
         result = sweeps.run(
             experiment,

@@ -38,6 +38,7 @@ from trainers.config import TrialConfig
 from trainers.files import write_whole
 from trainers.profiling.compiled import Compiled
 from trainers.report import Outcome
+from trainers.settings import DataConfig
 
 if TYPE_CHECKING:
     from pretune.execution.worker import Given
@@ -69,11 +70,12 @@ def for_sweep(
     workers = experiment.workers_per_trial
     configs = [] if experiment.points else corners.random_draws(experiment, space)
     configs = configs or plan.glanced(experiment, space)
+    steps = partial(_steps, experiment, cache(plan.images))
     by_network: dict[Shape, list[TrialConfig]] = {}
     for config in configs:
-        if config.compile == "off":  # or the space asks for it itself
+        if config.compile == "off" and steps(config):  # else the space asks for it itself, or nothing is trained
             by_network.setdefault(shapes.network(config), []).append(config)
-    images, memory = cache(plan.images), _Memory(workers, device)
+    memory = _Memory(workers, device)
     networks: list[Network] = []
     left_out: Counter[str] = Counter()
     began, measured = clock(), 0
@@ -92,12 +94,20 @@ def for_sweep(
             except WorkerFailedError as error:
                 problem = str(error).splitlines()[0]
         # As seconds add up, so of all their trials together: each might be the first one that compiles.
-        steps = statistics.fmean(config.epochs * (images(config.data) // config.batch_size) for config in alike)
-        way = "off" if found is None else found.fastest(round(steps))
+        way = "off" if found is None else found.fastest(round(statistics.fmean(map(steps, alike))))
         networks.append(Network(config=alike[0], words=words, share=share, compile=way, found=found, problem=problem))
     whys = ", ".join(f"{count} {why}" for why, count in left_out.items())
     fastest = Fastest(networks=tuple(networks), left_out=left_out.total(), why=whys)
     return experiment.model_copy(update={"fastest": fastest})
+
+
+def _steps(experiment: Experiment, images: Callable[[DataConfig], int], config: TrialConfig) -> int:
+    """Of a whole trial, on the sweep's data; 0 where that does not have what the trial is to train on."""
+    amount = {"subset": config.data.subset, "images": config.data.images}
+    try:
+        return config.epochs * (images(experiment.base.data.model_copy(update=amount)) // config.batch_size)
+    except ValueError:
+        return 0
 
 
 def _why_left_out(trials: float, measured: int, seconds: float) -> str:

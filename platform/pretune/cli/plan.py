@@ -94,9 +94,10 @@ def plan_command(console: Console, asked: SweepRequest, *, as_json: bool) -> Non
                 "--slots must say how many trials run at once on that cluster, which is not asked before a sweep "
                 "starts; give it"
             )
+    experiment = asked.experiment
     if asked.auto_compile:
-        asked = replace(asked, experiment=compiled(console, asked, quiet=as_json))
-    experiment, packing = packed(console, asked.experiment, asked.packing, asked.space, quiet=as_json)
+        experiment = compiled(console, experiment, asked.space, auto_gpus=asked.may_have_gpus, quiet=as_json)
+    experiment, packing = packed(console, experiment, asked.packing, asked.space, quiet=as_json)
     asked = replace(asked, experiment=experiment)
     with checking():
         try:

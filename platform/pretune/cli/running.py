@@ -24,7 +24,6 @@ from pretune.execution import processes
 from pretune.execution.interruption import Interrupted
 
 if TYPE_CHECKING:
-    from pretune.cli.sweep import SweepRequest
     from pretune.core.experiment import Experiment
     from pretune.core.forecast import Forecast
     from pretune.core.records import Record
@@ -59,9 +58,11 @@ def foretold(console: Console, experiment: Experiment, space: Space, *, auto_gpu
     return said
 
 
-def compiled(console: Console, asked: SweepRequest, *, quiet: bool = False) -> Experiment:
-    """What was asked for with each network of its trials compiled or not, as is fastest on this machine; what was found
-    is said, unless `quiet`. Ends the command with 2 where the space cannot be looked at.
+def compiled(
+    console: Console, experiment: Experiment, space: Space, *, auto_gpus: bool, quiet: bool = False
+) -> Experiment:
+    """`experiment` with each network of its trials compiled or not, as is fastest on this machine; what was found is
+    said, unless `quiet`. Ends the command with 2 where the space cannot be looked at.
     """
     from pretune.analysis import fastest
     from pretune.display import fastest as display
@@ -69,9 +70,9 @@ def compiled(console: Console, asked: SweepRequest, *, quiet: bool = False) -> E
     with checking():
         try:
             found = fastest.for_sweep(
-                asked.experiment,
-                asked.space,
-                auto_gpus=asked.auto_gpus or asked.packing == "auto",
+                experiment,
+                space,
+                auto_gpus=auto_gpus,
                 tell=(lambda words: None) if quiet else partial(note, console),
             )
         except KeyboardInterrupt as error:

@@ -59,6 +59,11 @@ class SweepRequest:
     packing: Packing | Literal["auto"] | None = None
     """How trials share a GPU; already in the experiment where it is a number, measured before it starts with auto."""
 
+    @property
+    def may_have_gpus(self) -> bool:
+        """Whether trials get GPUs where there are any, before it is known how many share one."""
+        return self.auto_gpus or self.packing == "auto"
+
 
 def sweep_request(
     space: Space,
@@ -208,7 +213,7 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
 
     experiment = asked.experiment
     if asked.auto_compile:
-        experiment = compiled(console, asked)
+        experiment = compiled(console, experiment, asked.space, auto_gpus=asked.may_have_gpus)
     experiment, packing = packed(console, experiment, asked.packing, asked.space)
     forecast = foretold(console, experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich import table
 from rich.console import RenderableType
 from rich.text import Text
 
 from pretune.core.fastest import Fastest, Network, in_words, step_in_words
 from pretune.display import document
 from pretune.display.document import Block
+from pretune.display.screen import Rows
 from trainers.profiling.compiled import Way
 
 _NAMES: dict[Way, str] = {"off": "as it is", "on": "on", "cuda_graphs": "cuda_graphs"}
@@ -20,11 +20,10 @@ def whole(found: Fastest | None) -> list[RenderableType]:
     """What was measured, and the choice; nothing where nobody asked for it."""
     if found is None:
         return []
-    shown = table.Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in head(found):
-        shown.add_column(name, justify="left" if name in _TEXTS else "right")
+    names = head(found)
+    shown = Rows(names, right=[name for name in names if name not in _TEXTS], wraps=True)
     for row in rows(found):
-        shown.add_row(*row)
+        shown.add(*row)
     return [*([shown] if is_table(found) else []), Text(line(found), style="dim")]
 
 

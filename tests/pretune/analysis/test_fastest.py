@@ -237,6 +237,13 @@ def test_networks_that_a_space_compiles_itself_are_left_to_it(tiny: TrialConfig,
     assert chosen(found(tiny, own)) == {16: "on"}
 
 
+def test_what_the_data_has_too_few_images_for_is_not_measured(tiny: TrialConfig, machine: Machine) -> None:
+    points: tuple[dict[str, Any], ...] = ({}, {"batch_size": 10_000}, {"batch_size": 32, "data.subset": 10**6})
+    told = found(tiny, unvaried, points=points, trials=3, stopping={"enabled": False})
+    assert chosen(told) == {16: "on"}
+    assert machine.sizes == [16]
+
+
 def test_without_a_compiler_nothing_is_measured_and_trials_are_as_their_base(
     tiny: TrialConfig, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,10 +256,19 @@ def test_without_a_compiler_nothing_is_measured_and_trials_are_as_their_base(
 
 @pytest.mark.slow
 @pytest.mark.ffcv
-@pytest.mark.timeout(600)
-def test_it_is_measured_in_processes_of_its_own(tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(1200)
+def test_networks_are_measured_in_processes_of_their_own(tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     said: list[str] = []
-    found = fastest.chosen(tiny, workers=1, device="cpu", tell=said.append)
-    assert found.compile in ("off", "on")
+    alone = fastest.chosen(tiny, workers=1, device="cpu", tell=said.append)
+    assert alone.compile in ("off", "on")
     assert "ms with compile=on" in said[-1]
+    # Activations of 3 TB: it is told that there is no such memory, and the machine goes on.
+    points: tuple[dict[str, Any], ...] = ({}, {"model.projector.widths": [10**9, 16]})
+    told = found(tiny, unvaried, said, points=points, trials=2, stopping={"enabled": False})
+    assert told is not None
+    known, too_large = told.networks
+    assert known.found is not None
+    assert "ms with compile=on" not in said[-1]
+    assert (too_large.compile, too_large.found) == ("off", None)
+    assert too_large.problem.startswith("out of memory")
