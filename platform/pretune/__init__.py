@@ -106,8 +106,8 @@ def run(
         storage: the folder or URI that holds sweeps.
         name: the sweep's folder below `storage`; space and time if None.
         set: settings of the recipe to change, by path: `{"optimizer.learning_rate": 0.1}`.
-        compile: "on" compiles the network's passes, "cuda_graphs" replays them on a GPU, "auto" measures once what is
-            fastest on this machine; the recipe's if None.
+        compile: "on" compiles the network's passes, "cuda_graphs" replays them on a GPU, "auto" measures once for each
+            network what is fastest on this machine; the recipe's if None.
         stopping: what ends weak trials early: "asha" (successive halving), "hyperband", "median" or "none"; True and
             False are the first and the last of these.
         grace: the first rung, or with "median" what a trial may use before it is judged; in units of `budget`.
@@ -134,7 +134,7 @@ def run(
     from pretune.core import results
     from pretune.core.errors import RequestError, checking_a_request
     from pretune.display import trackers
-    from pretune.request import lookup, request
+    from pretune.request import compiling, lookup, request
 
     with checking_a_request():
         try:
@@ -151,7 +151,7 @@ def run(
             compile=compile,
             workers=workers_per_trial,
         )
-        auto_compile = request.is_auto(compile, local=address is None)
+        auto_compile = compiling.is_auto(compile, local=address is None)
         experiment = request.checked(
             found_space,
             found_recipe,
@@ -175,6 +175,8 @@ def run(
             metric=metric,
             direction=direction,
         )
+        if auto_compile:
+            compiling.check_space(found_space.function, experiment.base)
         experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
         if packed_as == "auto":
             raise RequestError("pack must be a number here; `pretune plan … --pack auto` measures which one")
@@ -195,9 +197,14 @@ def run(
     auto_gpus = gpus_per_worker is None and pack is None
     if auto_compile:
         from pretune.analysis import fastest
+        from pretune.display import fastest as display
+        from pretune.display import screen
 
         console = Console(quiet=quiet)
-        experiment = fastest.for_sweep(experiment, auto_gpus=auto_gpus, tell=console.print)
+        experiment = fastest.for_sweep(
+            experiment, found_space.function, auto_gpus=auto_gpus, tell=lambda words: console.print(words, markup=False)
+        )
+        screen.show(console, *display.whole(experiment.fastest))
     with watching(experiment, None if quiet else Console(), log_to=logged) as listener:
         result = sweeps.run(
             experiment,

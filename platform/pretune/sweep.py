@@ -88,7 +88,7 @@ def run(
             if auto_gpus:
                 experiment = _with_gpus(experiment, address)
             metrics.check_gpus(experiment.metric, experiment.gpus_per_worker)
-            if experiment.base.compile == "cuda_graphs" and not experiment.gpus_per_worker:
+            if "cuda_graphs" in experiment.compiles and not experiment.gpus_per_worker:
                 raise RequestError(
                     "compile=cuda_graphs needs a GPU for each worker, but trials are to run on CPUs; choose --compile "
                     "on or off, or --gpus-per-worker 1 on a cluster that has GPUs"

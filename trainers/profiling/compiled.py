@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trainers import dist
 from trainers.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ def measure(config: TrialConfig, device: torch.device, tell: Callable[[], object
 
 def _timed(config: TrialConfig, device: torch.device, tell: Callable[[], object]) -> tuple[float, float]:
     """Seconds of the first step and of a later one, of the slowest rank."""
+    from trainers import dist
     from trainers.profiling.step import WARM_UP, StepAlone, finish, slowest, windows
     from trainers.train import configure_torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pretune.core import fastest
 from pretune.core.experiment import Experiment
 
 ABSENT = "absent"
@@ -26,8 +27,10 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Dif
 
 def request_of(experiment: Experiment) -> dict[str, Any]:
     """What was asked beside the base config: what two sweeps may differ in as well."""
-    stored = experiment.model_dump(mode="json", exclude={"base", "name", "storage", "points", "warm_start"})
+    left_out = {"base", "name", "storage", "points", "warm_start", "fastest"}
+    stored = experiment.model_dump(mode="json", exclude=left_out)
     stored["warm_start"] = ", ".join(one.source for one in experiment.warm_start)
+    stored["fastest"] = None if experiment.fastest is None else fastest.in_words(experiment.fastest)
     return {name: value for name, value in stored.items() if value not in (None, "")}
 
 

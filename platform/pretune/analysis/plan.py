@@ -33,6 +33,7 @@ from pretune.execution.measuring import (
 from pretune.execution.settings import SLOT_MEMORY
 from trainers.config import TrialConfig
 from trainers.data import data_cache
+from trainers.settings import DataConfig
 
 IDLE_BYTES = 1.1e9
 """What a worker holds whatever its batches: Python, torch, Ray, compiled code. `sfrik_tiny` takes 1.14 GB at a batch of
@@ -218,12 +219,12 @@ def plan(
     on this machine. `quick`: in a moment, of few plays.
     """
     costs = {one.shape: one.found for one in found if one.found is not None}
-    images = _images(experiment.base)
+    pretrained = images(experiment.base.data)
     trials = min(experiment.trials, len(experiment.points) or experiment.trials)
     by_shape = [shapes.of(config) for config in configs]
     like = {shape: _of(shape, costs) for shape in dict.fromkeys(by_shape)}
     of_each = [like[shape] for shape in by_shape]
-    lengths = [_length(config, images, one) for config, one in zip(configs, of_each, strict=True)]
+    lengths = [_length(config, pretrained, one) for config, one in zip(configs, of_each, strict=True)]
     longest = max(length.epochs for length in lengths)
     most = sum(length.epochs for length in lengths) if experiment.points else trials * longest
     told, basis = _curves(experiment, longest, GLANCE_S if quick else CURVES_S, known=bool(costs))
@@ -254,14 +255,15 @@ def plan(
         else None,
         measured=tuple(one.words for one in found if one.found is not None),
     )
-    return Plan(experiment, forecast, tuple(found), len(like), cold_s or 0.0, images)
+    return Plan(experiment, forecast, tuple(found), len(like), cold_s or 0.0, pretrained)
 
 
-def _images(config: TrialConfig) -> int:
-    dataset = data_cache.open_anywhere(config.data.path, expected_hash=config.data.manifest)
-    if config.data.images == "unlabeled":
+def images(data: DataConfig) -> int:
+    """How many a run pretrains on."""
+    dataset = data_cache.open_anywhere(data.path, expected_hash=data.manifest)
+    if data.images == "unlabeled":
         return dataset.unlabeled_count
-    return len(dataset.pretrain_ids(config.data.subset))
+    return len(dataset.pretrain_ids(data.subset))
 
 
 def _curves(experiment: Experiment, epochs: int, seconds: float, *, known: bool) -> tuple[list[curves.Curve], str]:

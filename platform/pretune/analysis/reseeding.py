@@ -42,6 +42,7 @@ def experiment(result: SweepResult, chosen: Sequence[Candidate], seeds: int, *, 
             "base": base,
             "trials": len(points),
             "points": points,
+            "fastest": None,  # each is compiled as it was
             "slots": slots or result.placed.slots,
             "stopping": StoppingConfig(enabled=False),
             "storage": place,

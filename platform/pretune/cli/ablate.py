@@ -109,6 +109,7 @@ def ablation_request(
     from pretune.analysis.ablation import SPACE
     from pretune.core import metrics
     from pretune.core.points import unvaried
+    from pretune.request import compiling as compile_option
     from pretune.request import levels as asked_levels
     from pretune.request import lookup, overrides, request
     from trainers import compiling
@@ -123,7 +124,7 @@ def ablation_request(
         compile=compile,
         workers=workers_per_trial,
     )
-    auto_compile = request.is_auto(compile, local=address is None)
+    auto_compile = compile_option.is_auto(compile, local=address is None)
     judged_by = metric or metrics.DEFAULT
     base = request.measuring(base, [judged_by])
     notes = [f"--set {line}" for line in request.left_out(found, settings or ())]
@@ -153,6 +154,8 @@ def ablation_request(
         check=check,
         views_per_epoch=partial(request.views_per_epoch, dataset=dataset) if budget == "views" else None,
     )
+    if auto_compile:
+        compile_option.check_levels(level.changes for level in design.levels)
     points = design.points(base.seed)
     experiment = request.checked(
         space,

@@ -89,7 +89,7 @@ Compile = Annotated[
     choices.Compile | None,
     typer.Option(
         "--compile",
-        help="compile the network's passes; auto: as measured to be fastest on this machine, once for a network; "
+        help="compile the network's passes; auto: as measured to be fastest on this machine, once for each network; "
         "default: the recipe's",
     ),
 ]

@@ -18,6 +18,7 @@ from pretune.cli.ablate import ablation_request
 from pretune.cli.exits import checking, interrupted, note, print_json
 from pretune.cli.options import Json
 from pretune.cli.packing import packed
+from pretune.cli.running import compiled
 from pretune.cli.sweep import SweepRequest, sweep_request
 from pretune.cli.taking import taking
 from pretune.core.errors import RequestError
@@ -93,7 +94,10 @@ def plan_command(console: Console, asked: SweepRequest, *, as_json: bool) -> Non
                 "--slots must say how many trials run at once on that cluster, which is not asked before a sweep "
                 "starts; give it"
             )
-    experiment, packing = packed(console, asked.experiment, asked.packing, asked.space, quiet=as_json)
+    experiment = asked.experiment
+    if asked.auto_compile:
+        experiment = compiled(console, experiment, asked.space, auto_gpus=asked.may_have_gpus, quiet=as_json)
+    experiment, packing = packed(console, experiment, asked.packing, asked.space, quiet=as_json)
     asked = replace(asked, experiment=experiment)
     with checking():
         try:
@@ -138,6 +142,7 @@ def _json(found: Plan, packing: Packing | None) -> dict[str, Any]:
         "images": found.images,
         "workers_per_trial": asked.workers_per_trial,
         "packing": None if packing is None else packing.model_dump(mode="json"),
+        "fastest": None if asked.fastest is None else asked.fastest.as_json(),
         **found.forecast.model_dump(mode="json", exclude={"measured"}),
         "shapes": [
             {

@@ -47,7 +47,7 @@ def resume_command(
         from pretune.core.history import History
         from pretune.core.place import Place
         from pretune.core.records import Opened, Resumed
-        from pretune.request import request
+        from pretune.request import compiling, request
         from trainers.files import why_not_writable
 
         result = request.sweep_to_change(sweep, storage)
@@ -61,6 +61,8 @@ def resume_command(
         space, full = kind.space(experiment), kind.why_no_more(result)
         if trials is not None and full:
             raise RequestError(full)
+        if address is None:
+            compiling.check_resumed(experiment)
         placed, how, machine = packing.asked_again(result, pack, slots=slots, local=address is None)
         earlier = journal.read(result.folder, remote=result.remote)
         extensions = [] if epochs is None else sweeps.longer(History(earlier), epochs)

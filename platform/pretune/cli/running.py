@@ -58,14 +58,28 @@ def foretold(console: Console, experiment: Experiment, space: Space, *, auto_gpu
     return said
 
 
-def compiled(console: Console, experiment: Experiment, *, auto_gpus: bool) -> Experiment:
-    """With `compile` as it is fastest on this machine, and said so."""
+def compiled(
+    console: Console, experiment: Experiment, space: Space, *, auto_gpus: bool, quiet: bool = False
+) -> Experiment:
+    """`experiment` with each network of its trials compiled or not, as is fastest on this machine; what was found is
+    said, unless `quiet`. Ends the command with 2 where the space cannot be looked at.
+    """
     from pretune.analysis import fastest
+    from pretune.display import fastest as display
 
-    try:
-        return fastest.for_sweep(experiment, auto_gpus=auto_gpus, tell=partial(note, console))
-    except KeyboardInterrupt as error:
-        interrupted("interrupted before a trial began; the same command starts again", error)
+    with checking():
+        try:
+            found = fastest.for_sweep(
+                experiment,
+                space,
+                auto_gpus=auto_gpus,
+                tell=(lambda words: None) if quiet else partial(note, console),
+            )
+        except KeyboardInterrupt as error:
+            interrupted("interrupted while it was measured what is faster compiled; nothing has started", error)
+    if not quiet:
+        screen.show(console, *display.whole(found.fastest))
+    return found
 
 
 def learned(result: SweepResult, forecast: Forecast) -> None:

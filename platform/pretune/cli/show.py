@@ -64,6 +64,7 @@ def show_command(
     """The sweeps there are, the trials of one, or one trial's whole story; also while it runs."""
     from pretune.analysis import baselines, forecast, measured, selection, story
     from pretune.core import results
+    from pretune.display import fastest as fastest_screen
     from pretune.display import forecast as forecast_screen
     from pretune.display import packing as packing_screen
     from pretune.display import story as story_screen
@@ -158,6 +159,7 @@ def show_command(
             parts = kind.screen(result, baselines.read(result), limit=limit)
             parts += [] if foretold is None else [forecast_screen.against(foretold)]
             parts += packing_screen.whole(result.packing)
+            parts += fastest_screen.whole(result.experiment.fastest)
         if svg is not None:
             try:
                 tables.save_picture(svg, f"pretune show {sweep}", parts)
@@ -170,6 +172,8 @@ def show_command(
     if as_json:
         told = kind.as_json(result) | _noted(said) | ({} if foretold is None else {"forecast": foretold.as_json()})
         told |= {} if result.packing is None else {"packing": result.packing.model_dump(mode="json")}
+        fastest = result.experiment.fastest
+        told |= {} if fastest is None else {"fastest": fastest.as_json()}
         told |= {} if matters is None else {"importance": asdict(matters)}
         if columns is not None:
             told["trials"] = [{one.name: one.of(each) for one in wanted} for each in rows]

@@ -59,6 +59,11 @@ class SweepRequest:
     packing: Packing | Literal["auto"] | None = None
     """How trials share a GPU; already in the experiment where it is a number, measured before it starts with auto."""
 
+    @property
+    def may_have_gpus(self) -> bool:
+        """Whether trials get GPUs where there are any, before it is known how many share one."""
+        return self.auto_gpus or self.packing == "auto"
+
 
 def sweep_request(
     space: Space,
@@ -135,7 +140,7 @@ def sweep_request(
     """What was typed, checked completely. RequestError where it cannot be run."""
     from pretune.analysis import packing
     from pretune.core import metrics
-    from pretune.request import lookup, request
+    from pretune.request import compiling, lookup, request
 
     found_space, found_recipe = lookup.space_and_recipe(space, recipe)
     base = request.configure(
@@ -147,7 +152,7 @@ def sweep_request(
         compile=compile,
         workers=workers_per_trial,
     )
-    auto_compile = request.is_auto(compile, local=address is None)
+    auto_compile = compiling.is_auto(compile, local=address is None)
     experiment = request.checked(
         found_space,
         found_recipe,
@@ -174,6 +179,8 @@ def sweep_request(
         metric=metric,
         direction=direction,
     )
+    if auto_compile:
+        compiling.check_space(found_space.function, experiment.base)
     experiment, packed_as = packing.asked(experiment, pack, gpus_per_worker=gpus_per_worker, local=address is None)
     experiment, notes = request.warmed(experiment, found_space.function, warm_start or ())
     notes += filter(None, (metrics.weight(objective.metric) for objective in experiment.objectives))
@@ -206,7 +213,7 @@ def run_asked(console: Console, asked: SweepRequest) -> None:
 
     experiment = asked.experiment
     if asked.auto_compile:
-        experiment = compiled(console, experiment, auto_gpus=asked.auto_gpus or asked.packing == "auto")
+        experiment = compiled(console, experiment, asked.space, auto_gpus=asked.may_have_gpus)
     experiment, packing = packed(console, experiment, asked.packing, asked.space)
     forecast = foretold(console, experiment, asked.space, auto_gpus=asked.auto_gpus, local=asked.address is None)
 

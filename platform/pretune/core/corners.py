@@ -15,19 +15,19 @@ from pretune.core.search import Search, Space
 from trainers.config import TrialConfig
 
 DRAWS = 256
-"""Half of them at random, half at the bounds of each number."""
 
 
 def draws(experiment: Experiment, space: Space, *, count: int = DRAWS) -> list[TrialConfig]:
-    """What the space gives for random parameters, as its trials will have, and for such of which each number is the
-    least or the greatest. What it refuses is left out. RequestError where it raises something else.
+    """What the space gives for random parameters, as its trials will have, and as many for such of which each number is
+    the least or the greatest. What it refuses is left out. RequestError where it raises something else.
     """
-    search = Search(experiment, space)
-    seed = experiment.seed
-    return [
-        *search.drawn(RandomSampler(seed=seed), count - count // 2),
-        *search.drawn(_Bounds(seed=seed), count // 2),
-    ]
+    at_bounds = Search(experiment, space).drawn(_Bounds(seed=experiment.seed), count // 2)
+    return [*random_draws(experiment, space, count=count - count // 2), *at_bounds]
+
+
+def random_draws(experiment: Experiment, space: Space, *, count: int = DRAWS) -> list[TrialConfig]:
+    """The same for random parameters alone: each as common as among the trials."""
+    return Search(experiment, space).drawn(RandomSampler(seed=experiment.seed), count)
 
 
 class _Bounds(RandomSampler):

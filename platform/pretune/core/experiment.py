@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pretune.core.choices import LOCAL_ROOT, MAX_FAILED, Budget, Direction, SamplerName, StoppingKind
 from pretune.core.design import Design
+from pretune.core.fastest import Fastest
 from pretune.core.place import Place
 from trainers import storage as storages
 from trainers.config import Config, TrialConfig
@@ -121,6 +122,9 @@ class Experiment(Config):
     )
     warm_start: tuple[WarmStart, ...] = Field((), description="what other sweeps have found; all that is used of them")
     design: Design | None = Field(None, description="what an ablation's points are for")
+    fastest: Fastest | None = Field(
+        None, description="`--compile auto`: which of its trials' networks are compiled; without it, as `base` says"
+    )
     trial_seconds: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
         None, description="of training; a trial is complete with the first value of the metric after them"
     )
@@ -228,6 +232,11 @@ class Experiment(Config):
     def objectives(self) -> tuple[Objective, ...]:
         """All that is searched for. The first one decides which trial is the best, and by it weak trials end."""
         return (Objective(metric=self.metric, maximize=self.maximize), *self.beside)
+
+    @property
+    def compiles(self) -> set[str]:
+        """What its trials may have as `compile`, unless the space or a level sets it."""
+        return {self.base.compile, *(one.compile for one in (self.fastest.networks if self.fastest else ()))}
 
     @property
     def warm_points(self) -> list[dict[str, Any]]:

@@ -310,13 +310,13 @@ def called(space: Space, trial: BaseTrial, base: TrialConfig) -> TrialConfig:
 
 
 def completed(config: TrialConfig, experiment: Experiment) -> TrialConfig:
-    """`config`, checked for the workers of this sweep, with the hashes of one's own parts in it. ValueError as of
-    `TrialConfig.check_own`.
+    """`config`, checked for the workers of this sweep, with the hashes of one's own parts in it, and compiled where
+    that was found to be faster. ValueError as of `TrialConfig.check_own`.
     """
     config.check_workers(experiment.workers_per_trial)
     complete = config.completed()
     complete.check_own(experiment.workers_per_trial)
-    return complete
+    return complete if experiment.fastest is None else experiment.fastest.applied(complete)
 
 
 def _seed(seed: int, number: int) -> int:

@@ -4,6 +4,8 @@ for a step and the same memory, so one of them is measured for both.
 A shape is a config without its seed, length and schedule, in which of each number with a fraction only counts whether
 it is 0: learning rates, weights and strengths of augmentation change what is computed, not how much. Counts, widths,
 sizes and kinds stay as they are, terms of weight 0 are absent, and of masking counts how many patches are kept.
+
+Of a shape its network is what the passes through the network cost: whether it pays to compile them is found for each.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from trainers.config import OwnBackbone, TrialConfig
+from trainers.terms import OwnTerm
 
 _NO_COST = (
     "seed",
@@ -31,6 +34,10 @@ _NO_COST = (
     "deterministic",
 )
 """Fields of a config that say how long it runs, on which images, and how it is watched."""
+_OF_NETWORK = re.compile(
+    r"model\..+|views\.(#|\d+\.size)|batch_size|accumulate|accumulate_batch_norm|precision|threads"
+)
+"""Facts of a shape that are of its network and of the views that go through it."""
 MOST_WORDS = 4
 """Differences that are named."""
 
@@ -90,6 +97,20 @@ def of(config: TrialConfig) -> Shape:
     return Shape(facts, work=rows * sizes, rows=rows / config.accumulate)
 
 
+def network(config: TrialConfig) -> Shape:
+    """The shape of the network of `config` alone: what its terms, optimizer and probes take is left out, but the heads
+    that terms read are there. Terms of one's own are told apart by their references, so that nobody's code is run.
+    """
+    whole = of(config)
+    read: set[str] = set()
+    for term in config.objective.values():
+        if term.weight > 0.0:
+            read |= {term.kind} if isinstance(term, OwnTerm) else term.reads_heads
+    facts = [fact for fact in whole.facts if _OF_NETWORK.fullmatch(fact[0])]
+    facts += [("deterministic", config.deterministic), ("heads", " + ".join(sorted(read)))]
+    return replace(whole, facts=tuple(sorted(facts)))
+
+
 def chosen(shapes: Sequence[Shape], *, count: int) -> list[Shape]:
     """At most `count` of `shapes` (one for each draw) that stand for all: the most common, the largest and the smallest
     by their work, then again and again the one that is farthest from those. In this order.
@@ -119,14 +140,17 @@ def in_words(shape: Shape, others: Sequence[Shape]) -> str:
     facts = dict(shape.facts)
     terms = [path.split(".")[1] for path in facts if re.fullmatch(r"objective\.\w+\.kind", path)]
     parts = [" + ".join(terms)] if any(re.fullmatch(r"objective\.\w+\.kind", path) for path in differing) else []
+    flags: list[str] = []
     for path in sorted(differing & facts.keys(), key=lambda path: (not path.endswith(".kind"), path)):
-        name = re.sub(r"^(objective|model)\.|\.kind$", "", path)
+        name, value = re.sub(r"^(objective|model)\.|\.kind$", "", path), facts[path]
         if path.endswith(".#") and path != "views.#":
             if not _is_size(facts.get(f"{path[:-1]}0")):  # or its numbers tell it apart
-                parts.append(f"{facts[path]} {path.split('.')[-2]}")
-        elif (path.endswith(".kind") or _is_size(facts[path])) and name != facts[path]:
-            parts.append(f"{name.removesuffix('.#')}={facts[path]}")
-    return ", ".join(parts[:MOST_WORDS]) or f"batch_size={shape.batch_size}"
+                parts.append(f"{value} {path.split('.')[-2]}")
+        elif isinstance(value, bool):
+            flags.append(name if value else f"no {name}")
+        elif name != value and not path.endswith("sha256"):
+            parts.append(f"{name.removesuffix('.#')}={value or 'none'}")
+    return ", ".join((parts or flags)[:MOST_WORDS]) or f"batch_size={shape.batch_size}"
 
 
 def _is_size(value: Any) -> bool:

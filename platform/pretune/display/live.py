@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretune.analysis import limits
-from pretune.core import packing, records, retention, within
+from pretune.core import fastest, packing, records, retention, within
 from pretune.core.conductor import folder_name
 from pretune.core.experiment import Experiment
 from pretune.core.history import History, TrialHistory
@@ -130,10 +130,14 @@ class Progress:
         return f"{asked.space}{recipe} on {asked.data or asked.base.data.path}, sweep {asked.name}"
 
     @property
-    def packed(self) -> str:
-        """`3 trials per card, 1.9 times one alone`; empty where nobody asked for that."""
-        found = self.history.packing
-        return "" if found is None else packing.in_words(found)
+    def chosen(self) -> str:
+        """What was measured before it began: `3 trials per card, 1.9 times one alone; compile: on`; empty where nobody
+        asked for any of it.
+        """
+        packed, compiled = self.history.packing, self.experiment.fastest
+        parts = [] if packed is None else [packing.in_words(packed)]
+        parts += [] if compiled is None else [fastest.in_words(compiled)]
+        return "; ".join(parts)
 
     @property
     def asked(self) -> int:
@@ -226,11 +230,11 @@ class Progress:
             case records.Opened():
                 return (
                     f"sweep {record.experiment.name}: {record.experiment.trials} trials in {self.experiment.folder}, "
-                    f"{_devices(record.experiment)}{self._packed()}",
+                    f"{_devices(record.experiment)}{self._chosen()}",
                     True,
                 )
             case records.Resumed():
-                return f"sweep {self.experiment.name} goes on to {record.trials} trials{self._packed()}", True
+                return f"sweep {self.experiment.name} goes on to {record.trials} trials{self._chosen()}", True
             case records.Started():
                 trial = self.history.trials[record.number]
                 again = f" again (attempt {record.attempt + 1})" if record.attempt else ""
@@ -261,8 +265,8 @@ class Progress:
                 return f"sweep {record.reason.replace('_', ' ')}{detail}", True
         return None
 
-    def _packed(self) -> str:
-        return f", {self.packed}" if self.packed else ""
+    def _chosen(self) -> str:
+        return f", {self.chosen}" if self.chosen else ""
 
     def _measured(self, trial: TrialHistory) -> str:
         return f"{self.experiment.metric} {self.score_text(trial)}"
@@ -307,7 +311,7 @@ def picture(progress: Progress) -> RenderableType:
     parts: list[RenderableType] = [head, totals]
     if rows:
         parts.append(trials)
-    parts += [Text(line, style="dim") for line in (_pace(progress), progress.packed) if line]
+    parts += [Text(line, style="dim") for line in (_pace(progress), progress.chosen) if line]
     return Group(*parts)
 
 

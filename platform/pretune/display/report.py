@@ -21,7 +21,7 @@ from pretune.core.errors import RequestError
 from pretune.core.packing import Packing
 from pretune.core.results import SweepResult, TrialResult
 from pretune.display import ablation as ablation_table
-from pretune.display import figures, forecast, format, packing, protocols, tables
+from pretune.display import fastest, figures, forecast, format, packing, protocols, tables
 from pretune.display.document import (
     MARK,
     Block,
@@ -176,6 +176,8 @@ def _sections(one: Account) -> list[Section]:
         found.append(Section("Forecast and fact", blocks))
     if result.packing is not None:
         found.append(Section("How many trials at once", _packing(result.packing)))
+    if result.experiment.fastest is not None:
+        found.append(Section("Which networks are compiled", fastest.blocks(result.experiment.fastest)))
     if one.evaluations:
         found.append(Section("By the papers' protocols", protocols.blocks(one.evaluations)))
     if result.winner is not None and result.winner.config is not None:

@@ -251,9 +251,7 @@ def _measured(
 
 
 def _make(gpus_per_worker: float, host_bytes: float, gate: _Gate | None = None) -> Train:
-    """What trains in a process, which may take so much memory: where it asks for more, it is told that there is none,
-    before the system ends one process or another.
-    """
+    """What trains in a process, which may take so much memory."""
     import ray.train  # noqa: F401 - a slot's worker holds it, too
 
     if gpus_per_worker:
@@ -261,12 +259,19 @@ def _make(gpus_per_worker: float, host_bytes: float, gate: _Gate | None = None) 
 
         choose_device(gpus_per_worker)
     else:
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        most = int(host_bytes)
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
+        limit_memory(host_bytes)
     return partial(_train, gate)
+
+
+def limit_memory(host_bytes: float) -> None:
+    """Where this process asks for more, it is told that there is none, before the system ends one process or another.
+    Not for one with a GPU, whose driver reserves more than it takes.
+    """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(host_bytes)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
 
 
 def _train(gate: _Gate | None, config: TrialConfig, **given: Unpack[Given]) -> Outcome:

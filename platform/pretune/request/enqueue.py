@@ -65,6 +65,8 @@ def _checked(experiment: Experiment, space: Space, assignments: Sequence[str]) -
     for path in DATA:
         if path in typed:
             raise RequestError(f"{path} must stay the sweep's, as its trials would not compare; run another sweep")
+    if "compile" in typed:  # somebody wants it so, whatever is fastest
+        experiment = experiment.model_copy(update={"fastest": None})
     given = _Given(typed, experiment.base)
     point, outside = _point(experiment, space, given)
     config = point if point is not None else _changed(experiment, typed)

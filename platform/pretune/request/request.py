@@ -77,16 +77,6 @@ def configure(
     return with_own_parts(config.with_init(None)).with_init(config.init)
 
 
-def is_auto(compile: Compile | None, *, local: bool) -> bool:
-    """Whether it is to be measured. RequestError where trials run elsewhere than on this machine."""
-    if compile == "auto" and not local:
-        raise RequestError(
-            "--compile auto measures on this machine, but with --address trials run on others; choose --compile on or "
-            "off, as `pretune train --compile auto` finds it there"
-        )
-    return compile == "auto"
-
-
 def left_out(recipe: lookup.Recipe, assignments: Sequence[str]) -> list[str]:
     """In words, the recipe's settings that its `--set` leaves out, as a new `kind` does not have them."""
     return overrides.left_out_by(recipe.config, overrides.parse(assignments))

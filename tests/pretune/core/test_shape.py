@@ -53,6 +53,52 @@ def test_what_may_change_the_cost_is_another_shape(changes: dict[str, Any]) -> N
     assert shape.of(with_changes(BASE, changes)).key != shape.of(BASE).key
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.learning_rate": 0.7, "seed": 3, "epochs": 9},
+        {"objective.mmd.weight": 0.0},
+        {"objective.mmd.kernel.kind": "energy"},
+        {"views.*.blur_probability": 0.5},
+        {"probe.train_images": 50},
+        {"optimizer.kind": "adamw"},
+        {"model.backbone.init": "encoder.safetensors"},
+        {"compile": "on"},
+    ],
+)
+def test_what_is_not_of_the_network_makes_no_other_one(changes: dict[str, Any]) -> None:
+    assert shape.network(with_changes(BASE, changes)).key == shape.network(BASE).key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 128},
+        {"views.*.size": 8},
+        {"model.projector.widths": [64, 32]},
+        {"model.backbone.width": 8},
+        {"model.norm": "layer"},
+        {"precision": "bf16"},
+        {"threads": 2},
+        {"deterministic": True},
+        {"accumulate": 2, "accumulate_batch_norm": "per_part"},
+    ],
+)
+def test_what_a_pass_through_the_network_depends_on_makes_another_one(changes: dict[str, Any]) -> None:
+    other = shape.network(with_changes(BASE, changes))
+    assert other.key != shape.network(BASE).key
+    assert shape.in_words(other, [other, shape.network(BASE)]) != shape.in_words(shape.network(BASE), [other])
+
+
+def test_a_network_has_the_heads_that_terms_read() -> None:
+    base = RECIPES["dilemma_mocov3_tiny"]()
+    network = shape.network(base)
+    read = [name for name, term in base.objective.items() if term.reads_heads]
+    without = [with_changes(base, {f"objective.{name}.weight": 0.0}) for name in read]
+    assert read
+    assert all(shape.network(config) != network for config in without)
+
+
 def test_a_term_of_weight_zero_costs_what_no_term_costs() -> None:
     without = {name: term for name, term in BASE.objective.items() if name != "mmd"}
     absent = BASE.model_copy(update={"objective": without})
