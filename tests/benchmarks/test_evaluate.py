@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evaluate import Contest, Knn, usual_knn
+from benchmarks.evaluate import Contest, usual_knn
 from trainers.evaluation.features import Store
+from trainers.evaluation.protocols.knn import Knn
 
 
 @pytest.mark.ffcv
