@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER
 from trainers.settings import Backbone, Resampling
 
-CONFIG = "config.json"
 PROJECTOR = "projector.safetensors"
 ONNX = "model.onnx"
 MODEL = "model.py"

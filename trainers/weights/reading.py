@@ -64,7 +64,7 @@ def _pickled(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
         # The arguments that DINO's and MAE's checkpoints hold beside their weights: a plain bag of values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return dict(_flat(torch.load(file, map_location="cpu", weights_only=True), ""))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         unsafe = _UNSAFE.search(str(error))
         reason = f"it names {unsafe[1]}, which would be" if unsafe else "it is damaged or another kind of file"
@@ -72,7 +72,6 @@ def _pickled(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
             f"{path} must be what torch reads with weights_only=True, or safetensors, but is not; nothing in it was "
             f"run ({reason}). Where you trust whoever made it, save its state dict alone as safetensors"
         ) from error
-    return dict(_flat(content, ""))
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -128,13 +128,13 @@ def run(asked: Request) -> Written:
     if target.is_weights:
         return write(
             asked.out,
-            opened(target.file),
+            opened(target.file, trust_code=target.trust_code),
             layout=asked.layout,
             license_name=asked.license_name,
             evaluations=evaluate.stored(target.place),
         )
     found = target.checkpoint or checkpoint.find(target.file)
-    trained = encoder.load_trained(found)
+    trained = encoder.load_trained(found, trust_code=target.trust_code)
     _check_format(trained.config, asked.layout, asked.branch)
     given = exporting.of_run(
         trained,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pretune.cli.exits import checking, fail, interrupted, note, print_json, refuse, running
-from pretune.cli.options import STORAGE, Json, Storage, percent
+from pretune.cli.options import STORAGE, Json, Storage, TrustCode, percent
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -82,6 +82,7 @@ def embed_command(
         str | None,
         typer.Option("--skip-broken", metavar="N%", help="leave out images that do not decode; refused above N%"),
     ] = None,
+    trust_code: TrustCode = False,
     storage: Storage = STORAGE,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +113,7 @@ def embed_command(
             _check_places(written)
             folder = stack.enter_context(scratch.folder())
             request = embed.Request(
-                target=evaluate.find(target, storage),
+                target=evaluate.find(target, storage, trust_code=trust_code),
                 images=embed.named(images, folder, skipping=skip_broken is not None)
                 if images
                 else embed.of_data(str(data), split or "select"),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pretune.cli import completion
 from pretune.cli.exits import checking, fail, note, print_json, refuse, running
-from pretune.cli.options import STORAGE, Json, License, Storage
+from pretune.cli.options import STORAGE, Json, License, Storage, TrustCode
 from pretune.display import screen
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def export_command(
     ] = "student",
     projector: Annotated[bool, typer.Option("--projector", help="the projector, too, in a file of its own")] = False,
     license_name: License = "unknown",
+    trust_code: TrustCode = False,
     storage: Storage = STORAGE,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def export_command(
     console = screen.console()
     with checking():
         asked = export.check(
-            evaluate.find(target, storage),
+            evaluate.find(target, storage, trust_code=trust_code),
             layout=layout,
             out=out,
             branch=branch,

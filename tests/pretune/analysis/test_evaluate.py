@@ -41,7 +41,7 @@ def test_a_sweep_means_its_best_trial_and_a_number_behind_it_another_one(sweep: 
     assert (other.name, other.trial, other.sweep) == ("mine/1", 1, str(sweep))
     assert evaluate.find(f"{sweep}/1", "nowhere").trial == 1
     assert evaluate.find(best.file, storage)._replace(name="mine/0") == best._replace(
-        checkpoint=None, config=None, sweep=None, trial=None
+        checkpoint=None, config=None, sweep=None, trial=None, trust_code=False
     )
 
 
