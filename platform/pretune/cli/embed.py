@@ -128,6 +128,7 @@ def embed_command(
             embed.check(request)
             if skip_broken is not None:
                 request = embed.without_broken(request, percent(skip_broken))
+                embed.check(request)
         try:
             with running(), progress_bar(console, "images") as advance:
                 made = embed.run(request, progress=advance)
@@ -228,6 +229,12 @@ def _tell(console: Console, request: Request, made: Embedded, written: Sequence[
                 name = query if place == 0 else ""
                 grid.add(name, f"{one.similarity:.3f}", request.name(one.row), request.label(one.row) or "")
         screen.show(console, grid)
+    if made.not_finite:
+        note(
+            console,
+            f"features of {made.not_finite:,} of {made.count:,} images are not finite: the network has diverged; take "
+            "another checkpoint",
+        )
     if made.recorded is not None:
         told = "was written down beside the data" if made.recorded else "could not be written down beside the data"
         note(console, f"the report split is to be read once; this read {told}")
@@ -246,6 +253,7 @@ def _as_json(request: Request, made: Embedded, written: Sequence[Path]) -> dict[
     return {
         **made.metadata,
         "seconds": made.seconds,
+        "not_finite": made.not_finite,
         "notes": list(request.notes),
         "neighbors": {
             query: [
