@@ -115,8 +115,9 @@ class Request:
         """What was left out, or is out of the ordinary."""
         if isinstance(self.images, OfData):
             return []
-        left_out = f"broken images were left out: {', '.join(self.skipped[:3])}{'' if len(self.skipped) < 4 else ', …'}"
-        return [*self.images.notes, *([f"{len(self.skipped):,} {left_out}"] if self.skipped else [])]
+        count = len(self.skipped)
+        left_out = f"broken {'image was' if count == 1 else 'images were'} left out: {', '.join(self.skipped[:3])}"
+        return [*self.images.notes, *([f"{count:,} {left_out}{'' if count < 4 else ', …'}"] if count else [])]
 
     @property
     def labels(self) -> NDArray[np.int64] | None:

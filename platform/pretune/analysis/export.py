@@ -181,7 +181,7 @@ def write(
 def _new_folder(path: Path) -> Iterator[Path]:
     """Written aside; RequestError where there is something at `path` by the end."""
     try:
-        with files.folder_whole(path) as aside:
+        with files.named(path), files.folder_whole(path) as aside:
             yield aside
     except FileExistsError as error:
         raise RequestError(f"{path} was made by somebody else meanwhile; name another folder with --out") from error

@@ -112,7 +112,8 @@ class Multilabel(Protocol):
         fit, scored = features(given.fit), features(given.scored)
         if not all(bool(rows.isfinite().all()) for rows in (fit, scored)):
             raise ValueError(
-                f"the features of {looked.name} must be finite, but some are not; the encoder has diverged"
+                f"the features of {looked.name} must be finite, but some are not; the encoder has diverged: "
+                "evaluate another checkpoint"
             )
         targets = torch.from_numpy(given.fit_targets).to(device)
         said: list[NDArray[Any]] = []
