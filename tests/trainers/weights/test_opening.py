@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ from tests.trainers.weights import foreign
 from trainers import checkpoint
 from trainers.config import TrialConfig
 from trainers.model import build_model
+from trainers.report import Checkpoint
 from trainers.settings import ResNetConfig, TimmConfig, ViTConfig
 from trainers.usercode import ChangedError
+from trainers.weights import reading
 from trainers.weights.opening import check_init, initialize, opened
 
 
@@ -296,6 +301,22 @@ def test_files_that_cannot_be_read_without_running_them_are_not(
         with pytest.raises(ValueError, match=message):
             opened(path)
     assert "it was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_happens_to_a_files_bytes_is_told_with_its_name(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "file.pt"
+    content = {"state_dict": {"a.weight": torch.ones(3, 4), "b": torch.ones(2)}, "epoch": 3}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    whole, draw = file.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged, place = bytearray(whole), draw.randrange(min(len(whole), 600))
+        damaged[place : place + draw.randrange(8)] = draw.randbytes(draw.randrange(8))
+        file.write_bytes(damaged[: draw.choice([len(damaged), place])])
+        saved = Checkpoint(path=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest(), epoch=1)
+        for read in (lambda: reading.read(file), lambda one=saved: checkpoint.load(one)):
+            with suppress(ValueError):
+                read()
 
 
 def test_a_stem_of_3x3_must_be_said_as_its_weights_do_not_tell_its_pooling(tmp_path: Path) -> None:
