@@ -66,7 +66,7 @@ def described(place: Path) -> Description | None:
         values = json.loads(path.read_bytes())
         ours = values.get("pretune") if isinstance(values, dict) else None
         return None if ours is None else Description.model_validate(ours)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ValueError(
             f"{path} must be what `pretune export` of this version or an older one wrote, but is not ({reason}); "

@@ -66,11 +66,12 @@ class Target(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The folder or URI of its results."""
+        """The folder or URI of its results. Files of weights with other endings may have the same stem."""
+        name = Path(storage.name_of(self.file) if storage.is_uri(self.file) else self.file).name
+        folder = f"{name if self.is_weights and name != ENCODER else Path(name).stem}{FOLDER}"
         if storage.is_uri(self.file):
-            return storage.join(storage.parent_of(self.file), f"{Path(storage.name_of(self.file)).stem}{FOLDER}")
-        path = Path(self.file)
-        return str(path.with_name(f"{path.stem}{FOLDER}"))
+            return storage.join(storage.parent_of(self.file), folder)
+        return str(Path(self.file).with_name(folder))
 
 
 class OnData(NamedTuple):
@@ -203,7 +204,10 @@ def check(
         found = tuple(_on(text) for text in data) or (_own_data(target),)
     names = [one.name for one in found]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
+        raise RequestError(
+            f"--data must name data sets that are called otherwise, but {', '.join(sorted(repeated))} comes twice; name "
+            "each once, or evaluate on those of one name in two commands"
+        )
     found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
     if workers > 1:
         _check_workers(workers, wanted, found)

@@ -13,9 +13,11 @@ import pytest
 from pretune.analysis import evaluate, evaluating
 from pretune.core.errors import RequestError
 from tests.pretune.analysis.test_finalize import finished_sweep
+from tests.trainers.evaluation import small
 from trainers.config import TrialConfig
 from trainers.data import datasets
 from trainers.evaluation.protocol import ProtocolResult, Score
+from trainers.evaluation.protocols import PROTOCOLS
 from trainers.report import Checkpoint
 from trainers.terms import Alignment
 
@@ -105,6 +107,32 @@ def test_a_folder_that_is_named_may_hold_the_results_of_several_checkpoints(swee
     out = tmp_path / "all"
     assert file("a", out=out) != file("b", out=out)
     assert file("a") == file("b")  # what stood beside another checkpoint of that name is made again
+
+
+def test_files_that_differ_in_their_ending_alone_have_results_of_their_own(tmp_path: Path) -> None:
+    names = ("epoch-0003.pt", "a.pth", "a.safetensors", "a.pth.tar", "encoder.safetensors")
+    places = [Path(evaluate.Target(name="a", file=str(tmp_path / name)).place).name for name in names]
+    assert places == [
+        "epoch-0003.evaluations",
+        "a.pth.evaluations",
+        "a.safetensors.evaluations",
+        "a.pth.tar.evaluations",
+        "encoder.evaluations",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in PROTOCOLS.items() if kind.annotated is None))
+def test_images_without_labels_of_one_class_or_with_an_empty_one_are_refused(name: str) -> None:
+    digits = small.Digits()
+    counts = {"class_counts": {"train": [0, *[100] * 9]}}
+    for change, message in (
+        ({"has_labels": False}, "needs labels, but the images of digits have none"),
+        ({"class_count": 1}, "needs two classes or more, but all images of digits are of one"),
+        ({"manifest": SimpleNamespace(**vars(digits.manifest) | counts)}, "of each class in `train`, .* none of '0'"),
+    ):
+        dataset: Any = SimpleNamespace(**vars(digits) | change)
+        with pytest.raises(ValueError, match=f"protocol '{name}' needs .*{message.removeprefix('needs ')}"):
+            PROTOCOLS[name]().check(dataset)
 
 
 def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:

@@ -334,6 +334,9 @@ def test_a_config_that_is_no_exports_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json must be what `pretune export`"):
         opened(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json must be what `pretune export`"):
+        opened(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18"}))  # of timm's own hub
     assert opened(tmp_path).description.backbone == ResNetConfig(kind="resnet18", stem="imagenet")
     (tmp_path / "config.json").write_text(json.dumps({"pretune": {"format": 2}}))
