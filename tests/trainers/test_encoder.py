@@ -335,23 +335,22 @@ def test_a_checkpoint_whose_parts_do_not_belong_together_is_refused(tmp_path: Pa
     state = checkpoint.load(trained(tmp_path, digits).saved)
     config, model, known = state["config"], state["model"], state["normalization"]
     tiny = config["model"]["backbone"]
-    for number, (change, message) in enumerate(
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"config": {}}, r"its config is none \(objective: Field required\)"),
+        ({"config": [1]}, "its config is none"),
+        ({"model": {**model, "more": torch.zeros(2)}}, r'its parameters .* \(.*Unexpected key\(s\) .*"more"'),
+        ({"model": [1]}, "its parameters are not those"),
         (
-            ({"config": {}}, r"its config is none \(objective: Field required\)"),
-            ({"config": [1]}, "its config is none"),
-            ({"model": {**model, "more": torch.zeros(2)}}, r'its parameters .* \(.*Unexpected key\(s\) .*"more"'),
-            ({"model": [1]}, "its parameters are not those"),
-            (
-                {"config": {**config, "model": {**config["model"], "backbone": {**tiny, "width": 16}}}},
-                "its parameters are not those of its config .* size mismatch",
-            ),
-            (
-                {"normalization": {**known, "mean": ["red"]}},
-                "its images' mean and deviation are not three",
-            ),
-            ({"normalization": {"mean": known["mean"]}}, "its images' mean and deviation are not three"),
-        )
-    ):
+            {"config": {**config, "model": {**config["model"], "backbone": {**tiny, "width": 16}}}},
+            "its parameters are not those of its config .* size mismatch",
+        ),
+        (
+            {"normalization": {**known, "mean": ["red"]}},
+            "its images' mean and deviation are not three",
+        ),
+        ({"normalization": {"mean": known["mean"]}}, "its images' mean and deviation are not three"),
+    )
+    for number, (change, message) in enumerate(changes):
         saved = checkpoint.save(tmp_path / str(number), {**state, **change}, epoch=1)
         with pytest.raises(ValueError, match=rf"must be of a run of pretune, but {message}"):
             load_encoder(saved.path)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from trainers.backbones import timm_options
 from trainers.data.views import LEAST_DEVIATION
 from trainers.encoder import Trained
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER
 from trainers.model import build_backbone
 from trainers.settings import OwnBackbone, ResNetConfig, TimmConfig, ViTConfig
 from trainers.weights import programs
-from trainers.weights.folder import CONFIG, MODEL, ONNX, PROJECTOR, Description, Layout, config_json
+from trainers.weights.folder import MODEL, ONNX, PROJECTOR, Description, Layout, config_json
 from trainers.weights.matching import Branch
 from trainers.weights.names import Library, theirs
 from trainers.weights.opening import Weights, settled

@@ -62,16 +62,21 @@ class Target(NamedTuple):
     @property
     def is_weights(self) -> bool:
         """Whether it is a backbone alone, as torchvision, timm and exports have it, and no checkpoint of a run."""
-        return self.checkpoint is None and not self.file.endswith(CHECKPOINT)
+        return self.checkpoint is None and not self._name.endswith(CHECKPOINT)
 
     @property
     def place(self) -> str:
         """The folder or URI of its results. Files of weights with other endings may have the same stem."""
-        name = Path(storage.name_of(self.file) if storage.is_uri(self.file) else self.file).name
+        name = self._name
         folder = f"{name if self.is_weights and name != ENCODER else Path(name).stem}{FOLDER}"
         if storage.is_uri(self.file):
             return storage.join(storage.parent_of(self.file), folder)
         return str(Path(self.file).with_name(folder))
+
+    @property
+    def _name(self) -> str:
+        """Of the file, without what a URI says of its storage."""
+        return storage.name_of(self.file) if storage.is_uri(self.file) else Path(self.file).name
 
 
 class OnData(NamedTuple):
@@ -136,8 +141,9 @@ def find(text: str, storages: str, *, trust_code: bool = False) -> Target:
 def _file(text: str) -> Target | None:
     """What `text` names where that is a file, the folder of an export or that of a run."""
     if Path(text).is_file() or (storage.is_uri(text) and Path(storage.name_of(text)).suffix):
-        path = text if storage.is_uri(text) else str(Path(text).absolute())
-        return Target(name=Path(text).stem, file=path)
+        if storage.is_uri(text):
+            return Target(name=Path(storage.name_of(text)).stem, file=text)
+        return Target(name=Path(text).stem, file=str(Path(text).absolute()))
     if (Path(text) / ENCODER).is_file():
         file_of(text, Path.cwd())  # half an export is refused
         return Target(name=Path(text).absolute().name, file=str(Path(text).absolute() / ENCODER))
@@ -205,8 +211,8 @@ def check(
     names = [one.name for one in found]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RequestError(
-            f"--data must name data sets that are called otherwise, but {', '.join(sorted(repeated))} comes twice; name "
-            "each once, or evaluate on those of one name in two commands"
+            f"--data must name data sets of different names, but {', '.join(sorted(repeated))} comes twice; name each "
+            "once, or evaluate on those of one name in two commands"
         )
     found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
     if workers > 1:

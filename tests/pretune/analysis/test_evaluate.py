@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -121,9 +121,17 @@ def test_files_that_differ_in_their_ending_alone_have_results_of_their_own(tmp_p
     ]
 
 
+def test_a_uri_that_says_more_of_its_storage_names_a_checkpoint_too() -> None:
+    asked = "?endpoint_override=http%3A%2F%2F127.0.0.1%3A9000&region=us-east-1"
+    found = evaluate.find(f"s3://bucket/runs/epoch-0003.pt{asked}", "nowhere")
+    assert (found.name, found.is_weights) == ("epoch-0003", False)
+    assert found.place == f"s3://bucket/runs/epoch-0003.evaluations{asked}"
+    assert evaluate.find(f"s3://bucket/runs/mine.safetensors{asked}", "nowhere").is_weights
+
+
 @pytest.mark.parametrize("name", sorted(name for name, kind in PROTOCOLS.items() if kind.annotated is None))
 def test_images_without_labels_of_one_class_or_with_an_empty_one_are_refused(name: str) -> None:
-    digits = small.Digits()
+    digits, protocol = small.Digits(), cast(Any, PROTOCOLS[name])()
     counts = {"class_counts": {"train": [0, *[100] * 9]}}
     for change, message in (
         ({"has_labels": False}, "needs labels, but the images of digits have none"),
@@ -132,7 +140,7 @@ def test_images_without_labels_of_one_class_or_with_an_empty_one_are_refused(nam
     ):
         dataset: Any = SimpleNamespace(**vars(digits) | change)
         with pytest.raises(ValueError, match=f"protocol '{name}' needs .*{message.removeprefix('needs ')}"):
-            PROTOCOLS[name]().check(dataset)
+            protocol.check(dataset)
 
 
 def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:

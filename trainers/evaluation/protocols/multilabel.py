@@ -208,8 +208,8 @@ def read(place: Path, split: Split) -> Labeled:
         raise ValueError(f"{place}: must be an .npz of plain arrays, but cannot be read ({error})") from error
     if missing := [name for name in KEYS if name not in found]:
         raise ValueError(f"{place}: must have the arrays {', '.join(KEYS)}, but lacks {', '.join(missing)}")
-    for images, labels in (KEYS[:2], KEYS[2:]):
-        _check(place, images, found[images], labels, found[labels])
+    for pixels, labels in (KEYS[:2], KEYS[2:]):
+        _check(place, pixels, found[pixels], labels, found[labels])
     count = found["labels"].shape[1]
     if found["test_labels"].shape[1] != count:
         raise ValueError(
