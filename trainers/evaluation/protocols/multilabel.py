@@ -203,7 +203,7 @@ def read(place: Path, split: Split) -> Labeled:
     """
     try:
         with npz.opened(place) as file:
-            found = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
+            found: dict[str, Any] = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
     except npz.ERRORS as error:
         raise ValueError(f"{place}: must be an .npz of plain arrays, but cannot be read ({error})") from error
     if missing := [name for name in KEYS if name not in found]:
