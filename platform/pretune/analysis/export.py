@@ -96,6 +96,12 @@ def check_folder(folder: Path) -> None:
             f"{folder} must be a new or an empty folder, but there is something; nothing is overwritten: name another "
             "with --out, or move it away"
         )
+    if folder.resolve() == Path.cwd() or folder.is_mount():
+        what = "a file system of its own" if folder.is_mount() else "the folder that this command is called in"
+        raise RequestError(
+            f"{folder} is {what}, and would have to be replaced by the one that is written; name a folder in it with "
+            "--out"
+        )
     if why := files.why_not_writable(folder.parent):
         raise RequestError(f"{folder} cannot be made: {why}; name another folder with --out")
 

@@ -225,6 +225,19 @@ def test_a_network_that_has_diverged_is_told_and_not_kept(sweep: Path, tmp_path:
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (".", "../empty"):
+        done = pretune("export", str(sweep / "trials/0000/checkpoints/epoch-0001.pt"), "--format", "timm", "--out", out)
+        assert (done.exit_code, "name a folder in it with --out" in done.stderr) == (2, True), done.output
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(RequestError, match="is a file system of its own, and would have to be replaced"):
+        export.check_folder(tmp_path / "volume")
+
+
 REFUSED = (
     ("timms --format torchvision", "take --format timm or onnx"),
     ("known --format timm --branch teacher", "model.teacher is null in its config; take --branch student"),
