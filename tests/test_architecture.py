@@ -122,6 +122,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "trainers.weights": {
         "trainers.encoder",
+        "trainers.checkpoint",
         "trainers.model",
         "trainers.backbones",
         "trainers.vit",

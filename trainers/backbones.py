@@ -46,6 +46,11 @@ def from_timm(config: TimmConfig, view_sizes: Sequence[int], norm: Norm) -> tupl
             f"{PATH}.kind: timm {timm.__version__} has no model {name!r}{near or '; see timm.list_models()'}"
         )
     options = timm_options(config, view_sizes)
+    if elsewhere := sorted(options.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}):
+        raise ValueError(
+            f"{PATH}.options must not name weights, but has {', '.join(elsewhere)}; a run starts from a file by "
+            f"{PATH}.init"
+        )
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except Exception as error:  # whatever its own code raises on sizes and options

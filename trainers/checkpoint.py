@@ -11,7 +11,9 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,13 @@ FREE = (
     "data.manifest",
 )
 """Settings that may change when a run goes on: length, judging and place. The manifest is checked apart."""
+
+
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+    OverflowError, MemoryError, struct.error,
+)  # fmt: skip
+"""What torch.load raises with `weights_only=True` on bytes that are not what it writes, or that name what is run."""
 
 
 class DamagedError(ValueError):
@@ -134,8 +143,8 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
             )
         file.seek(0)
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+            state = plain(file)
+        except UNREADABLE as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DamagedError(
                 f"checkpoint {path} must hold tensors and plain values alone, as `pretune train` writes them, but does "
@@ -148,6 +157,15 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
             remedy = "it is none of pretune's: of other people's weights `pretune import` makes a folder to go on with"
         raise ValueError(f"checkpoint {path} must have format {FORMAT}, but has {known!r}; {remedy}")
     return cast(dict[str, Any], state)
+
+
+def plain(file: IO[bytes]) -> Any:
+    """What `torch.save` has written: tensors, on the CPU, and plain values; nothing is run. Raises one of `UNREADABLE`
+    where it is anything else.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def find(place: Path | str) -> Checkpoint:

@@ -16,10 +16,11 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainers import checkpoint as checkpoints
-from trainers.config import TrialConfig
+from trainers.config import Backbone, OwnBackbone, TrialConfig
 from trainers.data.data_cache import open_anywhere
 from trainers.data.own_images import OwnImage, rendered
 from trainers.data.sources.base import WHITE
@@ -140,22 +141,27 @@ def load_encoder(
     branch: Branch = "student",
     data: Path | str | None = None,
     device: torch.device | str = "cpu",
+    trust_code: bool = False,
 ) -> Encoder:
     """The encoder of a checkpoint, in evaluation mode.
 
     Args:
         checkpoint: the file (`epoch-0006.pt`) or its URI, or what a sweep says of it
             (`pretune.open(…).best.checkpoint`). Its bytes are compared with the manifest beside it, where there is
-            one; nothing in it is run.
+            one; nothing in it is run, nor what it names.
         branch: the network that was trained and that the probe judged, or its moving average, the "teacher".
         data: the data set it was trained on, a folder or a URI; needed for a checkpoint that does not hold the mean and
             standard deviation of its images (written before 0.2), where the data have moved.
         device: where it is put.
+        trust_code: whether code that the file names as its network may be run, a `file.py:Name` or `module:Name` of
+            this machine. What a sweep of yours says of a checkpoint is trusted as it is.
 
-    ValueError where the file is missing or damaged, holds no teacher, or the images' statistics are not to be found.
+    ValueError where the file is missing or damaged, names code that is not trusted, holds no teacher, or the images'
+    statistics are not to be found.
     """
+    told = isinstance(checkpoint, Checkpoint)
     found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
-    model, config, preparation = load_trained(found, data=data)
+    model, config, preparation = load_trained(found, data=data, trust_code=told or trust_code)
     if branch == "teacher" and model.teacher is None:
         raise ValueError(
             f"checkpoint {found.path} must hold a teacher for branch='teacher', but model.teacher is null in its "
@@ -166,20 +172,60 @@ def load_encoder(
     return encoder.requires_grad_(True).to(device).to(memory_format=torch.channels_last).eval()
 
 
-def load_trained(checkpoint: Checkpoint, *, data: Path | str | None = None) -> Trained:
+def load_trained(checkpoint: Checkpoint, *, data: Path | str | None = None, trust_code: bool) -> Trained:
     """The whole network of a checkpoint, on the CPU. Arguments and errors as of `load_encoder`."""
+    state, config = _stored(checkpoint)
+    check_trusted(config.model.backbone, checkpoint.path, trust_code=trust_code)
+    try:
+        model = trained_model(config, state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:  # other parameters than its config's network has
+        raise _not_a_runs(checkpoint, f"its parameters are not those of its config ({_beginning(error)})") from error
+    return Trained(model, config, _preparation(checkpoint, state, config, data))
+
+
+def config_of(checkpoint: Checkpoint) -> TrialConfig:
+    """What a checkpoint was trained as; no network is made. ValueError where it is damaged or none of a run."""
+    return _stored(checkpoint)[1]
+
+
+def check_trusted(backbone: Backbone, place: Path | str, *, trust_code: bool) -> None:
+    """ValueError where the file at `place` names code as its network, which who made it may have chosen freely."""
+    if isinstance(backbone, OwnBackbone) and not trust_code:
+        raise ValueError(
+            f"{place} names code of its own as its network, {backbone.kind}, which would be run on this machine; "
+            "nothing was. Where you trust whoever wrote both, add --trust-code (in Python: trust_code=True)"
+        )
+
+
+def _stored(checkpoint: Checkpoint) -> tuple[dict[str, Any], TrialConfig]:
     state = checkpoints.load(checkpoint)
     if missing := {"config", "manifest", "model"} - state.keys():
-        raise ValueError(
-            f"checkpoint {checkpoint.path} must be of a run of pretune, but has no {', '.join(sorted(missing))}; take "
-            "one from a run's or a trial's folder"
-        )
-    config = TrialConfig.model_validate(upgrade_config(state["config"]))
-    model = trained_model(config, state["model"])
-    return Trained(model, config, _preparation(state, config, data))
+        raise _not_a_runs(checkpoint, f"has no {', '.join(sorted(missing))}")
+    try:
+        return state, TrialConfig.model_validate(upgrade_config(state["config"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _not_a_runs(checkpoint, f"its config is none ({_beginning(error)})") from error
 
 
-def _preparation(state: Mapping[str, Any], config: TrialConfig, data: Path | str | None) -> Preparation:
+def _not_a_runs(checkpoint: Checkpoint, reason: str) -> ValueError:
+    return ValueError(
+        f"checkpoint {checkpoint.path} must be of a run of pretune, but {reason}; take one from a run's or a trial's "
+        "folder"
+    )
+
+
+def _beginning(error: Exception) -> str:
+    """Of pydantic's errors the first one, with its path."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2])[:300]  # torch's first line says what it did, and its second what was wrong
+
+
+def _preparation(
+    checkpoint: Checkpoint, state: Mapping[str, Any], config: TrialConfig, data: Path | str | None
+) -> Preparation:
     """What was done to the images that the run saw."""
     known = state.get("normalization")
     if known is None:
@@ -192,5 +238,11 @@ def _preparation(state: Mapping[str, Any], config: TrialConfig, data: Path | str
                 f"{error}; name it with load_encoder(…, data=FOLDER)"
             ) from error
         return Preparation(manifest.mean, manifest.std, manifest.gray_white, manifest.max_side)
-    # Older checkpoints say no more than the first two.
-    return Preparation(tuple(known["mean"]), tuple(known["std"]), known.get("gray_white", WHITE), known.get("max_side"))
+    try:
+        mean, std = (tuple(map(float, known[name])) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("there are three colors")
+    except (TypeError, ValueError, KeyError) as error:
+        raise _not_a_runs(checkpoint, "its images' mean and deviation are not three numbers each") from error
+    # Older checkpoints say no more than these two.
+    return Preparation(mean, std, known.get("gray_white", WHITE), known.get("max_side"))

@@ -18,6 +18,8 @@ from trainers.usercode import ChangedError
 
 ENCODER = "encoder.safetensors"
 """The weights in the folder of an export."""
+CONFIG = "config.json"
+"""What lies beside them: which network they are of, and how images are prepared for it."""
 
 
 class InitFile(BaseModel):
@@ -79,6 +81,11 @@ def file_of(text: str, folder: Path | None = None) -> Path:
             raise ValueError(
                 f"{path} must be a folder that `pretune export` or `pretune import` wrote, but has no {ENCODER}; name "
                 "the file of weights itself"
+            )
+        if not (path / CONFIG).is_file():
+            raise ValueError(
+                f"{path} must be a whole export, but has no {CONFIG}, which says how images are prepared; copy or "
+                "write it again"
             )
         path /= ENCODER
     if not path.is_file():

@@ -309,3 +309,48 @@ def test_the_package_shows_its_interface_and_nothing_else() -> None:
     assert trainers.Encoder is Encoder
     with pytest.raises(AttributeError, match="'loader'"):
         trainers.loader  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_code_that_a_file_names_as_its_network_is_run_where_it_is_trusted_alone(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    net = str(Path(__file__).parents[1] / "parts" / "own_parts.py") + ":Net"
+    run = trained(tmp_path / "own", digits, backbone={"kind": net})
+    with pytest.raises(ValueError, match=r"names code of its own as its network, .*own_parts\.py:Net.*--trust-code"):
+        load_encoder(run.saved.path)
+    assert load_encoder(run.saved.path, trust_code=True).width == load_encoder(run.saved).width
+
+    ran = tmp_path / "ran"
+    state = checkpoint.load(run.saved)
+    state["config"]["model"]["backbone"] = {"kind": "os:mkdir", "path": str(ran)}
+    state["config"]["objective"]["own"] = {"kind": "os:mkdir", "path": str(ran)}
+    state["config"]["views"][0]["operations"] = {"own": {"kind": "os:mkdir", "path": str(ran)}}
+    evil = checkpoint.save(tmp_path / "evil", state, epoch=1)
+    with pytest.raises(ValueError, match="which would be run on this machine; nothing was"):
+        load_encoder(evil.path)
+    assert not ran.exists()
+
+
+def test_a_checkpoint_whose_parts_do_not_belong_together_is_refused(tmp_path: Path, digits: Dataset) -> None:
+    state = checkpoint.load(trained(tmp_path, digits).saved)
+    config, model, known = state["config"], state["model"], state["normalization"]
+    tiny = config["model"]["backbone"]
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"config": {}}, r"its config is none \(objective: Field required\)"),
+        ({"config": [1]}, "its config is none"),
+        ({"model": {**model, "more": torch.zeros(2)}}, r'its parameters .* \(.*Unexpected key\(s\) .*"more"'),
+        ({"model": [1]}, "its parameters are not those"),
+        (
+            {"config": {**config, "model": {**config["model"], "backbone": {**tiny, "width": 16}}}},
+            "its parameters are not those of its config .* size mismatch",
+        ),
+        (
+            {"normalization": {**known, "mean": ["red"]}},
+            "its images' mean and deviation are not three",
+        ),
+        ({"normalization": {"mean": known["mean"]}}, "its images' mean and deviation are not three"),
+    )
+    for number, (change, message) in enumerate(changes):
+        saved = checkpoint.save(tmp_path / str(number), {**state, **change}, epoch=1)
+        with pytest.raises(ValueError, match=rf"must be of a run of pretune, but {message}"):
+            load_encoder(saved.path)

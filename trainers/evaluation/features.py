@@ -117,14 +117,15 @@ class Store:
     ) -> Rows:
         """Features of a split's images: those of `batches()`, [m, p] each, where there is no file of them yet.
 
-        ValueError where another process has been computing them for longer than a day, or the disk is full.
+        A file that is damaged is made again. ValueError where another process has been computing them for longer than
+        a day.
         """
         names = (subject.key[:16], dataset.manifest_hash[:16], part, subject.source, view.name, self.dtype.name)
         path = self.folder / f"{'-'.join(names)}.npy"
         try:
             with held(path, wait_s=WAIT_S):
-                if not path.is_file():
-                    count = len(rows_of(dataset, part))
+                count = len(rows_of(dataset, part))
+                if not _is_whole(path, count):
                     log.info("features of %d images of %s (%s, %s)", count, dataset.folder, part, view.name)
                     self._write(path, count, batches(), report)
         except HeldError as error:
@@ -173,6 +174,14 @@ def rows_of(dataset: Dataset, part: Part) -> NDArray[np.int64]:
     if part == "report":
         return np.arange(dataset.report_count, dtype=np.int64)
     return dataset.train_ids if part == "train" else dataset.select_ids
+
+
+def _is_whole(path: Path, count: int) -> bool:
+    """Whether a file of so many rows is there."""
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == count
+    except (OSError, ValueError, EOFError):  # there is none, or a disk has cut it off
+        return False
 
 
 def _opened(path: Path) -> Rows:

@@ -130,13 +130,20 @@ class Subject:
         return rows.to(images.dtype)
 
 
-def subject(checkpoint: Checkpoint | Path | str, *, name: str | None = None, data: Path | str | None = None) -> Subject:
+def subject(
+    checkpoint: Checkpoint | Path | str,
+    *,
+    name: str | None = None,
+    data: Path | str | None = None,
+    trust_code: bool = False,
+) -> Subject:
     """The encoder of a checkpoint of ours, on the CPU; nothing in the file is run. `name` defaults to its file's.
 
-    `data` and ValueError as of `trainers.load_encoder`.
+    `data`, `trust_code` and ValueError as of `trainers.load_encoder`.
     """
+    told = isinstance(checkpoint, Checkpoint)
     found = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoints.find(checkpoint)
-    model, config, preparation = load_trained(found, data=data)
+    model, config, preparation = load_trained(found, data=data, trust_code=told or trust_code)
     return _of(model, config, preparation, name or Path(found.path).stem)
 
 
@@ -150,15 +157,15 @@ def untrained(config: TrialConfig, preparation: Preparation, *, name: str = "unt
     return _of(starting_model(config), config, preparation, name)
 
 
-def from_weights(place: Path | str, *, name: str | None = None) -> Subject:
+def from_weights(place: Path | str, *, name: str | None = None, trust_code: bool = False) -> Subject:
     """The encoder of other people's weights or of an export (a file or its folder), on the CPU: a table's line of
     reference. `name` defaults to the file's, or the folder's.
 
-    ValueError as of `trainers.weights.opening.opened`.
+    `trust_code` and ValueError as of `trainers.weights.opening.opened`.
     """
     from trainers.weights.opening import opened
 
-    weights = opened(place)
+    weights = opened(place, trust_code=trust_code)
     known = weights.description
     sources = sources_of(weights.network)
     for network in sources.values():

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from trainers.backbones import timm_options
 from trainers.data.views import LEAST_DEVIATION
 from trainers.encoder import Trained
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER
 from trainers.model import build_backbone
 from trainers.settings import OwnBackbone, ResNetConfig, TimmConfig, ViTConfig
 from trainers.weights import programs
-from trainers.weights.folder import CONFIG, MODEL, ONNX, PROJECTOR, Description, Layout, config_json
+from trainers.weights.folder import MODEL, ONNX, PROJECTOR, Description, Layout, config_json
 from trainers.weights.matching import Branch
 from trainers.weights.names import Library, theirs
 from trainers.weights.opening import Weights, settled
@@ -109,14 +109,15 @@ def write(folder: Path, given: Exportable) -> Exported:
 
     ValueError where the layout has no such network; RuntimeError where it gives other features than ours.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     known = given.description
     library: Library = "torchvision" if known.layout == "torchvision" else "timm"
     names = theirs(known.backbone, given.network, library)
     state = {names[ours]: _plain(tensor) for ours, tensor in given.network.state_dict().items()}
-    save_file(state, folder / ENCODER, metadata={"format": "pt"})
-    digest = hashlib.sha256((folder / ENCODER).read_bytes()).hexdigest()
+    content = save(state, metadata={"format": "pt"})  # its own writer tells of a full disk in an error of its own
+    (folder / ENCODER).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
     known = known.model_copy(update={"encoder_sha256": digest})
     architecture, arguments = _for_timm(known)
     program = programs.torchvision_program(known) if library == "torchvision" else None
@@ -129,7 +130,7 @@ def write(folder: Path, given: Exportable) -> Exported:
     (folder / CONFIG).write_text(config_json(known, architecture=architecture, arguments=arguments))
     if given.projector is not None:
         state = {name: _plain(tensor) for name, tensor in given.projector.state_dict().items()}
-        save_file(state, folder / PROJECTOR, metadata={"format": "pt"})
+        (folder / PROJECTOR).write_bytes(save(state, metadata={"format": "pt"}))
         (folder / PROJECTOR_PROGRAM).write_text(programs.projector_program(given.projector))
     if known.layout == "onnx":
         _write_onnx(folder / ONNX, given)
@@ -223,12 +224,19 @@ def _unsynchronized(projector: nn.Sequential) -> nn.Sequential:
 
 @torch.no_grad()
 def _checked(folder: Path, given: Exportable, known: Description) -> tuple[float, float]:
-    """The largest difference to our features, and the largest of these. RuntimeError where it is too large."""
+    """The largest difference to our features, and the largest of these. RuntimeError where it is too large; ValueError
+    where ours are not finite.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECKED, 3, known.size, known.size, generator=generator)
     ours = [given.network(images)]
     if given.projector is not None:
         ours.append(given.projector(ours[0]))
+    if not all(bool(one.isfinite().all()) for one in ours):
+        raise ValueError(
+            "features must be finite, but the network's are not, even of random images: it has diverged; export "
+            "another checkpoint"
+        )
     found = _outputs(folder, given, known, images)
     difference = max(float((one - other).abs().max()) for one, other in zip(ours, found, strict=True))
     largest = max(float(one.abs().max()) for one in ours)

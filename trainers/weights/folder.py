@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER
 from trainers.settings import Backbone, Resampling
 
-CONFIG = "config.json"
 PROJECTOR = "projector.safetensors"
 ONNX = "model.onnx"
 MODEL = "model.py"
@@ -67,7 +66,7 @@ def described(place: Path) -> Description | None:
         values = json.loads(path.read_bytes())
         ours = values.get("pretune") if isinstance(values, dict) else None
         return None if ours is None else Description.model_validate(ours)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ValueError(
             f"{path} must be what `pretune export` of this version or an older one wrote, but is not ({reason}); "

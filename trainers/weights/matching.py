@@ -66,6 +66,11 @@ def match(config: Backbone, network: nn.Module, file: Tensors, *, branch: Branch
         for ours, tensor in taken.items()
         if tensor.shape != wanted[ours].shape
     ]
+    if unusable := [names[ours] for ours, tensor in taken.items() if not _is_plain(tensor, like=wanted[ours])]:
+        raise ValueError(
+            f"{what} as plain numbers, floating point where the network's are, but {_listed(unusable)} "
+            f"{'is' if len(unusable) == 1 else 'are'} quantized, complex, sparse or without values; save them as such"
+        )
     if missing or unexpected or other:
         raise ValueError(f"{what}, but differs{_differences(missing, unexpected, other)}; {_REMEDY}")
     state = {ours: taken[ours].to(wanted[ours].dtype).contiguous() for ours in wanted}
@@ -144,6 +149,13 @@ def _check_images(config: Backbone, what: str, wanted: Mapping[str, Tensor], tak
             f"{what} with positions of {needed} patches, but has those of {count}{size}; positions are not made to "
             "fit: set the largest views' size to that"
         )
+
+
+def _is_plain(tensor: Tensor, *, like: Tensor) -> bool:
+    """Whether its numbers are there, and mean what those of `like` mean: not what quantized integers stand for."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.is_floating_point() == like.is_floating_point()
 
 
 def _check_values(config: Backbone, what: str, state: Mapping[str, Tensor]) -> None:

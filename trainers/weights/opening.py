@@ -15,12 +15,13 @@ from torch import nn
 from trainers import usercode
 from trainers.config import TrialConfig
 from trainers.data.sources.base import WHITE
+from trainers.encoder import check_trusted
 from trainers.model import Model, build_backbone, build_model
 from trainers.settings import Backbone, OwnBackbone, Resampling, ResNetConfig, ViTConfig
 from trainers.weights import reading
 from trainers.weights.architecture import guess
 from trainers.weights.folder import Description, described
-from trainers.weights.matching import Branch, Found, match
+from trainers.weights.matching import Branch, Found, is_averaged, match
 from trainers.weights.reading import Tensors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,6 +52,7 @@ def opened(
     std: Sequence[float] | None = None,
     resampling: Resampling | None = None,
     branch: Branch = "student",
+    trust_code: bool = False,
 ) -> Weights:
     """The weights in a file or an export's folder; nothing in it is run.
 
@@ -65,6 +67,8 @@ def opened(
         std: their standard deviations.
         resampling: how images are resized to S.
         branch: of a trained network and its moving average in one file, which.
+        trust_code: whether code that an export names as its network may be run, a `file.py:Name` or `module:Name` of
+            this machine. What `backbone` names is trusted.
 
     ValueError as of `reading.read` and `matching.match`; where a stem cannot be told, or an export would be called
     another network than it is.
@@ -78,6 +82,8 @@ def opened(
         )
     if known is not None:
         config, told = backbone or known.backbone, known.size
+        if backbone is None:
+            check_trusted(config, file.path, trust_code=trust_code)
         _check_called_alike(file, known, config)
     elif backbone is not None:
         config, told = backbone, None
@@ -96,6 +102,11 @@ def opened(
     norm = "batch" if known is None else known.norm
     network, width = build_backbone(config, sorted({built, side}, reverse=True), norm)
     found = match(config, network, file, branch=branch)
+    if branch == "teacher" and not is_averaged(found.prefix) and (known is None or known.branch != "teacher"):
+        raise ValueError(
+            f"--branch teacher needs a file with a network's moving average beside it, but {file.path} holds one "
+            "network alone; leave --branch out"
+        )
     network.load_state_dict(found.state)
     values: dict[str, Any] = {
         "layout": "timm" if known is None else known.layout,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -14,6 +12,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trainers.checkpoint import UNREADABLE, plain
 from trainers.init_file import check_unchanged, file_of
 
 _UNSAFE = re.compile(r"Unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)")
@@ -62,17 +61,15 @@ def _safetensors(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
 def _pickled(path: Path, file: IO[bytes]) -> dict[str, Tensor]:
     try:
         # The arguments that DINO's and MAE's checkpoints hold beside their weights: a plain bag of values.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return dict(_flat(plain(file), ""))
+    except UNREADABLE as error:
         unsafe = _UNSAFE.search(str(error))
         reason = f"it names {unsafe[1]}, which would be" if unsafe else "it is damaged or another kind of file"
         raise ValueError(
             f"{path} must be what torch reads with weights_only=True, or safetensors, but is not; nothing in it was "
             f"run ({reason}). Where you trust whoever made it, save its state dict alone as safetensors"
         ) from error
-    return dict(_flat(content, ""))
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

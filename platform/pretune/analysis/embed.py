@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pretune.analysis import evaluate
 from pretune.analysis.nearest import Nearest
+from pretune.analysis.projection import FEWEST
 from pretune.core.errors import RequestError
 from pretune.request import request as requests
 from trainers import storage
@@ -114,8 +115,9 @@ class Request:
         """What was left out, or is out of the ordinary."""
         if isinstance(self.images, OfData):
             return []
-        left_out = f"broken images were left out: {', '.join(self.skipped[:3])}{'' if len(self.skipped) < 4 else ', …'}"
-        return [*self.images.notes, *([f"{len(self.skipped):,} {left_out}"] if self.skipped else [])]
+        count = len(self.skipped)
+        left_out = f"broken {'image was' if count == 1 else 'images were'} left out: {', '.join(self.skipped[:3])}"
+        return [*self.images.notes, *([f"{count:,} {left_out}{'' if count < 4 else ', …'}"] if count else [])]
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -147,6 +149,7 @@ class Neighbor(NamedTuple):
 class Embedded:
     """What came out. `nearest`: for each query its neighbors, the nearest first; `drawn`: rows that were drawn for a
     map, ascending, and `features` theirs, [drawn, p]. `recorded`: whether a read of `report` was written down.
+    `not_finite`: how many images have features that are no numbers.
     """
 
     count: int
@@ -157,6 +160,7 @@ class Embedded:
     drawn: NDArray[np.int64]
     features: NDArray[np.floating[Any]]
     recorded: bool | None
+    not_finite: int
     thumbnails: Callable[[Sequence[int], int], list[Pixels]]
     """Of some rows, with that side."""
     query_thumbnails: tuple[Pixels, ...]
@@ -194,8 +198,8 @@ def without_broken(request: Request, percent: float) -> Request:
 
 
 def check(request: Request) -> None:
-    """RequestError where no image is there, too many are asked about, `out` cannot be written, or `report` is not to be
-    read yet.
+    """RequestError where no image is there, too many are asked about, there are too few for a map, `out` cannot be
+    written, or `report` is not to be read yet.
     """
     if request.out is not None and (why := feature_files.why_not(request.out, overwrite=request.overwrite)):
         raise RequestError(why)
@@ -203,6 +207,8 @@ def check(request: Request) -> None:
         raise RequestError(
             f"--neighbors takes at most {MOST_QUERIES} images, but {len(request.queries.blobs):,} are named; name fewer"
         )
+    if request.drawn and request.size < FEWEST:
+        raise RequestError(f"--map takes at least {FEWEST} images, but there are {request.size}; name more")
     if not isinstance(request.images, OfData):
         return
     if not request.size:
@@ -274,6 +280,7 @@ def run(request: Request, *, progress: Progress = lambda done, total: None) -> E
         drawn=taps.drawn,
         features=taps.features(),
         recorded=recorded,
+        not_finite=taps.not_finite,
         thumbnails=partial(thumbnails, images),
         query_thumbnails=() if queries is None else tuple(thumbnails(queries, range(len(queries.blobs)), THUMBNAIL)),
     )
@@ -297,6 +304,7 @@ class _Taps:
         generator = np.random.default_rng(request.seed)
         self.drawn: NDArray[np.int64] = np.sort(generator.choice(request.size, count, replace=False))
         self._taken: list[NDArray[np.floating[Any]]] = []
+        self.not_finite = 0
 
     def through(self, batches: Batches) -> Batches:
         done = 0
@@ -305,6 +313,7 @@ class _Taps:
                 self._nearest.add(batch)
             low, high = np.searchsorted(self.drawn, [done, done + len(batch)])
             self._taken.append(batch[self.drawn[low:high] - done])
+            self.not_finite += len(batch) - int(np.isfinite(batch).all(axis=1).sum())
             done += len(batch)
             self._progress(done, self._total)
             yield batch

@@ -26,9 +26,8 @@ from trainers.data.manifest import Dataset
 from trainers.evaluation.protocol import Protocol, ProtocolResult, Split
 from trainers.evaluation.protocols import PROTOCOLS
 from trainers.files import why_not_writable, write_whole
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER, file_of
 from trainers.report import Checkpoint
-from trainers.weights.folder import CONFIG
 
 if TYPE_CHECKING:
     from trainers.evaluation.subject import Subject
@@ -57,19 +56,27 @@ class Target(NamedTuple):
     trial: int | None = None
     live: bool = False
     """Whether that sweep runs right now."""
+    trust_code: bool = False
+    """Whether code that it names as its network may be run; a trial's is what the sweep was asked for."""
 
     @property
     def is_weights(self) -> bool:
         """Whether it is a backbone alone, as torchvision, timm and exports have it, and no checkpoint of a run."""
-        return self.checkpoint is None and not self.file.endswith(CHECKPOINT)
+        return self.checkpoint is None and not self._name.endswith(CHECKPOINT)
 
     @property
     def place(self) -> str:
-        """The folder or URI of its results."""
+        """The folder or URI of its results. Files of weights with other endings may have the same stem."""
+        name = self._name
+        folder = f"{name if self.is_weights and name != ENCODER else Path(name).stem}{FOLDER}"
         if storage.is_uri(self.file):
-            return storage.join(storage.parent_of(self.file), f"{Path(storage.name_of(self.file)).stem}{FOLDER}")
-        path = Path(self.file)
-        return str(path.with_name(f"{path.stem}{FOLDER}"))
+            return storage.join(storage.parent_of(self.file), folder)
+        return str(Path(self.file).with_name(folder))
+
+    @property
+    def _name(self) -> str:
+        """Of the file, without what a URI says of its storage."""
+        return storage.name_of(self.file) if storage.is_uri(self.file) else Path(self.file).name
 
 
 class OnData(NamedTuple):
@@ -110,24 +117,16 @@ class Request:
     """Processes on this machine, each with a GPU where there are any. Results do not depend on them."""
 
 
-def find(text: str, storages: str) -> Target:
+def find(text: str, storages: str, *, trust_code: bool = False) -> Target:
     """What `text` names: a checkpoint's file or URI, a file of weights, an export's folder, the folder of a run of
     `pretune train` (its newest checkpoint), a sweep (its best trial), or SWEEP/TRIAL.
 
-    RequestError where there is no such thing, the sweep has no best trial, or the trial has left no checkpoint.
+    `trust_code`: whether code that a file names as its network may be run. RequestError where there is no such thing,
+    the sweep has no best trial, or the trial has left no checkpoint.
     """
-    if Path(text).is_file() or (storage.is_uri(text) and Path(storage.name_of(text)).suffix):
-        path = text if storage.is_uri(text) else str(Path(text).absolute())
-        return Target(name=Path(text).stem, file=path)
-    if (Path(text) / ENCODER).is_file():
-        return Target(name=Path(text).absolute().name, file=str(Path(text).absolute() / ENCODER))
-    if (Path(text) / run_folder.METRICS).is_file():
-        return _run(Path(text).absolute())
-    if (Path(text) / CONFIG).is_file():
-        raise RequestError(
-            f"{text} must be a folder that `pretune export` or `pretune import` wrote, but has no {ENCODER}; write it "
-            "again, or name a sweep or a checkpoint"
-        )
+    found = _file(text)
+    if found is not None:
+        return found._replace(trust_code=trust_code)
     sweep, number = text, None
     match = re.fullmatch(r"(.+)/(\d+)/?", text)
     if match is not None and not _is_sweep(text, storages):
@@ -137,6 +136,25 @@ def find(text: str, storages: str) -> Target:
     except RequestError as error:
         raise RequestError(f"{error}; a checkpoint's file (.pt) will do as well") from error
     return _trial(result, number)
+
+
+def _file(text: str) -> Target | None:
+    """What `text` names where that is a file, the folder of an export or that of a run."""
+    if Path(text).is_file() or (storage.is_uri(text) and Path(storage.name_of(text)).suffix):
+        if storage.is_uri(text):
+            return Target(name=Path(storage.name_of(text)).stem, file=text)
+        return Target(name=Path(text).stem, file=str(Path(text).absolute()))
+    if (Path(text) / ENCODER).is_file():
+        file_of(text, Path.cwd())  # half an export is refused
+        return Target(name=Path(text).absolute().name, file=str(Path(text).absolute() / ENCODER))
+    if (Path(text) / run_folder.METRICS).is_file():
+        return _run(Path(text).absolute())
+    if (Path(text) / CONFIG).is_file():
+        raise RequestError(
+            f"{text} must be a folder that `pretune export` or `pretune import` wrote, but has no {ENCODER}; write it "
+            "again, or name a sweep or a checkpoint"
+        )
+    return None
 
 
 def check(
@@ -192,7 +210,10 @@ def check(
         found = tuple(_on(text) for text in data) or (_own_data(target),)
     names = [one.name for one in found]
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise RequestError(f"--data must name each data set once, but {', '.join(sorted(repeated))} comes twice")
+        raise RequestError(
+            f"--data must name data sets of different names, but {', '.join(sorted(repeated))} comes twice; name each "
+            "once, or evaluate on those of one name in two commands"
+        )
     found = tuple(one._replace(hashes=_hashes(one, wanted, split)) for one in found)
     if workers > 1:
         _check_workers(workers, wanted, found)
@@ -224,8 +245,8 @@ def load(target: Target) -> Subject:
     from trainers.evaluation import subject
 
     if target.is_weights:
-        return subject.from_weights(target.file, name=target.name)
-    return subject.subject(target.checkpoint or target.file, name=target.name)
+        return subject.from_weights(target.file, name=target.name, trust_code=target.trust_code)
+    return subject.subject(target.checkpoint or target.file, name=target.name, trust_code=target.trust_code)
 
 
 def stored(place: str) -> list[ProtocolResult]:
@@ -309,6 +330,7 @@ def _trial(result: SweepResult, number: int | None) -> Target:
         sweep=result.remote or str(result.folder),
         trial=number,
         live=result.live,
+        trust_code=True,
     )
 
 
@@ -320,7 +342,7 @@ def _own_data(target: Target) -> OnData:
     if config is None:  # it is in the checkpoint alone, which takes torch
         from trainers import checkpoint, encoder
 
-        config = encoder.load_trained(checkpoint.find(target.file)).config
+        config = encoder.config_of(checkpoint.find(target.file))
     return _on(config.data.path, expected_hash=config.data.manifest)
 
 
@@ -328,7 +350,7 @@ def untrained(target: Target) -> Subject:
     from trainers import checkpoint, encoder
     from trainers.evaluation import subject
 
-    found = encoder.load_trained(target.checkpoint or checkpoint.find(target.file))
+    found = encoder.load_trained(target.checkpoint or checkpoint.find(target.file), trust_code=target.trust_code)
     return subject.untrained(found.config, found.preparation, name=f"{target.name}{UNTRAINED}")
 
 

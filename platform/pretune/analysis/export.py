@@ -96,6 +96,12 @@ def check_folder(folder: Path) -> None:
             f"{folder} must be a new or an empty folder, but there is something; nothing is overwritten: name another "
             "with --out, or move it away"
         )
+    if folder.resolve() == Path.cwd() or folder.is_mount():
+        what = "a file system of its own" if folder.is_mount() else "the folder that this command is called in"
+        raise RequestError(
+            f"{folder} is {what}, and would have to be replaced by the one that is written; name a folder in it with "
+            "--out"
+        )
     if why := files.why_not_writable(folder.parent):
         raise RequestError(f"{folder} cannot be made: {why}; name another folder with --out")
 
@@ -128,13 +134,13 @@ def run(asked: Request) -> Written:
     if target.is_weights:
         return write(
             asked.out,
-            opened(target.file),
+            opened(target.file, trust_code=target.trust_code),
             layout=asked.layout,
             license_name=asked.license_name,
             evaluations=evaluate.stored(target.place),
         )
     found = target.checkpoint or checkpoint.find(target.file)
-    trained = encoder.load_trained(found)
+    trained = encoder.load_trained(found, trust_code=target.trust_code)
     _check_format(trained.config, asked.layout, asked.branch)
     given = exporting.of_run(
         trained,
@@ -181,7 +187,7 @@ def write(
 def _new_folder(path: Path) -> Iterator[Path]:
     """Written aside; RequestError where there is something at `path` by the end."""
     try:
-        with files.folder_whole(path) as aside:
+        with files.named(path), files.folder_whole(path) as aside:
             yield aside
     except FileExistsError as error:
         raise RequestError(f"{path} was made by somebody else meanwhile; name another folder with --out") from error

@@ -214,6 +214,7 @@ def _evaluation(result: SweepResult, one: Candidate, protocols: Sequence[str]) -
         config=one.config,
         sweep=result.remote or str(result.folder),
         trial=one.trial,
+        trust_code=True,
     )
     return evaluate.check(target, protocols=protocols, split="report", threads=one.config.threads)
 

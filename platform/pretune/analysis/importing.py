@@ -52,6 +52,8 @@ class Request:
     resampling: Resampling | None
     branch: Branch
     license_name: str
+    trust_code: bool = False
+    """Whether code that an export names as its network may be run."""
 
 
 def check(
@@ -67,6 +69,7 @@ def check(
     branch: Branch = "student",
     layout: Layout = "timm",
     license_name: str = export.UNKNOWN_LICENSE,
+    trust_code: bool = False,
 ) -> Request:
     """RequestError, or a ValueError of the file's, where there is no such file or backbone, or something at `out`."""
     found = file_of(file, Path.cwd())
@@ -80,7 +83,9 @@ def check(
         given = _backbone({"kind": usercode.absolute(backbone, Path.cwd()), **settings})
         export.check_backbone(given, layout)
         settings = {}
-    return Request(found, folder, layout, given, settings, size, mean, std, resampling, branch, license_name)
+    return Request(
+        found, folder, layout, given, settings, size, mean, std, resampling, branch, license_name, trust_code
+    )
 
 
 def run(asked: Request) -> Written:
@@ -104,6 +109,7 @@ def run(asked: Request) -> Written:
             std=asked.std,
             resampling=asked.resampling,
             branch=asked.branch,
+            trust_code=asked.trust_code,
         )
         return export.write(asked.out, weights, layout=asked.layout, license_name=asked.license_name)
     except ValueError as error:

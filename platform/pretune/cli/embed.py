@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pretune.cli.exits import checking, fail, interrupted, note, print_json, refuse, running
-from pretune.cli.options import STORAGE, Json, Storage, percent
+from pretune.cli.options import STORAGE, Json, Storage, TrustCode, percent
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -82,6 +82,7 @@ def embed_command(
         str | None,
         typer.Option("--skip-broken", metavar="N%", help="leave out images that do not decode; refused above N%"),
     ] = None,
+    trust_code: TrustCode = False,
     storage: Storage = STORAGE,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +113,7 @@ def embed_command(
             _check_places(written)
             folder = stack.enter_context(scratch.folder())
             request = embed.Request(
-                target=evaluate.find(target, storage),
+                target=evaluate.find(target, storage, trust_code=trust_code),
                 images=embed.named(images, folder, skipping=skip_broken is not None)
                 if images
                 else embed.of_data(str(data), split or "select"),
@@ -127,6 +128,7 @@ def embed_command(
             embed.check(request)
             if skip_broken is not None:
                 request = embed.without_broken(request, percent(skip_broken))
+                embed.check(request)
         try:
             with running(), progress_bar(console, "images") as advance:
                 made = embed.run(request, progress=advance)
@@ -227,6 +229,12 @@ def _tell(console: Console, request: Request, made: Embedded, written: Sequence[
                 name = query if place == 0 else ""
                 grid.add(name, f"{one.similarity:.3f}", request.name(one.row), request.label(one.row) or "")
         screen.show(console, grid)
+    if made.not_finite:
+        note(
+            console,
+            f"features of {made.not_finite:,} of {made.count:,} images are not finite: the network has diverged; take "
+            "another checkpoint",
+        )
     if made.recorded is not None:
         told = "was written down beside the data" if made.recorded else "could not be written down beside the data"
         note(console, f"the report split is to be read once; this read {told}")
@@ -245,6 +253,7 @@ def _as_json(request: Request, made: Embedded, written: Sequence[Path]) -> dict[
     return {
         **made.metadata,
         "seconds": made.seconds,
+        "not_finite": made.not_finite,
         "notes": list(request.notes),
         "neighbors": {
             query: [

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from pretune.cli.exits import checking, fail, interrupted, note, print_json, refuse, running
-from pretune.cli.options import STORAGE, Json, Settings, Storage
+from pretune.cli.options import STORAGE, Json, Settings, Storage, TrustCode
 from pretune.cli.progress import progress_bar
 from pretune.core.errors import RequestError
 from pretune.display import screen
@@ -63,6 +63,7 @@ def eval_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the results; default: beside the checkpoint")
     ] = None,
+    trust_code: TrustCode = False,
     storage: Storage = STORAGE,
     as_json: Json = False,
 ) -> None:
@@ -73,7 +74,7 @@ def eval_command(
     console = screen.console()
     with checking():
         asked = evaluate.check(
-            evaluate.find(target, storage),
+            evaluate.find(target, storage, trust_code=trust_code),
             protocols=protocol or ["knn"],
             assignments=settings or (),
             source=source,

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from pretune.cli import completion
-from pretune.cli.exits import checking, fail, note, print_json, refuse, running
-from pretune.cli.options import STORAGE, Json, License, Storage
+from pretune.cli.exits import checking, fail, interrupted, note, print_json, refuse, running
+from pretune.cli.options import STORAGE, Json, License, Storage, TrustCode
 from pretune.display import screen
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def export_command(
     ] = "student",
     projector: Annotated[bool, typer.Option("--projector", help="the projector, too, in a file of its own")] = False,
     license_name: License = "unknown",
+    trust_code: TrustCode = False,
     storage: Storage = STORAGE,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def export_command(
     console = screen.console()
     with checking():
         asked = export.check(
-            evaluate.find(target, storage),
+            evaluate.find(target, storage, trust_code=trust_code),
             layout=layout,
             out=out,
             branch=branch,
@@ -81,13 +82,15 @@ def keep(
     from pretune.display import export as display
     from pretune.display import tables
 
-    try:
-        with running(), nullcontext() if as_json else console.status(f"{doing}, and opening it without pretune"):
+    with running(), nullcontext() if as_json else console.status(f"{doing}, and opening it without pretune"):
+        try:
             written = write()
-    except ValueError as error:
-        refuse(str(error))
-    except RuntimeError as error:
-        fail(str(error))
+        except ValueError as error:
+            refuse(str(error))
+        except RuntimeError as error:
+            fail(str(error))
+        except KeyboardInterrupt as error:
+            interrupted("interrupted; no folder is half written", error)
     if as_json:
         print_json(display.as_json(written))
         return

@@ -10,7 +10,7 @@ import typer
 
 from pretune.cli.exits import checking
 from pretune.cli.export import keep
-from pretune.cli.options import Json, License
+from pretune.cli.options import Json, License, TrustCode
 from pretune.core.errors import RequestError
 from pretune.display import screen
 
@@ -53,6 +53,7 @@ def import_command(
         Literal["torchvision", "timm", "onnx"], typer.Option("--format", help="as for `pretune export`")
     ] = "timm",
     license_name: License = "unknown",
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Other people's weights as such a folder as `pretune export` writes: to start from, to evaluate, to export."""
@@ -72,6 +73,7 @@ def import_command(
             branch=branch,
             layout=layout,
             license_name=license_name,
+            trust_code=trust_code,
         )
     keep(
         console,

@@ -153,6 +153,9 @@ LogTo = Annotated[
     ),
 ]
 License = Annotated[str, typer.Option("--license", metavar="NAME", help="for the model card, such as cc-by-nc-4.0")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="run code (file.py:Name, module:Name) that a file names as its network")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Address = Annotated[
     str | None, typer.Option("--address", help="a running Ray cluster, such as 'auto'; default: a local one")

@@ -89,6 +89,7 @@ def _line(problem: ErrorDetails, model: type[BaseModel], below: str) -> str:
             return f"{path}: {text}" if path and not text.startswith(path) else text
     rule = re.sub(r"^\w+ should ", "must ", problem["msg"]).removesuffix(" after validation, not 0")
     rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    rule = rule.replace("a valid tuple", "a list")  # as it is typed
     return f"{path!r} is {_short(value)}, but {rule[:1].lower()}{rule[1:]}; change it"
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
@@ -19,6 +21,8 @@ from trainers.evaluation.protocol import ProtocolResult, Score, digest
 NO_PICTURES = "no confusion matrix was drawn, as matplotlib is not installed; pip install 'pretune[evaluate]'"
 NAMED = 40
 """Classes up to which a picture names each."""
+LETTERS = 32
+"""Of a class's name in a picture; of a longer one the beginning is shown."""
 HEADS = ("subject", "data", "split", "protocol", "measure", "value", "95 %", "images", "seeds")
 NUMBERS = HEADS[5:]
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -155,12 +159,17 @@ def confusion(result: ProtocolResult) -> bytes:
     import numpy as np
     from matplotlib.figure import Figure
 
-    names = [one.name for one in result.classes]
+    names = [_shortened(one.name) for one in result.classes]
     shares = np.zeros((len(names), len(names)))
     for true, taken, count in result.confusion:
         shares[true, taken] = count / result.classes[true].count
-    with matplotlib.rc_context({"text.usetex": False, "text.parse_math": False, "font.size": 8.0}):
-        side = min(12.0, 3.0 + 0.28 * min(len(names), NAMED))
+    with (
+        matplotlib.rc_context({"text.usetex": False, "text.parse_math": False, "font.size": 8.0}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as a box
+        beside = 0.12 * max(map(len, names), default=0) if len(names) <= NAMED else 0.0  # inches that names take
+        side = min(14.0, 3.0 + 0.28 * min(len(names), NAMED) + beside)
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
         drawn = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest")
@@ -169,11 +178,16 @@ def confusion(result: ProtocolResult) -> bytes:
             axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("taken for")
         axes.set_ylabel("class")
-        axes.set_title(f"{result.subject}: {protocol(result)} on {result.data}, {result.split}")
+        title = f"{result.subject}: {protocol(result)} on {result.data}, {result.split}"
+        figure.suptitle(textwrap.fill(title, int(9 * side)), fontsize=9.0)
         figure.colorbar(drawn, ax=axes, shrink=0.7, label="share of the class's images")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     return content.getvalue()
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def picture_name(result: ProtocolResult) -> str:

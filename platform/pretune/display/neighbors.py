@@ -17,7 +17,8 @@ from pretune.core.errors import RequestError
 
 SUFFIXES = (".png", ".pdf")
 _CELL, _TEXT = 1.15, 0.42  # inches: an image's side, and the room for the text below it
-_NAME = 18  # characters of a name that fit below an image
+_NAME = 18  # characters of a name that fit below an image, as a rule
+_LETTERS = 7.0  # points
 _DOTS = 160  # per inch
 
 
@@ -55,7 +56,7 @@ def picture(rows: Sequence[Row], kind: str) -> bytes:
     from matplotlib.figure import Figure
 
     across = 1 + max(len(row.neighbors) for row in rows)
-    settings: dict[Any, Any] = {"pdf.fonttype": 42, "font.size": 7.0}
+    settings: dict[Any, Any] = {"pdf.fonttype": 42, "font.size": _LETTERS}
     content = io.BytesIO()
     with (
         matplotlib.rc_context({"text.usetex": False, "text.parse_math": False, **settings}),
@@ -76,7 +77,11 @@ def picture(rows: Sequence[Row], kind: str) -> bytes:
                     continue
                 one.imshow(shown.pixels, interpolation="nearest" if len(shown.pixels) < 64 else "antialiased")
                 weight = "bold" if place == 0 else "normal"
-                one.text(0.5, -0.04, _below(shown), transform=one.transAxes, ha="center", va="top", weight=weight)
+                text = one.text(
+                    0.5, -0.04, _below(shown), transform=one.transAxes, ha="center", va="top", weight=weight
+                )
+                room, taken = one.get_window_extent().width, text.get_window_extent().width
+                text.set_fontsize(_LETTERS * min(1.0, room / taken))  # wide letters would be cut off at the edge
             line[0].add_patch(_frame(line[0]))
         metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
         figure.savefig(content, format=kind, dpi=_DOTS, metadata=metadata)

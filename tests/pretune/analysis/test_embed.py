@@ -240,6 +240,20 @@ def test_a_file_is_replaced_only_where_that_was_asked_for(target: Target, folder
     assert np.load(out)["features"].shape == (11, 32)
 
 
+def test_features_that_are_not_finite_are_told(
+    target: Target, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = checkpoint.load(checkpoint.find(target.file))
+    state["model"] = {
+        name: value * torch.nan if name == "backbone.stem.0.weight" else value for name, value in state["model"].items()
+    }
+    diverged = checkpoint.save(tmp_path, state, epoch=1)
+    monkeypatch.chdir(tmp_path)
+    done = pretune("embed", diverged.path, "pets", "--out", "x.npz")
+    assert done.exit_code == 0, done.output
+    assert "features of 11 of 11 images are not finite: the network has diverged" in " ".join(done.stdout.split())
+
+
 def test_a_damaged_checkpoint_is_refused(target: Target, folder: Path, tmp_path: Path) -> None:
     assert target.checkpoint is not None
     other = target.checkpoint.model_copy(update={"sha256": "0" * 64})

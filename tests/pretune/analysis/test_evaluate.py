@@ -6,16 +6,18 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pretune.analysis import evaluate, evaluating
 from pretune.core.errors import RequestError
 from tests.pretune.analysis.test_finalize import finished_sweep
+from tests.trainers.evaluation import small
 from trainers.config import TrialConfig
 from trainers.data import datasets
 from trainers.evaluation.protocol import ProtocolResult, Score
+from trainers.evaluation.protocols import PROTOCOLS
 from trainers.report import Checkpoint
 from trainers.terms import Alignment
 
@@ -41,7 +43,7 @@ def test_a_sweep_means_its_best_trial_and_a_number_behind_it_another_one(sweep: 
     assert (other.name, other.trial, other.sweep) == ("mine/1", 1, str(sweep))
     assert evaluate.find(f"{sweep}/1", "nowhere").trial == 1
     assert evaluate.find(best.file, storage)._replace(name="mine/0") == best._replace(
-        checkpoint=None, config=None, sweep=None, trial=None
+        checkpoint=None, config=None, sweep=None, trial=None, trust_code=False
     )
 
 
@@ -105,6 +107,40 @@ def test_a_folder_that_is_named_may_hold_the_results_of_several_checkpoints(swee
     out = tmp_path / "all"
     assert file("a", out=out) != file("b", out=out)
     assert file("a") == file("b")  # what stood beside another checkpoint of that name is made again
+
+
+def test_files_that_differ_in_their_ending_alone_have_results_of_their_own(tmp_path: Path) -> None:
+    names = ("epoch-0003.pt", "a.pth", "a.safetensors", "a.pth.tar", "encoder.safetensors")
+    places = [Path(evaluate.Target(name="a", file=str(tmp_path / name)).place).name for name in names]
+    assert places == [
+        "epoch-0003.evaluations",
+        "a.pth.evaluations",
+        "a.safetensors.evaluations",
+        "a.pth.tar.evaluations",
+        "encoder.evaluations",
+    ]
+
+
+def test_a_uri_that_says_more_of_its_storage_names_a_checkpoint_too() -> None:
+    asked = "?endpoint_override=http%3A%2F%2F127.0.0.1%3A9000&region=us-east-1"
+    found = evaluate.find(f"s3://bucket/runs/epoch-0003.pt{asked}", "nowhere")
+    assert (found.name, found.is_weights) == ("epoch-0003", False)
+    assert found.place == f"s3://bucket/runs/epoch-0003.evaluations{asked}"
+    assert evaluate.find(f"s3://bucket/runs/mine.safetensors{asked}", "nowhere").is_weights
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in PROTOCOLS.items() if kind.annotated is None))
+def test_images_without_labels_of_one_class_or_with_an_empty_one_are_refused(name: str) -> None:
+    digits, protocol = small.Digits(), cast(Any, PROTOCOLS[name])()
+    counts = {"class_counts": {"train": [0, *[100] * 9]}}
+    for change, message in (
+        ({"has_labels": False}, "needs labels, but the images of digits have none"),
+        ({"class_count": 1}, "needs two classes or more, but all images of digits are of one"),
+        ({"manifest": SimpleNamespace(**vars(digits.manifest) | counts)}, "of each class in `train`, .* none of '0'"),
+    ):
+        dataset: Any = SimpleNamespace(**vars(digits) | change)
+        with pytest.raises(ValueError, match=f"protocol '{name}' needs .*{message.removeprefix('needs ')}"):
+            protocol.check(dataset)
 
 
 def test_report_is_not_read_while_the_search_goes_on(sweep: Path) -> None:

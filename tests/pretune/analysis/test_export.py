@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,48 @@ def test_what_is_there_is_never_overwritten_and_half_an_export_is_none(
     monkeypatch.setattr(exporting, "write", write)
     export.run(asked)
     assert not killed.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_is_full_or_read_only_is_one_message(
+    sweep: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers.weights import exporting
+
+    def fails(folder: Path, given: Any) -> Any:
+        (folder / "encoder.safetensors").write_bytes(b"half")
+        raise OSError(number, os.strerror(number))  # as of a write to an open file, which names none
+
+    monkeypatch.setattr(exporting, "write", fails)
+    done = pretune("export", "known", "--format", "timm", "--out", "out")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'out'} cannot be used ({os.strerror(number)})")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_network_that_has_diverged_is_told_and_not_kept(sweep: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(checkpoint.find(sweep / "trials" / "0000" / "checkpoints" / "epoch-0001.pt"))
+    for tensor in state["model"].values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    saved = checkpoint.save(tmp_path / "diverged", state, epoch=1)
+    done = pretune("export", saved.path, "--format", "torchvision", "--out", "out")
+    assert (done.exit_code, "features must be finite" in done.stderr) == (2, True), done.output
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (".", "../empty"):
+        done = pretune("export", str(sweep / "trials/0000/checkpoints/epoch-0001.pt"), "--format", "timm", "--out", out)
+        assert (done.exit_code, "name a folder in it with --out" in done.stderr) == (2, True), done.output
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(RequestError, match="is a file system of its own, and would have to be replaced"):
+        export.check_folder(tmp_path / "volume")
 
 
 REFUSED = (

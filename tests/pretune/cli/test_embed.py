@@ -44,6 +44,7 @@ REFUSED = [
     ("run.pt a.png --neighbors a.png --map x.html --method tsne", "--method must be one of pca, umap"),
     ("run.pt a.png --neighbors notes.txt", "notes.txt: not a complete tar file"),
     ("run.pt a.png --out run.pt/x.npz", "run.pt is a file"),
+    ("run.pt a.png pets/b.png --out x.npz --map x.html", "--map takes at least 3 images, but there are 2"),
     ("run.pt a.png -k 3", "-k is of no use without --neighbors"),
     ("run.pt a.png --points 30", "--points is of no use without --map"),
     ("run.pt a.png --split select", "--split is of no use without --data"),

@@ -33,6 +33,7 @@ def test_a_request_that_cannot_be_done_is_refused_without_torch() -> None:
         (["--protocol", "knn", "--set", "linear.epochs=1"], "must begin with the name of a protocol that is asked for"),
         (["--set", "knn.neighbours=[1]"], "neighbors"),
         (["--set", "knn.neighbors=[0]"], "must be at least 1"),
+        (["--set", "knn.neighbors=5"], "'neighbors' is 5, but must be a list"),
         (["--set", "knn.version=2"], "cannot be changed"),
         (["--source", "teacher"], "source must be one of features, embedding"),
         (["--data", "nowhere"], "must be a folder that `pretune data` wrote"),

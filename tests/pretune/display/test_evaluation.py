@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -75,3 +76,13 @@ def test_a_confusion_matrix_is_a_picture_that_is_equal_for_equal_numbers() -> No
     drawn = evaluation.confusion(result())
     assert drawn == evaluation.confusion(result())
     assert Image.open(io.BytesIO(drawn)).width > 200
+
+
+def test_nothing_of_a_confusion_matrix_is_cut_off_however_long_its_names_are() -> None:
+    pytest.importorskip("matplotlib")
+    long = result(subject="a sweep whose name has many words in it, and more/12, untrained", data="some images, " * 3)
+    classes = (ClassScore(name="W" * 70, value=1.0, count=2), ClassScore(name="猫", value=None, count=0))
+    with Image.open(io.BytesIO(evaluation.confusion(long.model_copy(update={"classes": classes})))) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[[0, -1]] == 255).all()
+    assert (pixels[:, [0, -1]] == 255).all()

@@ -32,6 +32,12 @@ def test_a_picture_has_a_row_for_each_query_and_a_column_for_each_neighbor() -> 
     assert sizes[3, 5][1] > 2.5 * sizes[1, 5][1]
 
 
+def test_no_name_is_cut_off_at_the_edge() -> None:
+    with Image.open(io.BytesIO(neighbors.picture([row(1, "W" * 40)], "png"))) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert (pixels[:, [0, 1, -2, -1]] == 255).all()
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf"])
 def test_equal_neighbors_make_equal_files_whatever_images_are_called(kind: str) -> None:
     rows = [row(2, "$\\frac{a}" + "long" * 40), row(0)]

@@ -118,6 +118,13 @@ COCO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "elsewhere": (lambda v: v["images"][0].update(file_name="../x.png"), "must lie in the data set"),
     "crowd": (lambda v: v["annotations"][0].update(iscrowd=2), "iscrowd must be 0 or 1"),
     "categories": (lambda v: v["categories"][0].update(name="cube"), "categories must be those of"),
+    "number without end": (lambda v: v["annotations"][0].update(bbox=[10**400, 5, 10, 5]), "must be four numbers"),
+    "area without end": (lambda v: v["annotations"][0].update(area=10**400), "must be a number of pixels"),
+    "size of text": (lambda v: v["images"][0].update(height="64"), "64 x 64, but is 64 x '64'"),
+    "file twice": (lambda v: v["images"][1].update(file_name="000.png"), "image 11: 000.png is image 10, too"),
+    "name too long": (lambda v: v["images"][0].update(file_name="a" * 300), "the image cannot be read"),
+    "half a character": (lambda v: v["images"][0].update(file_name="\ud800.png"), r"must be a text, but is '\\ud800"),
+    "id of half a character": (lambda v: v["annotations"][0].update(id="\ud800", bbox=[]), r"annotation \\ud800"),
 }
 
 
@@ -141,6 +148,10 @@ SEGMENTATIONS: dict[str, tuple[Any, str]] = {
     "negative": ({"size": [64, 64], "counts": [-4, 4100]}, "must cover 4096 pixels"),
     "compressed": ({"size": [64, 64], "counts": "PPPPPPPPPPPP"}, "must cover 4096 pixels"),
     "no text": ({"size": [64, 64], "counts": 5}, "must cover 4096 pixels"),
+    "no pixel": ({"size": [64, 64], "counts": [4096]}, "its mask must have pixels, but has none"),
+    "a line": ([[5, 5, 10, 5, 20, 5]], "its mask must have pixels, but has none"),
+    "without end": ([[10**400, 5, 10, 5, 20, 9]], "must be x, y, x, y"),
+    "another place": ([[0, 60, 4, 60, 4, 64, 0, 64]], "its mask must lie in its box of .*, but lies outside of it"),
 }
 
 
@@ -190,6 +201,7 @@ VOC_FAULTS = {
     "difficult": ("<difficult>0", "<difficult>maybe", "must be 0 or 1"),
     "size": ("<width>64", "<width>65", "its size must be the image's"),
     "root": ("annotation>", "image>", "must hold <annotation>, but holds <image>"),
+    "encoding": ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "must be XML, but is broken"),
 }
 
 
@@ -228,6 +240,55 @@ def test_masks_of_voc_must_agree_with_the_boxes(voc: Path) -> None:
         read(voc, masks=True)
     assert "SegmentationObject/train_001.png: the masks are missing" in str(told.value)
     assert "must have the image's size, 64 x 64, but has 9 x 9" in str(told.value)
+
+
+def test_each_object_of_voc_has_its_mask_in_its_box_unless_it_is_difficult(voc: Path) -> None:
+    path = voc / "SegmentationObject" / "train_000.png"
+    whole = Image.open(path).copy()
+    picture = whole.copy()
+    picture.putdata([0 if value == 1 else value for value in np.asarray(picture).ravel().tolist()])
+    picture.save(path)
+    with pytest.raises(ValueError, match=r"object 1 \(\w+\): has no pixel of the number 1") as told:
+        read(voc, masks=True)
+    assert "but 1 is not" in str(told.value)
+    xml = voc / "Annotations" / "train_000.xml"
+    xml.write_text(xml.read_text().replace("<difficult>0", "<difficult>1", 1))
+    assert len(read(voc, masks=True).images[-3].instances) == 1
+    whole.transpose(Image.Transpose.ROTATE_180).save(path)
+    for folder in ("SegmentationClass",):
+        Image.open(voc / folder / "train_000.png").transpose(Image.Transpose.ROTATE_180).save(
+            voc / folder / "train_000.png"
+        )
+    with pytest.raises(ValueError, match="its mask must lie in its box"):
+        read(voc, masks=True)
+
+
+def test_an_image_that_another_one_shares_its_name_with_is_told(voc: Path) -> None:
+    Image.new("RGB", (64, 64)).save(voc / "JPEGImages" / "train_000.jpg")
+    (voc / "classes.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"train_000\.png: train_000\.jpg has the same name; keep one") as told:
+        read(voc)
+    assert "classes.txt: must name a class on each line, but is empty" in str(told.value)
+
+
+def test_pixels_are_those_of_a_data_set_and_what_does_not_decode_is_named(coco: Path) -> None:
+    place = coco / "train" / "000.png"
+    Image.fromarray(np.full((64, 64), 257 * 100, np.uint16)).save(place)
+    image = read(coco).images[0]
+    assert (image.pixels() == 100).all()
+    place.write_bytes(place.read_bytes()[:-40])  # its header is whole
+    with pytest.raises(ValueError, match=r"000\.png: broken image"):
+        read(coco).images[0].pixels()
+    Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(place, "TIFF")
+    with pytest.raises(ValueError, match="must have integers as pixels, but has floating point"):
+        read(coco)
+
+
+def test_a_part_that_leaves_nothing_is_told_with_how_much_is_left(voc: Path) -> None:
+    lists = voc / "ImageSets" / "Main"
+    (lists / "train.txt").write_text((lists / "test.txt").read_text())
+    with pytest.raises(ValueError, match="of its 2 images there are 0 to fit on and 0 to score"):
+        read(voc).divided("select")
 
 
 def test_a_few_faults_may_be_left_out_and_are_told(coco: Path) -> None:

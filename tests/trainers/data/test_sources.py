@@ -865,6 +865,13 @@ def test_a_truncated_npz_is_named(tmp_path: Path, scratch: Path, keep: float) ->
         load("npz", tmp_path / "x.npz", scratch=scratch)
 
 
+def test_an_npy_that_is_called_npz_is_told(tmp_path: Path, scratch: Path) -> None:
+    with (tmp_path / "train.npz").open("wb") as file:
+        np.save(file, np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"train\.npz: .* holds a single array, not named ones"):
+        load("npz", tmp_path / "train.npz", scratch=scratch)
+
+
 def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path: Path, scratch: Path) -> None:
     np.savez(tmp_path / "x.npz", images=noise(9), labels=np.arange(9))
     content = bytearray((tmp_path / "x.npz").read_bytes())

@@ -198,6 +198,13 @@ def test_a_transformer_is_told_to_take_the_dense_protocol(coco: Data) -> None:
         evaluated(Detection(**SMALL), coco, subject(**VIT))
 
 
+def test_an_encoder_that_has_diverged_is_told_before_anything_is_trained() -> None:
+    its = subject()
+    next(its.network.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"the weights of .* must be finite, but some are not; the encoder"):
+        Detection().check_subject(its)
+
+
 def test_a_loss_without_bounds_is_told_with_the_learning_rate(coco: Data) -> None:
     with pytest.raises(ValueError, match=r"loss must be finite, but is not at step \d+ of 9 .* lower it with"):
         evaluated(Detection(neck="fpn", **SMALL | {"learning_rate": 1e12, "steps": 9}), coco)

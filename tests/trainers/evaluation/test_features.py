@@ -59,6 +59,16 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert sorted(path.stem.split("-")[-2] for path in tmp_path.glob("*.npy")) == ["b", "c"]
 
 
+def test_a_file_that_a_disk_has_cut_off_is_made_again(tmp_path: Path) -> None:
+    digits = small.Digits()
+    first = rows(Store(tmp_path), digits)
+    whole = first.path.read_bytes()
+    for content in (whole[:-4], whole[:20], b""):
+        first.path.write_bytes(content)
+        rows(Store(tmp_path), digits)
+        assert first.path.read_bytes() == whole
+
+
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
     class Fails(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -132,14 +132,30 @@ def test_files_that_are_wrong_are_told_what_is(tmp_path: Path) -> None:
         ({"images": images[..., 0]}, "must be bytes"),
         ({"labels": np.tile([1, 0], (10, 1))}, "'1' is on none"),
         ({"class_names": np.array(["a"])}, "a name for each of 2"),
+        ({"labels": labels[:, :0], "test_labels": labels[:, :0]}, r"labels must be \[10, classes\]"),
+        ({"labels": np.full((10, 2), "yes")}, "of 1, 0 and -1"),
+        ({"test_images": images[:0], "test_labels": labels[:0]}, "left to score on `report`, but of 10 none is"),
+        ({"test_labels": 0 * labels}, "on an image that is scored, but on the 10 of `report` is none"),
+        ({"images": images[:, :0]}, "must be bytes"),
     ):
         path = tmp_path / "wrong.npz"
         np.savez(path, **(whole | change))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             read(path, "report")
-    path.write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read(path, "report")
+    np.savez(path, **(whole | {"images": images[:1], "labels": labels[:1]}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs two images or more to fit on"):
+        Multilabel().check_annotated(path, "report")
+    with pytest.raises(ValueError, match="left to score on `select`"):
+        Multilabel().check_annotated(path, "select")
+    np.savez_compressed(path, **whole)  # type: ignore[arg-type]
+    packed = bytearray(path.read_bytes())
+    packed[200:260] = bytes(60)
+    (tmp_path / "array.npy").write_bytes(b"")
+    np.save(tmp_path / "array.npy", images)
+    for content in (b"no zip", b"", bytes(packed), (tmp_path / "array.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read"):
+            read(path, "report")
     with pytest.raises(ValueError, match="VOC's Annotations and JPEGImages, or COCO's"):
         Multilabel().check_annotated(tmp_path, "report")
 

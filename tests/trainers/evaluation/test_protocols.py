@@ -74,6 +74,7 @@ def test_knn_has_each_k_weighted_and_not(tmp_path: Path) -> None:
     assert found.score("knn5/top1").value > 0.9
     assert found.score("knn5/unweighted/top1").value > 0.9
     assert found.score("knn2000/unweighted/top1").value < 0.3  # all vote: the largest class
+    assert found.notes == ("with k = 2000 all 900 images vote, as there are no more",)
 
 
 def test_few_labels_are_stratified_and_nested_and_drawn_by_seed(tmp_path: Path) -> None:

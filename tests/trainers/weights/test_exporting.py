@@ -18,12 +18,12 @@ from tests.trainers.weights import foreign
 from tests.trainers.weights.test_opening import difference
 from trainers.config import TrialConfig
 from trainers.encoder import Preparation, Trained
-from trainers.init_file import ENCODER
+from trainers.init_file import CONFIG, ENCODER
 from trainers.model import Model, build_model
 from trainers.settings import ResNetConfig, ViTConfig
 from trainers.weights import exporting
 from trainers.weights.exporting import Exported
-from trainers.weights.folder import CONFIG, MODEL, Layout
+from trainers.weights.folder import MODEL, Layout
 from trainers.weights.matching import Branch
 from trainers.weights.opening import opened
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ from tests.trainers.weights import foreign
 from trainers import checkpoint
 from trainers.config import TrialConfig
 from trainers.model import build_model
+from trainers.report import Checkpoint
 from trainers.settings import ResNetConfig, TimmConfig, ViTConfig
 from trainers.usercode import ChangedError
+from trainers.weights import reading
 from trainers.weights.opening import check_init, initialize, opened
 
 
@@ -232,6 +237,21 @@ WRONG: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, Any], str]] = 
         RESNET18,
         r"bn1\.bias are not finite; name a file of a run that did not diverge",
     ),
+    "complex numbers": (
+        lambda: foreign.resnet().state_dict() | {"bn1.bias": torch.zeros(64, dtype=torch.complex64)},
+        RESNET18,
+        r"as plain numbers, .* but bn1\.bias is quantized, complex, sparse",
+    ),
+    "integers for weights": (
+        lambda: foreign.resnet().state_dict() | {"conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)},
+        RESNET18,
+        r"as plain numbers, floating point where the network's are, but conv1\.weight",
+    ),
+    "weights without values": (
+        lambda: foreign.resnet().state_dict() | {"bn1.bias": torch.zeros(64, device="meta")},
+        RESNET18,
+        r"as plain numbers, .* but bn1\.bias is .* or without values",
+    ),
     "positions that are not fixed ones": (
         lambda: foreign.vit().state_dict(),
         {**VIT, "positions": "fixed"},
@@ -261,6 +281,8 @@ def test_files_that_cannot_be_read_without_running_them_are_not(
     damaged = foreign.safetensors(tmp_path / "cut.safetensors", {"fc.weight": torch.zeros(64)})
     damaged.write_bytes(damaged.read_bytes()[:-100])
     (tmp_path / "text.pth").write_text("no weights")
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Runs()))
     for path, message in (
         (
@@ -270,6 +292,7 @@ def test_files_that_cannot_be_read_without_running_them_are_not(
         (tmp_path / "pickle.pth", "nothing in it was run"),
         (tmp_path / "text.pth", r"or safetensors, but is not; nothing in it was run \(it is damaged or another kind"),
         (damaged, "must be a whole safetensors file, but is damaged"),
+        (foreign.saved(tmp_path / "endless.pth", endless), "is damaged or another kind of file"),
         (foreign.saved(tmp_path / "empty.pth", {"epoch": 3}), "must hold a state dict, but there is no tensor in it"),
         (foreign.saved(tmp_path / "other.pth", {"weight": torch.zeros(2)}), "looks like none of these"),
         (tmp_path / "none.pth", "there is no file"),
@@ -278,6 +301,22 @@ def test_files_that_cannot_be_read_without_running_them_are_not(
         with pytest.raises(ValueError, match=message):
             opened(path)
     assert "it was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_happens_to_a_files_bytes_is_told_with_its_name(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "file.pt"
+    content = {"state_dict": {"a.weight": torch.ones(3, 4), "b": torch.ones(2)}, "epoch": 3}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    whole, draw = file.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged, place = bytearray(whole), draw.randrange(min(len(whole), 600))
+        damaged[place : place + draw.randrange(8)] = draw.randbytes(draw.randrange(8))
+        file.write_bytes(damaged[: draw.choice([len(damaged), place])])
+        saved = Checkpoint(path=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest(), epoch=1)
+        for read in (lambda: reading.read(file), lambda one=saved: checkpoint.load(one)):
+            with suppress(ValueError):
+                read()
 
 
 def test_a_stem_of_3x3_must_be_said_as_its_weights_do_not_tell_its_pooling(tmp_path: Path) -> None:
@@ -295,8 +334,44 @@ def test_a_config_that_is_no_exports_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json must be what `pretune export`"):
         opened(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json must be what `pretune export`"):
+        opened(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18"}))  # of timm's own hub
     assert opened(tmp_path).description.backbone == ResNetConfig(kind="resnet18", stem="imagenet")
     (tmp_path / "config.json").write_text(json.dumps({"pretune": {"format": 2}}))
     with pytest.raises(ValueError, match="of this version or an older one"):
         opened(tmp_path)
+
+
+def test_half_an_export_is_none(tmp_path: Path) -> None:
+    foreign.safetensors(tmp_path / "encoder.safetensors", foreign.resnet().state_dict())
+    with pytest.raises(ValueError, match=r"must be a whole export, but has no config\.json"):
+        opened(tmp_path)
+
+
+def test_code_that_an_export_names_as_its_network_is_not_run(tmp_path: Path) -> None:
+    file = foreign.safetensors(tmp_path / "encoder.safetensors", foreign.resnet().state_dict())
+    ours = opened(file).description.model_dump(mode="json")
+    ours |= {"backbone": {"kind": "os:mkdir", "path": str(tmp_path / "ran")}}
+    (tmp_path / "config.json").write_text(json.dumps({"pretune": ours}))
+    with pytest.raises(ValueError, match=r"names code of its own as its network, os:mkdir, .*add --trust-code"):
+        opened(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match=r"must make a torch\.nn\.Module"):
+        opened(tmp_path, trust_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_moving_average_that_is_not_there_is_not_another_network_under_its_name(tmp_path: Path) -> None:
+    file = foreign.saved(tmp_path / "file.pth", foreign.resnet().state_dict())
+    with pytest.raises(ValueError, match=r"--branch teacher needs .* but .* holds one network alone; leave --branch"):
+        opened(file, branch="teacher")
+
+
+def test_timms_options_name_no_weights(tmp_path: Path) -> None:
+    file = foreign.saved(tmp_path / "file.pth", foreign.resnet().state_dict())
+    for option in ("checkpoint_path", "pretrained_cfg"):
+        backbone = TimmConfig(kind="timm:resnet18", options={option: str(file)})
+        with pytest.raises(ValueError, match=rf"must not name weights, but has {option}; .*model\.backbone\.init"):
+            opened(file, backbone=backbone)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainers.data.manifest import quick_hash
-from trainers.data.sources.base import shown
+from trainers.data.sources.base import shown, stored_rgb
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -95,6 +95,20 @@ def encoded(pixels: NDArray[np.bool_]) -> Mask:
     return Mask(pixels.shape[0], pixels.shape[1], code["counts"])
 
 
+def mask_fault(mask: Mask, box: Box) -> str:
+    """What is wrong with an object's mask; empty where it has pixels, and some in the object's box."""
+    code = {"size": [mask.height, mask.width], "counts": mask.counts}
+    left, top, width, height = coco_masks().toBbox(code).tolist()
+    if not width or not height:
+        return "its mask must have pixels, but has none"
+    if left >= box.right or top >= box.bottom or left + width <= box.left or top + height <= box.top:
+        return (
+            f"its mask must lie in its box of {_numbers(box)}, but lies outside of it, in that of "
+            f"{_numbers((left, top, left + width, top + height))}"
+        )
+    return ""
+
+
 def coco_masks() -> ModuleType:
     """pycocotools' `mask`. ValueError where it is not installed."""
     try:
@@ -133,9 +147,11 @@ class AnnotatedImage(NamedTuple):
     """VOC's picture with a class for each pixel: 0 ground, k the k-th class, 255 none."""
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The image, [height, width, 3], RGB, as it lies in its file: annotations do not know EXIF's orientation."""
-        with Image.open(self.path) as image:
-            return np.asarray(image.convert("RGB")).copy()
+        """The image, [height, width, 3], RGB, as it lies in its file: annotations do not know EXIF's orientation.
+
+        ValueError, naming the file, where it does not decode: its header alone was looked at before.
+        """
+        return np.asarray(stored_rgb(self.path)).copy()
 
     def class_map(self) -> NDArray[np.uint8]:
         """A class for each pixel, [height, width]: 0 ground, k the k-th class, 255 none.
@@ -204,8 +220,9 @@ class Annotations:
             fit = sorted(set(others) - set(scored))
         if not fit or not scored:
             raise ValueError(
-                f"{self.place}: some images must be left to fit on and some to score on `{split}`, but of "
-                f"{len(self.images)} {len(fit)} and {len(scored)} are; add images"
+                f"{self.place}: some images must be left to fit on and some to score on `{split}`, but of its "
+                f"{len(self.images):,} images there are {len(fit):,} to fit on and {len(scored):,} to score, as those "
+                "of its test part are never fitted on; add images, or correct the lists of its parts"
             )
         return tuple(fit), tuple(scored)
 
@@ -291,6 +308,8 @@ def headers(paths: Sequence[Path]) -> list[Header | str]:
         try:
             with Image.open(path) as image:
                 width, height = image.size
+                if image.mode == "F":
+                    return "the image must have integers as pixels, but has floating point; save it with 8 bits"
             return Header(height, width, _hash(path))
         except FileNotFoundError:
             return "the image is missing"
@@ -336,7 +355,10 @@ def as_number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def text_of(path: Path) -> str:

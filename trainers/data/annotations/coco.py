@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from trainers.data.annotations.base import (
     coco_masks,
     digest,
     headers,
+    mask_fault,
     runs_of,
     text_of,
     within,
@@ -83,7 +85,7 @@ def read_coco(
         said = (described.get("height", size.height), described.get("width", size.width))
         if said != (size.height, size.width):
             faults.add(
-                f"{where}: its size must be the file's, {size.width} x {size.height}, but is {said[1]} x {said[0]}"
+                f"{where}: its size must be the file's, {size.width} x {size.height}, but is {said[1]!r} x {said[0]!r}"
             )
             continue
         found = []
@@ -176,13 +178,18 @@ def _by_id(rows: Sequence[Mapping[str, Any]], key: str, what: str, faults: Fault
         number = _plain(row.get("id"))
         if not isinstance(number, int):
             faults.add(f"{what} at place {place}: its id must be an integer, but is {row.get('id')!r}")
-        elif not isinstance(row.get(key), str) or not row[key]:
+        elif not _is_text(row.get(key)):
             faults.add(f"{what} {number}: its {key} must be a text, but is {row.get(key)!r}")
         elif number in found:
             faults.add(f"{what} {number} is there twice; ids must differ")
         else:
             found[number] = row
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text, with something in it, that can be written down: JSON may escape half a pair of UTF-16."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _classes(parsed: Sequence[_Part], wanted: Sequence[str] | None, faults: Faults) -> tuple[str, ...]:
@@ -210,14 +217,20 @@ def _located(place: Path, part: _Part, faults: Faults) -> dict[int, Path]:
     if place.is_file():
         folders += [part.file.parent.parent / part.name, part.file.parent.parent / "images", part.file.parent.parent]
     found: dict[int, Path] = {}
+    named: dict[str, int] = {}
     chosen: Path | None = None
     for number, row in part.images.items():
         name = row["file_name"]
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             faults.add(f"{part.file.name}: image {number}: file_name must lie in the data set, but is {name!r}")
             continue
+        if name in named:
+            faults.add(f"{part.file.name}: image {number}: {name} is image {named[name]}, too; name each file once")
+            continue
+        named[name] = number
         if chosen is None:
-            chosen = next((folder for folder in folders if (folder / name).is_file()), None)
+            with suppress(OSError):  # a name that no file can have; `headers` says so
+                chosen = next((folder for folder in folders if (folder / name).is_file()), None)
         found[number] = (chosen or folders[0]) / name
     return found
 
@@ -265,6 +278,8 @@ def _instance(
         found = _mask(row.get("segmentation"), height, width)
         if isinstance(found, str):
             return found
+        if fault := mask_fault(found, box):
+            return fault
         mask = found
     return Instance(names.index(name), box, area, ignored=bool(crowd), mask=mask)
 

@@ -33,6 +33,7 @@ from trainers.data.annotations.base import (
     headers,
     in_threads,
     indexed,
+    mask_fault,
     text_of,
     within,
 )
@@ -56,7 +57,7 @@ def is_voc(root: Path) -> bool:
 def read_voc(root: Path, *, masks: bool, classes: Sequence[str] | None, skip: float) -> Annotations:
     """All of ROOT; with `masks`, the images of ImageSets/Segmentation (or those that have masks) with theirs."""
     faults = Faults(root)
-    files = {path.stem: path for path in sorted((root / IMAGES).iterdir()) if path.suffix.lower() in image_suffixes()}
+    files = _files(root / IMAGES, faults)
     described = {path.stem: path for path in sorted((root / XML).glob("*.xml"))}
     lists = _lists(root, masks=masks, faults=faults)
     names = sorted({name for part in lists.values() for name in part} if lists else described)
@@ -97,7 +98,7 @@ def read_voc(root: Path, *, masks: bool, classes: Sequence[str] | None, skip: fl
             total += len(found.objects)
             for fault in found.faults:
                 faults.add(f"{where}: {fault}")
-            shapes, map_path = _masks(root, name, found.objects, size, known, faults) if masks else ({}, None)
+            shapes, map_path = _masks(root, name, found.objects, size, known, faults) if masks else (None, None)
             instances = _instances(found.objects, shapes, size, known, where, faults)
             images.append(AnnotatedImage(name, files[name], size.height, size.width, instances, map_path))
             hashes.append(size.sha256)
@@ -114,6 +115,18 @@ def read_voc(root: Path, *, masks: bool, classes: Sequence[str] | None, skip: fl
         sha256=digest(known, images, parts, hashes),
         left_out=left_out,
     )
+
+
+def _files(folder: Path, faults: Faults) -> Mapping[str, Path]:
+    """The images in a folder, by the names that labels and lists call them."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in image_suffixes():
+            continue
+        if path.stem in found:
+            faults.add(f"{IMAGES}/{path.name}: {found[path.stem].name} has the same name; keep one of them")
+        found[path.stem] = path
+    return found
 
 
 def _refuse_nothing(root: Path, images: Sequence[AnnotatedImage], *, masks: bool) -> None:
@@ -137,9 +150,11 @@ def _classes(root: Path, faults: Faults) -> list[str] | None:
     except ValueError as error:
         faults.add(f"classes.txt: {error}")
         return None
+    if not names:
+        faults.add("classes.txt: must name a class on each line, but is empty")
     if len(set(names)) < len(names):
         faults.add("classes.txt: a class is there twice")
-    return names
+    return names or None
 
 
 def _lists(root: Path, *, masks: bool, faults: Faults) -> Mapping[str, list[str]]:
@@ -223,7 +238,7 @@ def parse_xml(text: bytes) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(text, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that nobody knows
         raise ValueError(f"must be XML, but is broken ({error})") from error
     return builder.close()
 
@@ -233,7 +248,7 @@ def parse_xml(text: bytes) -> Element:
 
 def _instances(
     objects: Sequence[_Object],
-    masks: Mapping[int, Mask],
+    masks: Mapping[int, Mask | None] | None,
     size: Header,
     classes: Sequence[str],
     where: str,
@@ -252,10 +267,17 @@ def _instances(
             if isinstance(box, str):
                 faults.add(f"{label}: {box} (counted from 0; VOC's files count from 1)")
                 continue
-            mask = masks.get(number)
+            mask = None if masks is None else masks.get(number)
             area = (box.right - box.left) * (box.bottom - box.top)
             if mask is not None:
                 area = float(mask.area)
+                if fault := mask_fault(mask, box):
+                    faults.add(f"{label}: {fault}")
+                    continue
+            elif masks is not None:
+                if number not in masks and not each.difficult:  # one that is difficult counts neither way
+                    faults.add(f"{label}: has no pixel of the number {number} in {OBJECTS}")
+                continue
             yield Instance(classes.index(each.name), box, area, ignored=each.difficult, mask=mask)
 
     return tuple(checked())
@@ -263,8 +285,8 @@ def _instances(
 
 def _masks(
     root: Path, name: str, objects: Sequence[_Object], size: Header, classes: Sequence[str], faults: Faults
-) -> tuple[Mapping[int, Mask], Path | None]:
-    """Masks by the number of the object, and the picture of classes, of one image."""
+) -> tuple[Mapping[int, Mask | None] | None, Path | None]:
+    """Masks by the number of the object, and the picture of classes, of one image; None of what has been told."""
     pictures = {}
     for folder in (CLASSES, OBJECTS):
         path = root / folder / f"{name}.png"
@@ -272,18 +294,18 @@ def _masks(
             picture = indexed(path)
         except FileNotFoundError:
             faults.add(f"{folder}/{name}.png: the masks are missing")
-            return {}, None
+            return None, None
         except (OSError, SyntaxError, ValueError) as error:
             faults.add(f"{folder}/{name}.png: cannot be used ({str(error).replace(str(path), path.name)})")
-            return {}, None
+            return None, None
         if picture.shape != (size.height, size.width):
             faults.add(
                 f"{folder}/{name}.png: must have the image's size, {size.width} x {size.height}, but has "
                 f"{picture.shape[1]} x {picture.shape[0]}"
             )
-            return {}, None
+            return None, None
         pictures[folder] = picture
-    found: dict[int, Mask] = {}
+    found: dict[int, Mask | None] = {}
     for value in np.unique(pictures[CLASSES]):
         if value not in (0, VOID) and value > len(classes):
             faults.add(f"{CLASSES}/{name}.png: has class {value}, but there are {len(classes)}")
@@ -303,6 +325,7 @@ def _masks(
                 f"{CLASSES}/{name}.png: says {what} where object {number} of {XML}/{name}.xml is a {given}; classes "
                 f"count from 1 in the order {', '.join(classes)} (write classes.txt for another one)"
             )
+            found[number] = None
             continue
         found[number] = encoded(its)
     return found, root / CLASSES / f"{name}.png"

@@ -311,7 +311,10 @@ def no_labels(count: int) -> str:
 
 def shown(text: object) -> str:
     """A name or path as text that can be printed and stored: bytes that are no UTF-8 become escapes, as in caf\\xe9."""
-    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair that JSON may escape: it is of no name in a file system
+        return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 Channels = Literal["auto", "channels-first", "channels-last"]
@@ -442,8 +445,21 @@ def upright_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
     """RGB on a white ground where the image is transparent; wide gray is scaled so that `white` becomes 255, and what
     is above it, too. ValueError: pixels are no integers.
     """
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    return _rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image), white)
+
+
+def stored_rgb(path: Path) -> Image.Image:
+    """The same of a file whose image is not turned upright. Raises BrokenImageError, naming the file, where it is
+    broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return _rgb(image, WHITE)
+    except _DECODE_ERRORS as error:
+        raise _broken(shown(path), error) from error
+
+
+def _rgb(image: Image.Image, white: int) -> Image.Image:
     if image.mode == "F":
         raise ValueError("pixels are floating point, but must be integers; save it as an 8-bit image")
     if image.mode.startswith("I"):

@@ -6,11 +6,13 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from trainers.data.sources.base import (
@@ -26,8 +28,8 @@ from trainers.data.sources.base import (
 )
 from trainers.data.sources.layout import role
 
-_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError)
-
+ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError)
+"""What reading a file that is no whole .npz raises."""
 
 ARRAYS = ("images", "labels", "test_images", "test_labels")
 """What the arrays of a file may be; the last two, a test part inside it, are read only where they are asked for."""
@@ -94,19 +96,30 @@ def load_images(path: Path, channels: Channels = "auto", key: str = "images") ->
     return ArrayImages(as_pixels(read_arrays(path, key)[0], str(path), channels, asked_by="--layout"), str(path))
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[NpzFile]:
+    """The arrays of a file by name; none that Python would have to unpickle. Raises `ERRORS` where it is no such file,
+    and where an array of it is read that is damaged.
+    """
+    with path.open("rb") as file:
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise ValueError("it holds a single array, not named ones")
+        with found:
+            yield found
+
+
 def read_arrays(path: Path, *keys: str) -> list[NDArray[Any]]:
     """Arrays of a .npz file, decoded completely. Never unpickles. ValueError where the file or a key is not as it
     must be.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it holds a single array, not named ones")
+        with opened(path) as archive:
             missing = [key for key in keys if key not in archive.files]
             if not missing:
                 return [archive[key] for key in keys]
             held = ", ".join(archive.files) or "nothing"
-    except _ERRORS as error:
+    except ERRORS as error:
         if "Object arrays" in str(error):  # NumPy's word for what only unpickling would read
             raise ValueError(
                 f"{path}: must hold arrays of numbers and text, but {' or '.join(keys)} holds Python objects; save "
@@ -166,9 +179,9 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
 def _keys(path: Path) -> list[str]:
     """The names of a file's arrays."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return [] if isinstance(archive, np.ndarray) else list(archive.files)
-    except _ERRORS as error:
+        with opened(path) as archive:
+            return list(archive.files)
+    except ERRORS as error:
         raise ValueError(
             f"{path}: not a complete .npz file of plain arrays ({error}); it may be truncated: copy it again"
         ) from error

@@ -99,7 +99,13 @@ class Detector(Protocol):
     def check_subject(self, subject: Subject) -> None:
         from trainers.evaluation.stages import stages_of
 
-        stages_of(subject.at(self.source))
+        looked = subject.at(self.source)
+        stages_of(looked)
+        if not all(bool(numbers.isfinite().all()) for numbers in looked.network.state_dict().values()):
+            raise ValueError(
+                f"the weights of {subject.name} must be finite, but some are not; the encoder has diverged: evaluate "
+                "another checkpoint"
+            )
 
     def settings(self) -> Settings:
         """Its numbers, as the detector takes them."""

@@ -61,5 +61,11 @@ class Knn(LabeledImages):
             together(judged),
             seeds=seeds[:1],
             fitted=fit.count,
+            notes=self._too_many(fit.count),
             seconds=time.monotonic() - began,
         )
+
+    def _too_many(self, count: int) -> tuple[str, ...]:
+        """A note where some k are more than the images that are fitted on, which all vote then."""
+        over = ", ".join(str(k) for k in self.neighbors if k > count)
+        return (f"with k = {over} all {count:,} images vote, as there are no more",) if over else ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from trainers.data.sources import npz
 from trainers.data.splits import keyed_ranks
 from trainers.evaluation.protocol import (
     ClassScore,
@@ -58,7 +58,13 @@ class Multilabel(Protocol):
     annotated: ClassVar[Literal["several labels", "boxes", "masks"] | None] = "several labels"
 
     def check_annotated(self, place: Path, split: Split) -> str:
-        return self.labeled(place, split).sha256
+        given = self.labeled(place, split)
+        if len(given.fit) < 2:
+            raise ValueError(
+                f"protocol {self.name!r} needs two images or more to fit on, as a part of them is held out, but "
+                f"{place} has {len(given.fit)}; add images"
+            )
+        return given.sha256
 
     def labeled(self, place: Path | None, split: Split) -> Labeled:
         """The images and their targets, of an .npz or of a folder in VOC's or COCO's format. ValueError where they will
@@ -106,7 +112,8 @@ class Multilabel(Protocol):
         fit, scored = features(given.fit), features(given.scored)
         if not all(bool(rows.isfinite().all()) for rows in (fit, scored)):
             raise ValueError(
-                f"the features of {looked.name} must be finite, but some are not; the encoder has diverged"
+                f"the features of {looked.name} must be finite, but some are not; the encoder has diverged: "
+                "evaluate another checkpoint"
             )
         targets = torch.from_numpy(given.fit_targets).to(device)
         said: list[NDArray[Any]] = []
@@ -122,7 +129,11 @@ class Multilabel(Protocol):
                 accuracies[strength] = mean_average_precision(
                     probe.scores(fit[held]).cpu().numpy(), targets[held].cpu().numpy()
                 )[0]
-            best = max(accuracies, key=lambda one: (accuracies[one], one), default=self.regularizations[0])
+            best = max(
+                accuracies,
+                key=lambda one: (-1.0 if np.isnan(accuracies[one]) else accuracies[one], one),
+                default=self.regularizations[0],
+            )
             probe = fit_multilabel(fit, targets, regularization=best)
             said.append(probe.scores(scored).cpu().numpy())
             held_out = {str(one): accuracies[one] for one in sorted(accuracies)}
@@ -191,14 +202,14 @@ def read(place: Path, split: Split) -> Labeled:
     `select` scores a fifth of `images`, by a keyed draw; `report` scores `test_images`. ValueError where it is none.
     """
     try:
-        with np.load(place, allow_pickle=False) as file:
-            found = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with npz.opened(place) as file:
+            found: dict[str, Any] = {name: file[name] for name in (*KEYS, "class_names") if name in file.files}
+    except npz.ERRORS as error:
         raise ValueError(f"{place}: must be an .npz of plain arrays, but cannot be read ({error})") from error
     if missing := [name for name in KEYS if name not in found]:
         raise ValueError(f"{place}: must have the arrays {', '.join(KEYS)}, but lacks {', '.join(missing)}")
-    for images, labels in (KEYS[:2], KEYS[2:]):
-        _check(place, images, found[images], labels, found[labels])
+    for pixels, labels in (KEYS[:2], KEYS[2:]):
+        _check(place, pixels, found[pixels], labels, found[labels])
     count = found["labels"].shape[1]
     if found["test_labels"].shape[1] != count:
         raise ValueError(
@@ -218,20 +229,30 @@ def read(place: Path, split: Split) -> Labeled:
         order = np.argsort(keyed_ranks(len(images), "evaluate/multilabel/select"), kind="stable")
         held, inside = (np.sort(one) for one in np.split(order, [len(images) // 5]))
         parts = images[inside], targets[inside], images[held], targets[held]
+    if not len(parts[2]):
+        raise ValueError(
+            f"{place}: some images must be left to score on `{split}`, but of {len(images)} none is; add images"
+        )
     if empty := [repr(name) for name, column in zip(names, parts[1].T, strict=True) if not (column == 1).any()]:
         raise ValueError(
             f"{place}: each class must be on an image that is fitted on, but {', '.join(empty[:5])} is on none; leave "
             "it out, or add images"
         )
+    if not (parts[3] == 1).any():
+        raise ValueError(
+            f"{place}: a class must be on an image that is scored, but on the {len(parts[2])} of `{split}` is none; "
+            "add images"
+        )
     return Labeled(*parts, names, sha.hexdigest())
 
 
 def _check(place: Path, images: str, pixels: NDArray[Any], labels: str, targets: NDArray[Any]) -> None:
-    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape[1:]:
         raise ValueError(
             f"{place}: {images} must be bytes [n, height, width, 3], but is {pixels.dtype} {list(pixels.shape)}"
         )
-    if targets.ndim != 2 or len(targets) != len(pixels) or not np.isin(targets, (-1, 0, 1)).all():
+    fits = targets.ndim == 2 and len(targets) == len(pixels) and targets.shape[1] > 0
+    if not fits or targets.dtype.kind not in "biuf" or not np.isin(targets, (-1, 0, 1)).all():
         raise ValueError(
             f"{place}: {labels} must be [{len(pixels)}, classes] of 1, 0 and -1 (not known), but is {targets.dtype} "
             f"{list(targets.shape)} with values {np.unique(targets)[:5].tolist()}"
