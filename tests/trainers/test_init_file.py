@@ -34,6 +34,9 @@ def test_a_folder_stands_for_the_file_in_it_and_half_an_export_for_none(tmp_path
     for folder in (whole, half):
         folder.mkdir()
         (folder / "encoder.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"must be a whole export, but has no config\.json"):
+        InitFile(path=str(whole)).completed()
+    (whole / "config.json").write_text("{}")
     assert InitFile(path=str(whole)).completed().path == str(whole / "encoder.safetensors")
     for place, message in (
         (half, "an export that was not finished; write it again"),
