@@ -37,7 +37,7 @@ def blocks(found: Sequence[Evaluated]) -> list[Block]:
     results = [one.result for one in found]
     return [
         *shown,
-        Table(head, rows, right=tuple(range(len(FIXED), len(head)))),
+        Table(head, _named_once(rows), right=tuple(range(len(FIXED), len(head)))),
         Points(evaluation.notes(results)),
         Code(latex(found), folded="The table for LaTeX"),
     ]
@@ -71,11 +71,17 @@ def latex(found: Sequence[Evaluated]) -> str:
             r"\toprule",
             _latex_row(head),
             r"\midrule",
-            *map(_latex_row, rows),
+            *map(_latex_row, _named_once(rows)),
             r"\bottomrule",
             r"\end{tabular}",
         ]
     )
+
+
+def _named_once(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Each protocol, whose name may be long with numbers, in the first of its rows alone."""
+    before = ["", *(row[0] for row in rows)]
+    return [["" if row[0] == above else row[0], *row[1:]] for row, above in zip(rows, before, strict=False)]
 
 
 def _row(result: ProtocolResult, score: Score) -> tuple[str, ...]:

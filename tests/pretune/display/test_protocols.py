@@ -10,7 +10,7 @@ import pytest
 from pretune.analysis import account, evaluate, evaluated, importance
 from pretune.core import results
 from pretune.display import protocols, report
-from pretune.display.document import as_html, as_markdown
+from pretune.display.document import Table, as_html, as_markdown
 from tests.pretune.display.searched import searched
 from trainers.evaluation.protocol import ProtocolResult, Score
 
@@ -87,6 +87,8 @@ def test_results_that_differ_in_a_number_or_in_seeds_have_rows_of_their_own() ->
         ("knn, temperature 0.07", "report", "1", "0.8000"),
     ]
     assert "read once" in str(protocols.blocks(found))
+    (table,) = [block for block in protocols.blocks(found) if isinstance(block, Table)]
+    assert [row[0] for row in table.rows[:4]] == ["knn, temperature 0.07", "", "knn, temperature 0.1", ""]
 
 
 def test_more_checkpoints_than_fit_are_counted() -> None:
@@ -100,6 +102,7 @@ def test_the_table_for_latex_has_booktabs_and_escapes() -> None:
     text = protocols.latex(told((0, result("a", 0.5))))
     assert text.startswith("% Needs \\usepackage{booktabs}.")
     assert r"knn & knn20/top1 & digits\_100\% & select & 297 & 1 & 0.5000 [0.4800, 0.5200] \\" in text
+    assert r" & knn5/top1 & digits\_100\% & select & 297 & 1 & 0.5000 \\" in text.splitlines()
     assert [line for line in text.splitlines() if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
 
 
