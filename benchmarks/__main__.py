@@ -131,8 +131,8 @@ PARTS: dict[str, Part] = {
                 "solo-learn's way: SGD on a frozen encoder, once for each rate",
                 "s",
                 Target("times", 10.0),
-                "both pass an image through the network, the usual way once for each of 8 rates: that and the loader are "
-                "the bound; L-BFGS, the default, has no such",
+                "both pass an image through the network, the usual way once for each of 8 rates: that and the loader "
+                "are the bound; L-BFGS, the default, has no such",
             ),
             "evaluation, kNN": Comparison(
                 "`pretune eval --protocol knn`", "lightly's way: kNN of a bank", "s", Target("times", 10.0)

@@ -5,6 +5,9 @@ such memory hands a block out again once the copies from it are over, so that af
 allocated. They are copied on a stream of their own, two batches ahead, while earlier steps compute. On a CPU a batch is
 already where it has to be.
 
+Pixels travel as they were rendered, normalized and in float32. Bytes would be a quarter of that and rounded: a jittered
+or blurred view is no whole number of levels, so that a run on a GPU would see other images than one on a CPU.
+
 Letters: n = images, S = height and width in pixels.
 """
 
