@@ -65,6 +65,21 @@ def test_what_is_searched_for_is_measured_at_each_probe_and_nothing_else_is(digi
     assert [objective.maximize for objective in asked.objectives] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "grace_epochs", "factor"),
+    [({}, 2, 2.0), ({"stopping": "hyperband"}, 2, 2.0), ({"stopping_reduction_factor": 4.0}, 2, 4.0)],
+)
+def test_a_new_sweep_has_rungs_from_an_eighth_of_the_epochs_and_a_stored_one_its_own(
+    digits: Path, asked: dict[str, Any], grace_epochs: int, factor: float
+) -> None:
+    found = search(digits, **asked)
+    found = found.model_copy(update={"base": found.base.model_copy(update={"epochs": 16})})
+    assert (found.grace_epochs, found.stopping.reduction_factor) == (grace_epochs, factor)
+    stored = found.model_dump(mode="json")
+    del stored["stopping"]["grace_share"]  # as before it was a setting: a fifth
+    assert Experiment.model_validate(stored).grace_epochs == 4
+
+
 @pytest.fixture(scope="module")
 def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unlabeled")

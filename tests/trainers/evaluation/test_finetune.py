@@ -205,6 +205,13 @@ def test_a_finished_seed_is_not_trained_again(data: Data, monkeypatch: pytest.Mo
     assert trained == [1]
 
 
+def test_another_crop_is_another_outcome(data: Data) -> None:
+    protocol = LowLabelsFinetune(**SHORT)
+    whole, crop = (evaluated(protocol.model_copy(update={"crop_pct": part}), data) for part in (1.0, 0.5))
+    assert len(list((data.store.folder / "outcomes").glob("*.npz"))) == 2
+    assert crop.score("20%/top1").value < whole.score("20%/top1").value  # a quarter of a digit tells less
+
+
 def test_a_damaged_file_of_a_seed_is_made_again(data: Data) -> None:
     protocol = LowLabelsFinetune(**SHORT)
     first = evaluated(protocol, data)
